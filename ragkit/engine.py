@@ -1,0 +1,438 @@
+"""`RAGEngine`: the one object that a notebook drives.
+
+    engine = RAGEngine("indexes/handbook")
+    engine.index("data/handbook")
+    engine.ask("How do I choose k1 for BM25?")
+    engine.serve()
+
+Everything that takes long is done in the thread of the caller, told on the socket and shown as a
+progress bar; what nobody waits for (follow-up questions, publishing) is done by threads of its own.
+Each method has a coroutine twin (`aindex`, `aretrieve`, `aask`) that runs it in a thread, so that the
+plain ones work inside a notebook's running event loop and the others in anybody's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ragkit import events
+from ragkit.answer import Answer, cite, passages_of
+from ragkit.chunking import Chunker, StructureChunker
+from ragkit.documents import detect_language
+from ragkit.embedding import Embedder, SentenceTransformerEmbedder
+from ragkit.errors import CancelledError, EmptyQuestionError
+from ragkit.follow_ups import FollowUps
+from ragkit.index import Index, IndexReport, Progress
+from ragkit.llm import LLM, ExtractiveLLM, Prompt, never
+from ragkit.publisher import Publisher, Reply, Serving, default_publisher
+from ragkit.retrieval import Hit, Hybrid, Passages, PassagesCache, Retriever, retrieve
+from ragkit.store import VectorStore
+
+__all__ = ["RAGEngine"]
+
+_log = logging.getLogger("ragkit")
+_T = TypeVar("_T")
+
+_MAX_FAILURES_TOLD = 100
+
+
+class RAGEngine:
+    """Index documents, ask them questions, and let the socket listen.
+
+    Args:
+        index: Folder of the index, made by the first `index` call. Its name is what listeners see.
+        embedder: Default: all-MiniLM-L6-v2, which comes with ragkit.
+        llm: What words the answers. Default: `ExtractiveLLM`, which quotes and needs no model.
+        chunker: How documents are cut. Default: `StructureChunker` within the embedder's limit.
+        retriever: Default: `Hybrid`.
+        store: Where vectors lie. Default: an embedded ChromaDB in the index's folder.
+        k: Passages per question.
+        instructions: Added to the model's prompt, for example ``"Answer in one sentence."``
+        follow_ups: Whether to make follow-up questions after each answer.
+        progress: Whether `index` shows a progress bar.
+        publisher: Who tells the socket; one for the whole process by default.
+
+    Attributes:
+        llm_interface: Has the coroutine ``generate_follow_up_questions(query, response) -> list[str]``.
+
+    Raises:
+        InputError: ``index`` is a file, or a folder of something else.
+        IndexMismatchError: The index was made with another embedder.
+    """
+
+    def __init__(
+        self,
+        index: str | Path,
+        *,
+        embedder: Embedder | None = None,
+        llm: LLM | None = None,
+        chunker: Chunker | None = None,
+        retriever: Retriever | None = None,
+        store: VectorStore | None = None,
+        k: int = 5,
+        instructions: str = "",
+        follow_ups: bool = True,
+        progress: bool = True,
+        publisher: Publisher | None = None,
+    ) -> None:
+        self.embedder = embedder or SentenceTransformerEmbedder()
+        self.llm: LLM = llm or ExtractiveLLM(self.embedder)
+        self.retriever: Retriever = retriever or Hybrid()
+        self.corpus = Index(index, embedder=self.embedder, chunker=chunker or StructureChunker(), store=store)
+        self.k = k
+        self.instructions = instructions
+        self.publisher = publisher or default_publisher()
+        self._cache = PassagesCache(self.corpus)
+        self._progress = progress
+        self._wants_follow_ups = follow_ups
+        self.llm_interface = FollowUps(
+            self.passages, retriever=self.retriever, llm=self.llm, language_of=self.language_of
+        )
+        self._serving: Serving | None = None
+
+    def __repr__(self) -> str:
+        documents, chunks = self.corpus.counts()
+        return (
+            f"RAGEngine({str(self.corpus.path)!r}: {documents} documents, {chunks} passages; "
+            f"{self.embedder.name}; {self.llm.name}; {self.publisher.state})"
+        )
+
+    # ------------------------------------------------------------------------------------ index
+
+    def index(
+        self, path: str | Path, *, rebuild: bool = False, cancelled: Callable[[], bool] = never
+    ) -> IndexReport:
+        """Make the index agree with a folder or file; only what changed is embedded.
+
+        Progress is shown as a bar and told on the socket. Ctrl-C (or an interrupted kernel) stops it; what was
+        committed is kept, and the next call goes on.
+
+        Args:
+            path: A folder, read recursively, or a file.
+            rebuild: Throw away what the index holds first.
+            cancelled: Asked several times a second; True stops the work.
+
+        Returns:
+            What was added, updated, skipped, deleted, and which files failed and why.
+
+        Raises:
+            SourceNotFoundError, NoDocumentsError, IndexLockedError, IndexMismatchError, IndexWriteError,
+            EmbeddingError, CancelledError: See `ragkit.index.Index.update`.
+        """
+        task_id = uuid.uuid4().hex
+        with _Bar(self._progress, f"Indexing {Path(path).name or path}") as bar:
+
+            def tell(progress: Progress) -> None:
+                bar.show(progress)
+                self.publisher.publish(_event(progress, task_id, self.corpus.name))
+
+            report = self.corpus.update(path, rebuild=rebuild, on_progress=tell, cancelled=cancelled)
+        if self._serving is not None:
+            self._serving.update(self._describe())
+        return report
+
+    async def aindex(self, path: str | Path, *, rebuild: bool = False) -> IndexReport:
+        """`index` as a coroutine; cancelling it stops the indexing."""
+        return await _in_thread(lambda cancelled: self.index(path, rebuild=rebuild, cancelled=cancelled))
+
+    # --------------------------------------------------------------------------------- retrieve
+
+    def passages(self) -> Passages:
+        """Every passage of the index as it is now. Raises `EmptyIndexError` if nothing was indexed yet."""
+        return self._cache.get()
+
+    def retrieve(self, question: str, *, k: int | None = None) -> list[Hit]:
+        """Find the passages that fit a question best.
+
+        Args:
+            question: In any words.
+            k: How many; the engine's ``k`` if None.
+
+        Raises:
+            EmptyQuestionError: The question has no words.
+            EmptyIndexError: Nothing was indexed yet.
+        """
+        _require_words(question)
+        return retrieve(question, self.passages(), retriever=self.retriever, k=self.k if k is None else k)
+
+    async def aretrieve(self, question: str, *, k: int | None = None) -> list[Hit]:
+        """`retrieve` as a coroutine."""
+        return await asyncio.to_thread(self.retrieve, question, k=k)
+
+    # -------------------------------------------------------------------------------------- ask
+
+    def ask(
+        self,
+        question: str,
+        *,
+        k: int | None = None,
+        on_delta: Callable[[str], None] | None = None,
+        cancelled: Callable[[], bool] = never,
+    ) -> Answer:
+        """Answer a question from the index, with citations.
+
+        Follow-up questions are made in the background after this returns; they go to every listener of the socket
+        and to ``answer.follow_ups()``.
+
+        Args:
+            question: In any words.
+            k: Passages to answer from; the engine's ``k`` if None.
+            on_delta: Called with each piece of the answer as the model writes it.
+            cancelled: Asked between pieces; True stops the model.
+
+        Returns:
+            The answer; ``answer.abstained`` tells whether the documents do not hold one.
+
+        Raises:
+            EmptyQuestionError: The question has no words.
+            EmptyIndexError: Nothing was indexed yet.
+            LLMError: The model failed; the message says how and what to do.
+            CancelledError: ``cancelled`` said so.
+        """
+        return self._ask(question, k=k, on_delta=on_delta, cancelled=cancelled, request_id=uuid.uuid4().hex)
+
+    async def aask(
+        self, question: str, *, k: int | None = None, on_delta: Callable[[str], None] | None = None
+    ) -> Answer:
+        """`ask` as a coroutine; ``on_delta`` is called in another thread; cancelling it stops the model."""
+        return await _in_thread(lambda cancelled: self.ask(question, k=k, on_delta=on_delta, cancelled=cancelled))
+
+    def _ask(
+        self,
+        question: str,
+        *,
+        k: int | None,
+        on_delta: Callable[[str], None] | None,
+        cancelled: Callable[[], bool],
+        request_id: str,
+    ) -> Answer:
+        started = time.monotonic()
+        language = self.language_of(question)
+        hits = self.retrieve(question, k=k)
+        prompt = Prompt(
+            question=question, passages=passages_of(hits), language=language, instructions=self.instructions
+        )
+        pieces: list[str] = []
+        for piece in self.llm.stream(prompt, cancelled=cancelled):
+            pieces.append(piece)
+            if on_delta is not None:
+                on_delta(piece)
+        answer = cite(
+            question,
+            "".join(pieces),
+            hits,
+            language=language,
+            model=self.llm.name,
+            seconds=time.monotonic() - started,
+            answer_id=request_id,
+        )
+        _Background.start(self, answer)
+        return answer
+
+    def language_of(self, question: str) -> str:
+        """Guess a question's language: among English, French and the common languages of the corpus."""
+        common = {"en", "fr"}
+        if self.corpus.exists:
+            common |= {language for language, _ in self.passages().languages.most_common(5)}
+        return detect_language(question, among=common - {"und"}, default="en")
+
+    # ------------------------------------------------------------------------------------ serve
+
+    def serve(self) -> Serving:
+        """Answer the questions that arrive on the socket with this engine, from now on, in the background.
+
+        Run the cell again with a changed engine and the same listeners talk to the new one.
+
+        Returns:
+            A handle: ``.stop()`` it, use it in a ``with`` statement, or forget it; it ends with the process.
+        """
+        self._serving = self.publisher.serve(self._describe(), self._answer_query)
+        return self._serving
+
+    def _describe(self) -> events.Engine:
+        # One engine an index and process: serving the same index again replaces the engine that did before.
+        return events.Engine(
+            id=f"{self.publisher.origin.run_id}:{self.corpus.name}"[:128],
+            index=self.corpus.name,
+            llm=self.llm.name,
+            embedder=self.embedder.name,
+            documents=self.corpus.counts()[0],
+            origin=self.publisher.origin,
+        )
+
+    def _answer_query(self, content: events.QueryContent, reply: Reply) -> None:
+        k = content.context.get("k")
+        try:
+            answer = self._ask(
+                content.question,
+                k=k if isinstance(k, int) and not isinstance(k, bool) and 1 <= k <= 100 else None,
+                on_delta=reply.delta,
+                cancelled=lambda: reply.cancelled,
+                request_id=reply.id,
+            )
+        except EmptyQuestionError as error:
+            reply.fail(events.ErrorCode.EMPTY_QUESTION, str(error))
+        except CancelledError as error:
+            reply.fail(events.ErrorCode.CANCELLED, str(error))
+        else:
+            reply.respond(_content(answer, self.corpus.name))
+
+
+# ------------------------------------------------------------------------------------- follow-ups
+
+
+class _Background:
+    """Makes follow-up questions after the answer is with its reader; nothing here can reach the asker."""
+
+    _threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+    _at_once = threading.BoundedSemaphore(2)
+    _registered = False
+
+    @classmethod
+    def start(cls, engine: RAGEngine, answer: Answer) -> None:
+        if answer.abstained or not engine._wants_follow_ups:
+            answer._follow_ups.set_result(())
+            return
+        if not cls._registered:
+            # After the publisher's own, so that this runs first and what it makes is still sent.
+            atexit.register(cls._finish)
+            cls._registered = True
+        # A daemon: a generator that hangs must not keep the process from ending.
+        thread = threading.Thread(target=cls._work, args=(engine, answer), name="ragkit-follow-ups", daemon=True)
+        cls._threads.add(thread)
+        thread.start()
+
+    @classmethod
+    def _work(cls, engine: RAGEngine, answer: Answer) -> None:
+        with cls._at_once:
+            try:
+                questions = asyncio.run(engine.llm_interface.generate_follow_up_questions(answer.question, answer))
+            except Exception as error:
+                # The answer stands without them; answer.follow_ups() raises this to whoever asks for them.
+                _log.warning("No follow-up questions for %r: %s: %s", answer.question, type(error).__name__, error)
+                answer._follow_ups.set_exception(error)
+                return
+        if questions:
+            engine.publisher.publish(
+                events.FollowUpQuestions(
+                    questions=list(questions),
+                    index=engine.corpus.name,
+                    question=answer.question,
+                    request_id=answer.id,
+                )
+            )
+        answer._follow_ups.set_result(tuple(questions))
+
+    @classmethod
+    def _finish(cls, *, timeout_seconds: float = 5.0) -> None:
+        ends = time.monotonic() + timeout_seconds
+        for thread in list(cls._threads):
+            thread.join(max(0.0, ends - time.monotonic()))
+
+
+# ---------------------------------------------------------------------------------------- telling
+
+
+class _Bar:
+    """A tqdm bar over passages: in the notebook where there is one, else in the terminal."""
+
+    def __init__(self, wanted: bool, label: str) -> None:
+        self._bar: Any = None
+        if wanted:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(desc=label, unit="passage", total=None, leave=True, disable=None if not _in_notebook() else False)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, progress: Progress) -> None:
+        if self._bar is None:
+            return
+        if progress.chunks_total is not None and self._bar.total != progress.chunks_total:
+            self._bar.reset(total=progress.chunks_total)
+        self._bar.n = progress.chunks_done
+        documents = f"{progress.documents_done}/{progress.documents_total} documents"
+        failed = f", {len(progress.failures)} failed" if progress.failures else ""
+        self._bar.set_postfix_str(documents + failed, refresh=True)
+
+
+def _in_notebook() -> bool:
+    import sys
+
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and hasattr(shell, "kernel")
+
+
+def _event(progress: Progress, task_id: str, index: str) -> events.IndexingProgress:
+    told = progress.failures[:_MAX_FAILURES_TOLD]
+    return events.IndexingProgress(
+        task_id=task_id,
+        index=index,
+        state=progress.state,  # type: ignore[arg-type]
+        documents_done=progress.documents_done,
+        documents_total=progress.documents_total,
+        chunks_done=progress.chunks_done,
+        chunks_total=progress.chunks_total,
+        current_document=progress.current_document[-1024:] if progress.current_document else None,
+        rate=progress.rate,
+        eta_seconds=progress.eta_seconds,
+        failures=[events.Failure(source=f.source[-1024:], reason=f.reason[:2000]) for f in told],
+        failures_total=len(progress.failures),
+        message=progress.message,
+    )
+
+
+def _content(answer: Answer, index: str) -> events.ResponseContent:
+    return events.ResponseContent(
+        answer=answer.text,
+        sources=[
+            events.Source(
+                number=c.number,
+                document_id=c.document_id[-1024:],
+                title=c.title[:1024],
+                source=c.source[-1024:],
+                text=c.text,
+                start=c.start,
+                end=c.end,
+                quotes=list(c.quotes),
+                heading=" › ".join(c.headings)[:1024] or None,
+                page=c.page,
+                score=c.score,
+            )
+            for c in answer.citations
+        ],
+        abstained=answer.abstained,
+        index=index,
+        model=answer.model,
+        seconds=round(answer.seconds, 3),
+    )
+
+
+def _require_words(question: str) -> None:
+    if not question.strip():
+        raise EmptyQuestionError
+
+
+async def _in_thread(work: Callable[[Callable[[], bool]], _T]) -> _T:
+    """Run blocking work in a thread; if the awaiting task is cancelled, tell the work to stop."""
+    stop = threading.Event()
+    try:
+        return await asyncio.to_thread(work, stop.is_set)
+    except asyncio.CancelledError:
+        stop.set()
+        raise

@@ -1,0 +1,165 @@
+"""The extension as Jupyter sees it: its settings, its URLs, its beginning and its end."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from jupyter_server.extension.application import ExtensionApp
+from jupyter_server.serverapp import ServerApp
+from traitlets import Bool, Float, Int, List, Unicode, default
+
+from ragkit.discovery import journal_dir
+from ragkit_server.child import ChildEngine, child_environment
+from ragkit_server.handlers import EngineSocket, ListenerSocket
+from ragkit_server.history import History
+from ragkit_server.hub import WebSocketManager
+from ragkit_server.journal import Journals
+
+__all__ = ["RagkitApp", "main"]
+
+PORT = 8000
+
+
+class RagkitApp(ExtensionApp):
+    """ragkit: watch every RAG run, and ask your index, on one WebSocket at /api/v1/ws."""
+
+    name = "ragkit"
+    description = __doc__
+    load_other_extensions = True
+
+    index = Unicode(
+        "", help="The index to serve when no notebook serves one, for example 'indexes/handbook'. Empty: none."
+    ).tag(config=True)
+    engine_command = List(
+        Unicode(),
+        default_value=[sys.executable, "-m", "ragkit.cli", "serve"],
+        help="The command that serves `index`, which is appended to it; on the command line, once for each word.",
+    ).tag(config=True)
+    query_timeout_seconds = Float(120.0, help="How long an engine may take for one answer.").tag(config=True)
+    start_timeout_seconds = Float(120.0, help="How long a query waits for the engine of `index` to start.").tag(
+        config=True
+    )
+    max_queries_per_listener = Int(8, help="Queries of one connection that may be under way at a time.").tag(
+        config=True
+    )
+    max_message_bytes = Int(2**20, help="The largest message that a listener may send.").tag(config=True)
+    max_publisher_message_bytes = Int(8 * 2**20, help="The largest message that a publisher may send.").tag(config=True)
+    max_queue_bytes = Int(2**20, help="What may wait for one connection before it is spared the details.").tag(
+        config=True
+    )
+    history_bytes = Int(16 * 2**20, help="Bytes of broadcasts kept for those who lag or come back.").tag(config=True)
+    history_events = Int(50_000, help="Broadcasts kept for those who lag or come back.").tag(config=True)
+    publisher_grace_seconds = Float(
+        10.0,
+        help="How long a notebook that lost its connection may stay away before its running tasks count as failed.",
+    ).tag(config=True)
+    ping_interval_seconds = Float(
+        25.0, help="Between two pings; a connection that answers none is closed. Less than the 60 s of idle proxies."
+    ).tag(config=True)
+    journal_scan_seconds = Float(3.0, help="Between two looks for journals of runs that had no server. 0: never.").tag(
+        config=True
+    )
+    max_journal_bytes = Int(256 * 2**20, help="The largest journal that is read.").tag(config=True)
+    shutdown_timeout_seconds = Float(2.0, help="How long listeners may take to get what is queued at the end.").tag(
+        config=True
+    )
+    allow_any_origin_with_token = Bool(
+        False,
+        help="Let pages of any origin connect if they have a token. If not, pages of other origins need "
+        "ServerApp.allow_origin, token or no token.",
+    ).tag(config=True)
+    write_frames_directly = Bool(
+        True, help="Write frames straight to the stream; turn it off to send each through Tornado's write_message."
+    ).tag(config=True)
+
+    @default("default_url")
+    def _default_url(self) -> str:
+        return "/lab" if importlib.util.find_spec("jupyterlab") else "/"
+
+    @classmethod
+    def make_serverapp(cls, **options: Any) -> ServerApp:
+        """Make the server of ``jupyter ragkit``; its port is ours unless somebody says otherwise."""
+        # Not by serverapp_config, which would win over the command line.
+        if ServerApp.port_env not in os.environ:
+            options.setdefault("port", PORT)
+        return super().make_serverapp(**options)
+
+    @property
+    def _server(self) -> Any:
+        # Linked by the time that anything here runs; and its attributes are not typed.
+        return self.serverapp
+
+    def initialize_settings(self) -> None:
+        """Make the hub."""
+        self.manager = WebSocketManager(
+            history=History(
+                max_events=self.history_events, max_bytes=self.history_bytes, coalesce_bytes=self.max_queue_bytes
+            ),
+            timers=self._server.io_loop.asyncio_loop,
+            log=self.log,
+            publisher_grace_seconds=self.publisher_grace_seconds,
+            max_queue_bytes=self.max_queue_bytes,
+            query_timeout_seconds=self.query_timeout_seconds,
+            start_timeout_seconds=self.start_timeout_seconds,
+            max_queries_per_listener=self.max_queries_per_listener,
+        )
+        self.child = ChildEngine(
+            self.index,
+            command=self.engine_command,
+            environment=self._child_environment,
+            failed=self.manager.engines.child_failed,
+            log=self.log,
+        )
+        self.manager.engines.child = self.child
+        self.journals = Journals(
+            journal_dir(),
+            manager=self.manager,
+            log=self.log,
+            max_bytes=self.max_journal_bytes,
+            max_line_bytes=self.max_publisher_message_bytes,
+        )
+
+    def initialize_handlers(self) -> None:
+        """Add the sockets; the base URL is put before them."""
+        self.handlers.extend(
+            [
+                (r"/api/v1/ws", ListenerSocket, {"ragkit": self}),
+                (r"/api/v1/engine", EngineSocket, {"ragkit": self}),
+            ]
+        )
+
+    def _child_environment(self) -> Mapping[str, str]:
+        token = self._server.identity_provider.token or os.environ.get("JUPYTERHUB_API_TOKEN", "")
+        return child_environment(url=_local_url(self._server), token=token)
+
+    async def _start_jupyter_server_extension(self, serverapp: Any) -> None:
+        if self.journal_scan_seconds > 0:
+            self.journals.start(self.journal_scan_seconds)
+
+    async def stop_extension(self) -> None:
+        """Say goodbye to everybody, and end the child."""
+        await self.journals.stop()
+        await self.child.stop()
+        await self.manager.close(timeout_seconds=self.shutdown_timeout_seconds)
+
+
+def _local_url(serverapp: Any) -> str:
+    """Return the server's address, without a token, as a process on this machine reaches it."""
+    parts = urlsplit(serverapp.connection_url)
+    if serverapp.ip in ("", "0.0.0.0", "::", "*"):
+        parts = parts._replace(netloc=f"127.0.0.1:{serverapp.port}")
+    return str(urlunsplit(parts))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run a Jupyter server with ragkit, on port 8000 or the next one that is free."""
+    RagkitApp.launch_instance(sys.argv[1:] if argv is None else argv)  # type: ignore[no-untyped-call]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""The engine that the server starts by itself, when nobody else serves one.
+
+States::
+
+    IDLE --start()--> STARTING --offered()--> SERVING
+      ^                  |                      |
+      |                  v dies                 v dies
+      +--- start() --- BACKOFF <----------------+   (one that had served is started again by itself)
+    any --stop()--> STOPPED
+
+The child is ``python -m ragkit.cli serve INDEX``: the same code that a notebook runs. It finds its
+way back by RAGKIT_URL and RAGKIT_TOKEN, and knows whose it is by RAGKIT_PARENT_PID.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+__all__ = ["ChildEngine", "ChildState", "child_environment"]
+
+TAIL_BYTES = 4_000
+FIRST_DELAY_SECONDS = 1.0
+MAX_DELAY_SECONDS = 60.0
+
+
+class ChildState(enum.Enum):
+    """Where the child is in its life."""
+
+    IDLE = enum.auto()
+    STARTING = enum.auto()
+    SERVING = enum.auto()
+    BACKOFF = enum.auto()
+    STOPPED = enum.auto()
+
+
+class ChildEngine:
+    """A supervised ``ragkit serve`` process, started when it is first needed.
+
+    Args:
+        index: The index to serve; "" when none is configured.
+        environment: Makes the child's environment, when it is started.
+        failed: Called with a reason, for people to read, when the child dies.
+        log: Where its life is logged, without tokens.
+        command: What to run; the index is appended.
+        stop_timeout_seconds: How long it may take to end before it is killed.
+    """
+
+    def __init__(
+        self,
+        index: str,
+        *,
+        environment: Callable[[], Mapping[str, str]],
+        failed: Callable[[str], None],
+        log: logging.Logger,
+        command: Sequence[str] = (sys.executable, "-m", "ragkit.cli", "serve"),
+        stop_timeout_seconds: float = 5,
+    ) -> None:
+        self.index = index
+        self.state = ChildState.IDLE
+        self._environment = environment
+        self._failed = failed
+        self._log = log
+        self._command = tuple(command)
+        self._stop_timeout_seconds = stop_timeout_seconds
+        self._task: asyncio.Task[None] | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._failures = 0
+        self._next_start = 0.0  # by the event loop's clock
+        self._last_reason = ""
+
+    def start(self) -> str | None:
+        """Start it unless it runs already; return why it cannot be started now, if so."""
+        if self.state is ChildState.STOPPED:
+            return "The server is stopping. Ask again when it is back."
+        wait = self._next_start - asyncio.get_running_loop().time()
+        if self.state is ChildState.BACKOFF and self._task is None and wait > 0:
+            return f"{self._last_reason} It may be started again in {wait:.0f} seconds."
+        if self._task is None:
+            self.state = ChildState.STARTING
+            self._task = asyncio.create_task(self._run())
+        return None
+
+    def offered(self) -> None:
+        """An engine has been put on offer; if the child is starting, it is taken to be the child's."""
+        if self.state is ChildState.STARTING:
+            self.state = ChildState.SERVING
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                born = asyncio.get_running_loop().time()
+                reason = await self._live()
+                served = self.state is ChildState.SERVING
+                self.state = ChildState.BACKOFF
+                if asyncio.get_running_loop().time() - born > MAX_DELAY_SECONDS:
+                    self._failures = 0
+                delay = min(FIRST_DELAY_SECONDS * 2**self._failures, MAX_DELAY_SECONDS)
+                self._failures += 1
+                self._next_start = asyncio.get_running_loop().time() + delay
+                self._last_reason = reason
+                self._log.warning("ragkit: %s", reason)
+                self._failed(reason)
+                if not served:
+                    return  # it cannot start: nobody is helped by trying before the next query
+                await asyncio.sleep(delay)
+                self.state = ChildState.STARTING
+        finally:
+            self._task = None
+
+    async def _live(self) -> str:
+        """Run the child to its end; return how it ended."""
+        environment = dict(self._environment())
+        name = f"The engine for '{self.index}' (ragkit serve)"
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                self.index,
+                env=environment,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C in the server's terminal is for the server; it ends the child itself
+            )
+        except OSError as problem:
+            return f"{name} could not be started: {problem}."
+        self._log.info("ragkit: started an engine for '%s' (pid %d)", self.index, self._process.pid)
+        tail = bytearray()
+        reading = asyncio.create_task(_read_tail(self._process, tail))
+        try:
+            code = await self._process.wait()
+            await asyncio.wait([reading], timeout=1)  # its own children may hold the pipe open
+        finally:
+            reading.cancel()
+            await self._end()
+        words = tail.decode(errors="replace").strip()
+        if token := environment.get("RAGKIT_TOKEN"):
+            words = words.replace(token, "[secret]")
+        how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        return f"{name} {how}. Its last words:\n{words or '(none)'}\n"
+
+    async def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is None or process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), self._stop_timeout_seconds)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+    async def stop(self) -> None:
+        """End the child, and never start it again."""
+        self.state = ChildState.STOPPED
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+
+async def _read_tail(process: asyncio.subprocess.Process, tail: bytearray) -> None:
+    """Read the child's stderr to its end, so that it never blocks; keep the last few lines."""
+    if process.stderr is not None:
+        while data := await process.stderr.read(65_536):
+            tail += data
+            del tail[:-TAIL_BYTES]
+
+
+def child_environment(*, url: str, token: str) -> dict[str, str]:
+    """Return the environment of a child that is to connect back to ``url``."""
+    environment = dict(os.environ)
+    environment.update(RAGKIT_URL=url, RAGKIT_TOKEN=token, RAGKIT_PARENT_PID=str(os.getpid()))
+    return environment

@@ -1,0 +1,174 @@
+"""Journals: what publishers wrote down while no server was there, broadcast later, once.
+
+A journal is ``<journal_dir>/<publisher>.jsonl``: a `hello` line, then `publish` lines. Whoever works
+on it holds the file lock ``<publisher>.jsonl.lock``: its writer while it is open, and one adopter
+afterwards. The adopter renames it to ``.jsonl.adopted``, broadcasts its events with the time and
+origin that they have, and deletes it. Should the adopter die in between, the next one finds the
+renamed file; one that makes no sense is kept as ``.jsonl.rejected`` for people to look at.
+
+All file work happens in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+import filelock
+import msgspec
+
+from ragkit.events import Hello, Publish, decode_engine_message
+from ragkit_server.hub import WebSocketManager
+
+__all__ = ["Journals"]
+
+BATCH = 200  # events broadcast before other work of the event loop gets its turn
+
+
+class Journals:
+    """Adopts the journals in one folder.
+
+    Args:
+        folder: Where they are; it need not exist.
+        manager: Where their events go.
+        log: Where damage is reported.
+        max_bytes: Larger journals are rejected.
+        max_line_bytes: Larger events are skipped.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        manager: WebSocketManager,
+        log: logging.Logger,
+        max_bytes: int = 256 * 2**20,
+        max_line_bytes: int = 8 * 2**20,
+    ) -> None:
+        self._folder = folder
+        self._manager = manager
+        self._log = log
+        self._max_bytes = max_bytes
+        self._max_line_bytes = max_line_bytes
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, every_seconds: float) -> None:
+        """Look now, and again and again."""
+        self._task = asyncio.create_task(self._watch(every_seconds))
+
+    async def stop(self) -> None:
+        """Look no more; a journal half adopted is left for the next server."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
+
+    async def _watch(self, every_seconds: float) -> None:
+        while True:
+            try:
+                await self.adopt()
+            except OSError as problem:
+                # The folder is not ours to read now; it may be in a moment, and the journals wait.
+                self._log.warning("ragkit: the journals in '%s' could not be read: %s", self._folder, problem)
+            await asyncio.sleep(every_seconds)
+
+    async def adopt(self) -> int:
+        """Adopt every journal that nobody else holds; return how many events were broadcast."""
+        count = 0
+        for path in await asyncio.to_thread(self._find):
+            lock = filelock.FileLock(f"{path}.lock", thread_local=False, timeout=0)
+            try:
+                await asyncio.to_thread(lock.acquire)
+            except filelock.Timeout:
+                continue  # its writer lives, or another server adopts it
+            try:
+                adopted = path.with_suffix(".jsonl.adopted")
+                count += await self._adopt_file(path.stem, adopted)  # left over by one that died
+                await asyncio.to_thread(_rename, path, adopted)
+                count += await self._adopt_file(path.stem, adopted)
+            finally:
+                await asyncio.to_thread(_release, lock, path)
+        return count
+
+    def _find(self) -> list[Path]:
+        if not self._folder.is_dir():
+            return []
+        names = {path.name.removesuffix(".adopted") for path in self._folder.iterdir() if _is_journal(path)}
+        return [self._folder / name for name in sorted(names)]
+
+    async def _adopt_file(self, publisher: str, path: Path) -> int:
+        file = await asyncio.to_thread(self._open, path)
+        if file is None:
+            return 0
+        count = 0
+        with file:
+            messages = self._read(file, path)
+            hello = await asyncio.to_thread(next, messages, None)
+            if not isinstance(hello, Hello) or hello.publisher != publisher:
+                self._reject(path, "its first line is not the hello of its publisher")
+                return 0
+            while batch := await asyncio.to_thread(lambda: list(islice(messages, BATCH))):
+                for message in batch:
+                    if isinstance(message, Publish) and self._manager.adopt(hello, message):
+                        count += 1
+        self._manager.expect(publisher)
+        await asyncio.to_thread(path.unlink)
+        self._log.info("ragkit: adopted %d events of %s '%s'", count, hello.origin.kind, hello.origin.name)
+        return count
+
+    def _open(self, path: Path) -> BinaryIO | None:
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            return None
+        size = path.stat().st_size
+        if size == 0:  # its writer ended before it had anything to say
+            file.close()
+            path.unlink()
+            return None
+        if size > self._max_bytes:
+            file.close()
+            self._reject(path, f"it has more than {self._max_bytes} bytes (--RagkitApp.max_journal_bytes)")
+            return None
+        return file
+
+    def _read(self, file: BinaryIO, path: Path) -> Iterator[Hello | Publish]:
+        number = 0
+        while line := file.readline(self._max_line_bytes):
+            number += 1
+            if not line.endswith(b"\n"):
+                while (rest := file.readline(self._max_line_bytes)) and not rest.endswith(b"\n"):
+                    pass
+            try:
+                message = decode_engine_message(line)
+            except (msgspec.DecodeError, RecursionError) as problem:
+                # Cut short by a crash or a full disk: the line is lost, the others are not.
+                self._log.warning("ragkit: line %d of journal '%s' is damaged: %s", number, path.name, problem)
+                continue
+            if isinstance(message, Hello | Publish):
+                yield message
+
+    def _reject(self, path: Path, reason: str) -> None:
+        rejected = path.with_suffix(".rejected")
+        _rename(path, rejected)
+        self._log.warning("ragkit: journal '%s' was not adopted: %s. Look at it, then delete it.", rejected, reason)
+
+
+def _is_journal(path: Path) -> bool:
+    return path.name.endswith((".jsonl", ".jsonl.adopted")) and path.is_file() and not path.is_symlink()
+
+
+def _rename(path: Path, to: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # somebody else has adopted it
+        path.rename(to)
+
+
+def _release(lock: filelock.BaseFileLock, path: Path) -> None:
+    if not path.exists():
+        Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()

@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data beside the project; tests that need it are skipped where it is missing."""
+    folder = Path(os.environ.get("RAGKIT_SHARED", ROOT.parent / "shared"))
+    if not (folder / "datasets").is_dir():
+        pytest.skip(f"the real data is not at {folder}; set RAGKIT_SHARED to where it is")
+    return folder

@@ -1,0 +1,155 @@
+"""A small hub on a real socket, in a thread of its own, for the publisher's tests and benchmark."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+from ragkit import events
+from ragkit.discovery import Server
+
+DEADLINE_SECONDS = 20.0
+
+
+def eventually(condition: Callable[[], Any], what: str = "") -> Any:
+    """Return the condition's first true value; fail when it does not come."""
+    ends = time.monotonic() + DEADLINE_SECONDS
+    while not (value := condition()):
+        assert time.monotonic() < ends, what or "it did not happen in time"
+        time.sleep(0.01)
+    return value
+
+
+class Hub:
+    """Welcomes publishers, keeps what they send, acknowledges as a hub that adopted the numbers would.
+
+    Attributes:
+        events: What has come, as (publisher id, n, event), without repeats.
+        repeats: How many came again.
+        others: Offers, replies, ...
+        hellos: One for each connection.
+    """
+
+    def __init__(self, *, token: str = "t0ken", acknowledge: bool = True, reads: bool = True, status: int = 0) -> None:
+        self.token = token
+        self.acknowledge = acknowledge
+        self.reads = reads
+        self.status = status
+        self.events: list[tuple[str, int, Any]] = []
+        self.repeats = 0
+        self.others: list[Any] = []
+        self.hellos: list[events.Hello] = []
+        self.requests: list[Request] = []
+        self.port = 0
+        self._last: dict[str, int] = {}
+        self._sockets: list[ServerConnection] = []
+        self._loop = asyncio.new_event_loop()
+        self._thread: threading.Thread | None = None
+        self._server: Any = None
+
+    @property
+    def server(self) -> Server:
+        return Server(f"http://127.0.0.1:{self.port}/base/", self.token)
+
+    def start(self) -> Hub:
+        """Listen; on the same port as before after a `stop`."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+            self._thread.start()
+        self._server = self.do(self._serve())
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    def stop(self) -> None:
+        """Vanish as a killed process does: no close frames, the port refuses."""
+        self.do(self._vanish())
+
+    def end(self) -> None:
+        self.stop()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        assert self._thread is not None
+        self._thread.join(DEADLINE_SECONDS)
+        self._loop.close()
+
+    def do(self, what: Awaitable[Any]) -> Any:
+        async def run() -> Any:
+            return await what
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(DEADLINE_SECONDS)
+
+    def say(self, *messages: msgspec.Struct) -> None:
+        """Send messages on the newest connection."""
+        for message in messages:
+            self.do(self._sockets[-1].send(events.encode(message), text=True))
+
+    def numbers(self) -> list[int]:
+        return [n for _, n, _ in self.events]
+
+    def received(self, kind: type[Any]) -> list[Any]:
+        return [message for message in list(self.others) if isinstance(message, kind)]
+
+    async def _serve(self) -> Any:
+        return await serve(
+            self._talk, "127.0.0.1", self.port, process_request=self._check, compression=None, ping_interval=None
+        )
+
+    async def _vanish(self) -> None:
+        server, self._server = self._server, None
+        for socket in self._sockets:
+            socket.transport.abort()
+        self._sockets.clear()
+        if server is not None:
+            server.close()
+            await server.wait_closed()
+
+    def _check(self, connection: ServerConnection, request: Request) -> Response | None:
+        self.requests.append(request)
+        if self.status:
+            return connection.respond(HTTPStatus(self.status), "no\n")
+        if request.headers.get("Authorization") != f"token {self.token}":
+            return connection.respond(HTTPStatus.FORBIDDEN, "who are you?\n")
+        return None
+
+    async def _talk(self, socket: ServerConnection) -> None:
+        hello = events.decode_engine_message(await socket.recv())
+        assert isinstance(hello, events.Hello)
+        await socket.send(
+            events.encode(events.Welcome(n=self._last.get(hello.publisher, 0), epoch="e")), text=True
+        )
+        self.hellos.append(hello)
+        self._sockets.append(socket)
+        with contextlib.suppress(ConnectionClosed):
+            if not self.reads:
+                socket.transport.pause_reading()
+                await asyncio.sleep(3600)
+            async for frame in socket:
+                message = events.decode_engine_message(frame)
+                if not isinstance(message, events.Publish):
+                    self.others.append(message)
+                    continue
+                if message.n <= self._last.get(hello.publisher, 0):
+                    self.repeats += 1
+                else:
+                    self._last[hello.publisher] = message.n
+                    self.events.append((hello.publisher, message.n, message.event))
+                if self.acknowledge:
+                    await socket.send(events.encode(events.Ack(n=message.n)), text=True)
+
+
+@contextlib.contextmanager
+def running(**options: Any) -> Iterator[Hub]:
+    hub = Hub(**options).start()
+    try:
+        yield hub
+    finally:
+        hub.end()

@@ -1,0 +1,78 @@
+"""A clock that is moved by hand, and a wire in memory."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import json
+from collections.abc import Callable
+from typing import Any
+
+from ragkit_server.frames import payloads
+
+
+class Clock:
+    """As much of an event loop as the hub uses, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._order = itertools.count()
+        self._due: list[tuple[float, int, Clock.Timer]] = []
+
+    class Timer:
+        def __init__(self, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+            self.callback, self.args, self.cancelled = callback, args, False
+
+        def cancel(self) -> None:
+            self.cancelled = True
+
+    def call_soon(self, callback: Callable[..., object], /, *args: Any) -> Timer:
+        return self.call_later(0, callback, *args)
+
+    def call_later(self, delay: float, callback: Callable[..., object], /, *args: Any) -> Timer:
+        timer = Clock.Timer(callback, args)
+        heapq.heappush(self._due, (self.now + delay, next(self._order), timer))
+        return timer
+
+    def advance(self, seconds: float = 0) -> None:
+        """Run what is due within ``seconds``, in order."""
+        end = self.now + seconds
+        while self._due and self._due[0][0] <= end:
+            self.now, _, timer = heapq.heappop(self._due)
+            if not timer.cancelled:
+                timer.callback(*timer.args)
+        self.now = end
+
+
+class Wire:
+    """A transport in memory. ``stuck``: the kernel takes nothing; ``broken``: writing raises."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.waiting = b""
+        self.stuck = False
+        self.broken: Exception | None = None
+        self.closed: tuple[int, str] | None = None
+
+    def write(self, data: bytes) -> bool:
+        if self.broken is not None:
+            raise self.broken
+        if self.stuck:
+            self.waiting += data
+            return False
+        self.data += data
+        return True
+
+    def close(self, code: int, reason: str) -> None:
+        self.closed = code, reason
+
+    def unstick(self) -> None:
+        self.stuck = False
+        self.data += self.waiting
+        self.waiting = b""
+
+    def read(self, *types: str) -> list[Any]:
+        """Take what has arrived; only these types, if any are named."""
+        messages = [json.loads(payload) for payload in payloads(self.data)]
+        self.data = b""
+        return [message for message in messages if not types or message["type"] in types]
