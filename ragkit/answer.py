@@ -24,6 +24,8 @@ from ragkit.retrieval import Hit
 __all__ = ["Answer", "Citation", "cite", "passages_of"]
 
 _MARKER = re.compile(r"[ \t]?\[(\d{1,4}(?:\s*[,;]\s*\d{1,4})*)\]")
+_CODE = r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]+`"  # x[1] in code is no citation
+_CODE_OR_MARKER = re.compile(rf"{_CODE}|{_MARKER.pattern}", re.DOTALL)
 _SHORTEST_QUOTE = 12  # characters; anything shorter is found by chance
 
 
@@ -175,6 +177,8 @@ def cite(
     quotes: dict[int, list[tuple[int, int]]] = {}
 
     def keep(marker: re.Match[str]) -> str:
+        if marker.group(1) is None:
+            return marker.group()
         numbers = [int(n) for n in re.findall(r"\d+", marker.group(1))]
         valid = [n for n in dict.fromkeys(numbers) if 1 <= n <= len(hits)]
         for number in valid:
@@ -184,7 +188,7 @@ def cite(
         space = marker.group()[0] if marker.group()[0] in " \t" and valid else ""
         return space + "".join(f"[{n}]" for n in valid)
 
-    kept = _MARKER.sub(keep, text).strip()
+    kept = _CODE_OR_MARKER.sub(keep, text).strip()
     cited = bool(quotes)
     numbers = [] if abstained else sorted(quotes) if cited else list(range(1, len(hits) + 1))
     return Answer(
@@ -222,7 +226,7 @@ def _quoted(before: str, hit: Hit) -> tuple[int, int] | None:
     """Find what stands before a marker in the passage, word for word but for white space; the longest tail that fits."""
     claim = _MARKER.split(before)[-1] if before else ""
     block = re.split(r"\n\s*\n", claim.strip())[-1].strip(" \t\n>\"«»“”")
-    starts = [0, *(m.end() for m in re.finditer(r"[.!?:»\n]\s+", block))]
+    starts = [0, *(m.end() for m in re.finditer(r"[.!?:»]\s+|\n\s*", block))]
     for start in starts:
         words = block[start:].split()
         if len(" ".join(words)) < _SHORTEST_QUOTE:
@@ -278,16 +282,16 @@ def _html(answer: Answer) -> str:
     by_number = {citation.number: citation for citation in answer.citations}
 
     def marker(match: re.Match[str]) -> str:
-        citation = by_number.get(int(match.group(1)))
+        citation = by_number.get(int(match.group(1))) if match.group(1) else None
         if citation is None:
             return match.group()
         title = html.escape(citation.place, quote=True)
         return f'<details><summary title="{title}">[{citation.number}]</summary>{_passage_html(citation)}</details>'
 
-    blocks = [re.sub(r"\[(\d{1,4})\]", marker, html.escape(block)) for block in answer.text.split("\n\n")]
+    escaped = re.sub(rf"{_CODE}|\[(\d{{1,4}})\]", marker, html.escape(answer.text), flags=re.DOTALL)
     # MathJax must not read a document's dollar signs as formulas, nor run what stands in them.
     parts = [_STYLE, f'<div class="ragkit-answer tex2jax_ignore mathjax_ignore" lang="{html.escape(answer.language)}">']
-    parts += [f"<p>{block}</p>" for block in blocks]
+    parts += [f"<p>{block}</p>" for block in escaped.split("\n\n")]
     if answer.citations:
         heading = words["sources"] if answer.cited else words["uncited"]
         items = "".join(

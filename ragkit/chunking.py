@@ -7,8 +7,10 @@ chunks of a document, in order, hold everything in it but white space.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, Protocol
 
 from ragkit.documents import Document
@@ -66,14 +68,17 @@ class Chunker(Protocol):
 @dataclasses.dataclass(frozen=True, slots=True)
 class StructureChunker:
     """Cuts where the document does: headings, then paragraphs, list items, table rows and code blocks, then
-    sentences (by the rules of the document's language), then words.
+    sentences (by the rules of the document's language), then lines, words, and at last characters.
 
     Neighbouring pieces of one section are packed together up to ``max_tokens``, evenly rather than full and a rest.
-    A heading stays with the text below it, a line that ends in a colon with the list or code that it introduces.
+    A heading of level 1 to 3 begins a new chunk, unless the section above it is tiny and the one below fits in
+    whole. A heading stays with the text below it, a line that ends in a colon with the list or code that it
+    introduces, a table's header with its first row.
 
     Args:
         max_tokens: The longest chunk, in the embedder's tokens. The default leaves room for the headings, which are
-            embedded with each chunk, within the 256 that all-MiniLM-L6-v2 reads.
+            embedded with each chunk, within the 256 that all-MiniLM-L6-v2 reads. Only a single character that
+            counts for more than this goes beyond it.
     """
 
     max_tokens: int = 200
@@ -88,11 +93,21 @@ class StructureChunker:
 
     def chunk(self, document: Document, *, count_tokens: CountTokens) -> list[Chunk]:
         """See `Chunker.chunk`."""
-        pieces = list(_blocks(document))
-        pieces = self._counted(document.text, pieces, count_tokens)
-        for split in (_split_block, _split_words, _split_characters):
+        pieces = self._counted(document.text, _linked(document, list(_blocks(document))), count_tokens)
+        few_words = max(2, self.max_tokens // 8)
+        for split in (
+            _sentences,
+            functools.partial(_cut_after, re.compile(r"\n")),
+            # A few words at a time: one by one, the words of a 10 MB line would take longer than all the rest.
+            functools.partial(_cut_after, re.compile(rf"(?:\S+\s+){{{few_words}}}")),
+            functools.partial(_cut_after, re.compile(r"\s+")),
+            # A word that is longer than a chunk: a hash, a data URL, or text without spaces.
+            functools.partial(_cut_after, re.compile(rf"(?s:.{{{max(1, self.max_tokens // 2)}}})")),
+        ):
             pieces = self._divided(document, pieces, split, count_tokens)
-        spans = [span for section in _sections(self._glued(pieces)) for span in self._packed(section)]
+        sections = self._sections(self._units(pieces))
+        spans = self._fitting(document, [s for section in sections for s in self._packed(section)], count_tokens)
+        has_pages = any(mark.kind == "page" for mark in document.marks)
         return [
             Chunk(
                 document_id=document.id,
@@ -100,49 +115,85 @@ class StructureChunker:
                 end=end,
                 text=document.text[start:end],
                 headings=document.headings_at(body),
-                page=document.page_at(start),
+                page=document.page_at(start) if has_pages else None,
                 ordinal=ordinal,
             )
-            for ordinal, (start, end, body) in enumerate(self._fitting(document, spans, count_tokens))
+            for ordinal, (start, end, body) in enumerate(spans)
         ]
 
     def _counted(self, text: str, pieces: list[_Piece], count_tokens: CountTokens) -> list[_Piece]:
-        counts = count_tokens([text[p.start : p.end] for p in pieces])
-        return [dataclasses.replace(p, tokens=n) for p, n in zip(pieces, counts, strict=True)]
+        counts = count_tokens([text[p.start : p.end] for p in pieces]) if pieces else []
+        return [
+            dataclasses.replace(p, tokens=max(n, (p.end - p.start) // _CHARACTERS_PER_TOKEN))
+            for p, n in zip(pieces, counts, strict=True)
+        ]
 
     def _divided(
-        self,
-        document: Document,
-        pieces: list[_Piece],
-        split: Callable[[Document, _Piece], list[_Piece]],
-        count_tokens: CountTokens,
+        self, document: Document, pieces: list[_Piece], split: Split, count_tokens: CountTokens
     ) -> list[_Piece]:
         """Split the pieces that are too long; count all the parts in one call."""
-        parts = {i: split(document, p) for i, p in enumerate(pieces) if p.tokens > self.max_tokens}
-        if not parts:
-            return pieces
+        parts: dict[int, list[_Piece]] = {}
+        at = 0
+        for unit in self._units(pieces):
+            size = 0
+            for piece in unit:
+                if size + piece.tokens > self.max_tokens:
+                    parts[at] = split(document, piece)
+                size += piece.tokens
+                at += 1
         counted = iter(self._counted(document.text, [p for part in parts.values() for p in part], count_tokens))
         return [q for i, p in enumerate(pieces) for q in ([next(counted) for _ in parts[i]] if i in parts else [p])]
 
-    def _glued(self, pieces: list[_Piece]) -> Iterator[list[_Piece]]:
-        """Join what must not be parted: headings and lead-in lines with what follows, as far as it fits."""
+    def _units(self, pieces: list[_Piece]) -> Iterator[list[_Piece]]:
+        """Join what must not be parted.
+
+        Headings (up to half a chunk of them) with the text below, which is cut to fit if it must; other leading
+        lines with what they introduce, if it fits.
+        """
         unit: list[_Piece] = []
+        size = 0
         for piece in pieces:
-            if unit and not (unit[-1].leads and sum(p.tokens for p in unit) + piece.tokens <= self.max_tokens):
-                yield unit
-                unit = []
+            if unit:
+                under_headings = unit[-1].kind == "heading" and size <= self.max_tokens // 2
+                if under_headings and piece.kind == "heading":
+                    joins = size + piece.tokens <= self.max_tokens // 2
+                else:
+                    joins = under_headings or (unit[-1].leads and size + piece.tokens <= self.max_tokens)
+                if not joins:
+                    yield unit
+                    unit, size = [], 0
             unit.append(piece)
+            size += piece.tokens
         if unit:
             yield unit
 
-    def _packed(self, units: list[list[_Piece]]) -> Iterator[tuple[int, int, int]]:
-        """Pack the units of one section; gives (start, end, start of the first text that is no heading)."""
-        total = sum(p.tokens for unit in units for p in unit)
+    def _sections(self, units: Iterable[list[_Piece]]) -> Iterator[list[list[_Piece]]]:
+        """Group units into sections: a heading of the first three levels begins a new one."""
+        sections: list[list[list[_Piece]]] = []
+        for unit in units:
+            if not sections or 1 <= unit[0].level <= 3:
+                sections.append([])
+            sections[-1].append(unit)
+        open_section: list[list[_Piece]] = []
+        for section in sections:
+            size, more = _tokens(open_section), _tokens(section)
+            is_tiny = size < self.max_tokens // 5 and section[0][0].level >= (open_section or section)[0][0].level
+            bare = all(piece.kind == "heading" for unit in section for piece in unit)
+            if open_section and not ((is_tiny or bare) and size + more <= self.max_tokens):
+                yield open_section
+                open_section = []
+            open_section += section
+        if open_section:
+            yield open_section
+
+    def _packed(self, units: list[list[_Piece]]) -> Iterator[_Span]:
+        """Pack the units of one section."""
+        total = _tokens(units)
         target = total / -(-total // self.max_tokens) if total else 0
         packed: list[_Piece] = []
         size = 0
         for unit in units:
-            tokens = sum(p.tokens for p in unit)
+            tokens = _tokens([unit])
             if packed and (size + tokens > self.max_tokens or size + tokens / 2 > target):
                 yield _span(packed)
                 packed, size = [], 0
@@ -151,11 +202,9 @@ class StructureChunker:
         if packed:
             yield _span(packed)
 
-    def _fitting(
-        self, document: Document, spans: list[tuple[int, int, int]], count_tokens: CountTokens
-    ) -> Iterator[tuple[int, int, int]]:
+    def _fitting(self, document: Document, spans: list[_Span], count_tokens: CountTokens) -> Iterator[_Span]:
         """Halve what is over the limit after all: tokens of the parts need not add up to those of the whole."""
-        counts = count_tokens([document.text[start:end] for start, end, _ in spans])
+        counts = count_tokens([document.text[start:end] for start, end, _ in spans]) if spans else []
         for (start, end, body), tokens in zip(spans, counts, strict=True):
             if tokens <= self.max_tokens or end - start < 2:
                 yield start, end, body
@@ -171,7 +220,12 @@ class StructureChunker:
 
 # ------------------------------------------------------------------------------------- structure
 
+# A piece counts at least this much for its length: some tokenizers take a word that they do not know, however
+# long, for one token, and a chunk of a megabyte is no passage.
+_CHARACTERS_PER_TOKEN = 16
+
 Kind = Literal["heading", "text", "item", "row", "code"]
+_Span = tuple[int, int, int]  # start, end, start of the first text that is no heading
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -186,10 +240,14 @@ class _Piece:
     tokens: int = 0
 
 
-_FENCE = re.compile(r"\s{0,3}(`{3,}|~{3,})")
+Split = Callable[[Document, _Piece], list[_Piece]]
+
+_FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})")
 _ITEM = re.compile(r"\s*(?:[-*+•]|\d{1,3}[.)])\s")
 _ROW = re.compile(r"\s*\|")
+_RULE_ROW = re.compile(r"[\s|:-]+\Z")
 _UNDERLINE = re.compile(r"\s{0,3}(?:=+|-+)\s*$")
+_WORD = re.compile(r"\w")
 
 
 def _blocks(document: Document) -> Iterator[_Piece]:
@@ -205,7 +263,7 @@ def _blocks(document: Document) -> Iterator[_Piece]:
         if block:
             start, end = _trimmed(text, block[0][0], block[-1][1])
             if start < end:
-                leads = kind == "heading" or (kind in ("text", "item") and text[end - 1] == ":")
+                leads = kind == "heading" or (kind in ("text", "item") and text[end - 1] in ":：")
                 yield _Piece(start, end, kind, level=levels.get(block[0][0], 0), leads=leads)
         block, kind = [], "text"
 
@@ -213,20 +271,19 @@ def _blocks(document: Document) -> Iterator[_Piece]:
     for line in text.splitlines(keepends=True):
         start, end = at, at + len(line)
         at = end
-        if kind == "code":
+        if start in levels:  # first of all: in a notebook, a cell with an open fence ends before the next one's heading
+            yield from closed()
+            kind = "heading"
+            block.append((start, end))
+        elif kind == "code":
             block.append((start, end))
             if line.strip().startswith(fence) and not line.strip().strip(fence[0]):
                 yield from closed()
-            continue
-        if kind == "heading" and block and _UNDERLINE.match(line) and "#" not in text[block[0][0] : block[0][1]][:4]:
+        elif kind == "heading" and _UNDERLINE.match(line) and "#" not in text[block[0][0] : block[0][1]][:4]:
             block.append((start, end))  # setext
             yield from closed()
         elif not line.strip():
             yield from closed()
-        elif start in levels:
-            yield from closed()
-            kind = "heading"
-            block.append((start, end))
         elif opening := _FENCE.match(line):
             yield from closed()
             kind, fence = "code", opening.group(1)
@@ -242,64 +299,69 @@ def _blocks(document: Document) -> Iterator[_Piece]:
     yield from closed()
 
 
-def _sections(units: Iterator[list[_Piece]]) -> Iterator[list[list[_Piece]]]:
-    """Group units into sections: a heading of the first three levels begins a new one."""
-    section: list[list[_Piece]] = []
-    for unit in units:
-        if section and 1 <= unit[0].level <= 3:
-            yield section
-            section = []
-        section.append(unit)
-    if section:
-        yield section
+def _linked(document: Document, pieces: list[_Piece]) -> list[_Piece]:
+    """Say which pieces belong to the next one: lead-in sentences, table headers, what stands above a rule."""
+    linked: list[_Piece] = []
+    for piece in pieces:
+        words = document.text[piece.start : piece.end]
+        before = linked[-1] if linked else None
+        is_rule = not _WORD.search(words)
+        if piece.kind == "row":
+            is_rule = bool(_RULE_ROW.match(words))
+            piece = dataclasses.replace(piece, leads=is_rule or before is None or before.kind != "row")
+        if is_rule and before is not None and before.kind != "heading":
+            linked[-1] = dataclasses.replace(before, leads=True)
+        if piece.kind == "text" and piece.leads:
+            *others, last = _sentences(document, piece)
+            if others:  # only the last sentence introduces what follows
+                linked.append(dataclasses.replace(piece, end=others[-1].end, leads=False))
+                piece = last
+        linked.append(piece)
+    return linked
 
 
-def _split_block(document: Document, piece: _Piece) -> list[_Piece]:
-    """Code into lines, everything else into sentences."""
-    text = document.text[piece.start : piece.end]
-    ends: list[int] = []
+def _sentences(document: Document, piece: _Piece) -> list[_Piece]:
+    """Split prose into sentences; code is left to its lines."""
     if piece.kind == "code":
-        ends = [m.end() for m in re.finditer("\n", text)]
-    else:
-        import sentencex
+        return [piece]
+    import sentencex
 
-        language = document.language if document.language != "und" else "en"
-        ends = _character_ends(text, [s["text"] for s in sentencex.get_sentence_boundaries(language, text)])
+    text = document.text[piece.start : piece.end]
+    language = document.language if document.language != "und" else "en"
+    ends, at = [], 0
+    # By their texts: the library's own offsets are not always characters.
+    for sentence in sentencex.get_sentence_boundaries(language, text):
+        found = text.find(sentence["text"], at)
+        if found >= 0:
+            at = found + len(sentence["text"])
+            ends.append(at)
     return _parts(document.text, piece, ends)
 
 
-def _character_ends(text: str, sentences: list[str]) -> list[int]:
-    """Find where sentences end, by their texts: the library's own offsets are not always characters."""
-    ends, at = [], 0
-    for sentence in sentences:
-        found = text.find(sentence, at)
-        if found >= 0:
-            at = found + len(sentence)
-            ends.append(at)
-    return ends
-
-
-def _split_words(document: Document, piece: _Piece) -> list[_Piece]:
+def _cut_after(pattern: re.Pattern[str], document: Document, piece: _Piece) -> list[_Piece]:
     text = document.text[piece.start : piece.end]
-    return _parts(document.text, piece, [m.end() for m in re.finditer(r"\s+", text)])
-
-
-def _split_characters(document: Document, piece: _Piece) -> list[_Piece]:
-    # A word that is longer than a chunk: a hash, a data URL, or text without spaces.
-    return _parts(document.text, piece, list(range(16, piece.end - piece.start, 16)))
+    return _parts(document.text, piece, [match.end() for match in pattern.finditer(text)])
 
 
 def _parts(text: str, piece: _Piece, ends: list[int]) -> list[_Piece]:
     bounds = [piece.start, *(piece.start + e for e in ends), piece.end]
-    spans = [_trimmed(text, a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+    spans = [_trimmed(text, a, b) for a, b in itertools.pairwise(bounds)]
     spans = [(a, b) for a, b in spans if a < b]
     last = len(spans) - 1
-    return [dataclasses.replace(piece, start=a, end=b, leads=piece.leads and i == last) for i, (a, b) in enumerate(spans)]
+    return [
+        # Only the first part begins the section, only the last leads on.
+        dataclasses.replace(piece, start=a, end=b, leads=piece.leads and i == last, level=0 if i else piece.level)
+        for i, (a, b) in enumerate(spans)
+    ]
 
 
-def _span(pieces: list[_Piece]) -> tuple[int, int, int]:
+def _span(pieces: list[_Piece]) -> _Span:
     body = next((p.start for p in pieces if p.kind != "heading"), pieces[-1].start)
     return pieces[0].start, pieces[-1].end, body
+
+
+def _tokens(units: list[list[_Piece]]) -> int:
+    return sum(piece.tokens for unit in units for piece in unit)
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:

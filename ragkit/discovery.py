@@ -130,7 +130,11 @@ def find_server(
 
 
 def _given(address: str, token: str | None, source: str) -> Server:
-    parts = urlsplit(address.strip())
+    try:
+        parts = urlsplit(address.strip())
+        _ = parts.port
+    except ValueError as problem:
+        raise ServerNotFoundError(f"{source} is not an address: {problem}") from problem
     scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
     if scheme not in ("http", "https") or not parts.netloc:
         raise ServerNotFoundError(f"{source} is not an address such as http://localhost:8000/")
@@ -262,8 +266,9 @@ def _ancestors() -> Iterator[tuple[int, list[str]]]:
 def _jupyter_dir(env: Mapping[str, str], what: Literal["runtime", "data"]) -> Path:
     if override := env.get(f"JUPYTER_{what.upper()}_DIR"):
         return Path(override)
-    paths = importlib.import_module("jupyter_core.paths")
-    return Path(paths.jupyter_runtime_dir() if what == "runtime" else paths.jupyter_data_dir())
+    from jupyter_core.paths import jupyter_data_dir, jupyter_runtime_dir  # costs more than this module
+
+    return Path(jupyter_runtime_dir() if what == "runtime" else jupyter_data_dir())
 
 
 def journal_dir(*, env: Mapping[str, str] = os.environ) -> Path:
@@ -310,6 +315,8 @@ def _run_id(_key: int) -> str:
 def _identify(env: Mapping[str, str]) -> tuple[Kind, str, Path | None]:
     if not _in_kernel():
         script = Path(sys.argv[0] if sys.argv else "")
+        if script.name == "__main__.py":
+            script = script.parent  # python -m package
         return "script", script.name if script.name not in ("", "-c", "-m") else "python", None
 
     namespace = vars(sys.modules["__main__"])

@@ -39,6 +39,7 @@ __all__ = ["Index", "IndexReport", "Progress", "passage_text"]
 _GROUP_CHUNKS = 128  # a commit's size: small enough that Ctrl-C costs seconds, large enough that commits do not show
 _SLICE_CHUNKS = 32  # how often progress is told and a wish to stop is heard
 _RATE_WINDOW_SECONDS = 10.0
+_FAILURES_SHOWN = 10
 
 
 def passage_text(title: str, chunk: Chunk) -> str:
@@ -95,7 +96,10 @@ class IndexReport:
     def __str__(self) -> str:
         counts = f"{self.added} added, {self.updated} updated, {self.skipped} unchanged, {self.deleted} deleted"
         lines = [f"{counts}, {len(self.failed)} failed; {self.chunks} passages embedded in {self.seconds:.1f} s"]
-        return "\n".join(lines + [f"  not read: {error}" for error in self.failed])
+        lines += [f"  not read: {error}" for error in self.failed[:_FAILURES_SHOWN]]
+        if len(self.failed) > _FAILURES_SHOWN:
+            lines.append(f"  ... and {len(self.failed) - _FAILURES_SHOWN} more, in report.failed")
+        return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         head, *rest = str(self).split("\n")

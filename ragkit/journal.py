@@ -12,11 +12,9 @@ process, however that comes, but not a power failure.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from ragkit.events import Hello, encode
 
@@ -37,9 +35,9 @@ class Journal:
     def __init__(self, folder: Path, hello: Hello) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path = folder / f"{hello.publisher}.jsonl"
-        # Imported here because it costs as much as the rest of the publisher.
-        filelock: Any = importlib.import_module("filelock")
-        self._lock = filelock.FileLock(f"{self.path}.lock", timeout=0, thread_local=False)
+        from filelock import FileLock  # costs as much as the rest of the publisher, and is seldom needed
+
+        self._lock = FileLock(f"{self.path}.lock", timeout=0, thread_local=False)
         self._lock.acquire()  # filelock.Timeout is an OSError
         try:
             self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o600)

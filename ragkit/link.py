@@ -98,7 +98,6 @@ class Link:
         self._flushes: list[tuple[int, threading.Event]] = []
         self._told: set[str] = set()
         self._sending: set[asyncio.Task[None]] = set()
-        mailbox.wake = self._wake
 
     def _wake(self) -> None:
         with contextlib.suppress(
@@ -108,6 +107,9 @@ class Link:
 
     async def run(self) -> None:
         """Work until `stop`, or until all is done after `finish`; leave nothing in memory."""
+        threading.Thread(
+            target=self._mailbox.listen, args=(self._wake,), name="ragkit-publisher-bell", daemon=True
+        ).start()
         pump = asyncio.create_task(self._pump())
         keeper = asyncio.create_task(self._keep_connected())
         stop = asyncio.create_task(self._stop.wait())
@@ -118,6 +120,7 @@ class Link:
                     _log.error("The publisher has stopped because of an error in ragkit", exc_info=error)
         finally:
             pump.cancel()
+            self._mailbox.close()
             self._put_away()
             keeper.cancel()
             await asyncio.wait({pump, keeper}, timeout=2 * CLOSE_SECONDS)
@@ -282,6 +285,10 @@ class Link:
             self._serverless = True
             self._set_state(f"looking for a server: {problem}")
             return LOOK_SECONDS
+        except (OSError, ValueError) as problem:  # the environment or a runtime file holds nonsense
+            self._serverless = True
+            self._set_state(f"looking for a server: {problem}")
+            return LOOK_SECONDS
         self._serverless = False
         began = self._loop.time()
         try:
@@ -290,8 +297,9 @@ class Link:
             self._set_state(f"refused: {problem}")
             self._tell_once("refused", str(problem))
             return REFUSED_SECONDS
-        except (OSError, WebSocketException, ServerError, RuntimeError) as problem:
+        except (OSError, WebSocketException, ServerError, RuntimeError, ValueError) as problem:
             # RuntimeError: no thread to resolve a host name, because the interpreter is ending.
+            # ValueError: a host name that cannot be one.
             self._set_state(f"no connection to {server.url}: {str(problem) or type(problem).__name__}")
         if self._loop.time() - began > MAX_DELAY_SECONDS:
             self._failed_attempts = 0

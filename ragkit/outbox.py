@@ -24,8 +24,10 @@ There is no other I/O and no clock here.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +35,6 @@ from dataclasses import dataclass
 import msgspec
 
 from ragkit.events import (
-    TERMINAL,
     Broadcast,
     ExperimentProgress,
     IndexingProgress,
@@ -56,29 +57,48 @@ _log = logging.getLogger("ragkit.publisher")
 
 
 class Mailbox:
-    """Where callers leave things for the publisher's thread, in microseconds and without a lock.
+    """Where callers leave things for the publisher's thread, in microseconds and without waiting for a lock.
 
     ``asleep`` and ``items`` are safe without one: the thread sets ``asleep``, then looks at ``items``
     once more; callers append, then look at ``asleep``. One of the two sees the other.
+
+    The sleeper is woken through a bell, a lock that callers only release: that keeps the interpreter's
+    lock. Writing to the event loop's pipe would give it up, and the caller would then wait
+    until the thread has done its work (measured: 60 to 100 microseconds instead of 3).
     """
 
-    __slots__ = ("asleep", "items", "wake")
+    __slots__ = ("_bell", "_closed", "asleep", "items")
 
     def __init__(self) -> None:
         self.items: deque[Item] = deque()
         self.asleep = False
-        self.wake: Callable[[], None] = _nobody
+        self._closed = False
+        self._bell = threading.Lock()
+        self._bell.acquire()
 
     def put(self, item: Item) -> None:
         """Leave ``item``; safe from any thread and from a signal handler."""
         self.items.append(item)
         if self.asleep:
             self.asleep = False
-            self.wake()
+            self._ring()
 
+    def _ring(self) -> None:
+        with contextlib.suppress(RuntimeError):  # it rings already: two callers came at once
+            self._bell.release()
 
-def _nobody() -> None:
-    """What wakes a thread that has not come so far as to sleep."""
+    def listen(self, wake: Callable[[], None]) -> None:
+        """Call ``wake`` whenever somebody rings, until `close`. Blocks: for a thread that does nothing else."""
+        while True:
+            self._bell.acquire()
+            if self._closed:
+                return
+            wake()
+
+    def close(self) -> None:
+        """End `listen`; what is put from now on stays where it is."""
+        self._closed = True
+        self._ring()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +133,7 @@ class _Sent:
 
 def is_coalescable(event: object) -> bool:
     """True for progress that newer progress of the same task makes worthless."""
-    return isinstance(event, IndexingProgress | ExperimentProgress) and event.state not in TERMINAL
+    return isinstance(event, IndexingProgress | ExperimentProgress) and event.state in ("queued", "running")
 
 
 class Outbox:
@@ -155,7 +175,7 @@ class Outbox:
         seen: set[tuple[type, str]] = set()
         for key, (_, event) in reversed(list(self._waiting.items())):
             if isinstance(event, IndexingProgress | ExperimentProgress):
-                task = (type(event), event.task_id)
+                task = (type(event), str(event.task_id))  # whatever it is: events are checked later
                 if is_coalescable(event) and task in seen:
                     del self._waiting[key]
                     self.coalesced += 1
@@ -207,7 +227,7 @@ class Outbox:
             n = self._numbered + len(numbered) + 1
             try:
                 numbered.append(_Sent(n, key, self._encode(n, published, event)))
-            except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as problem:
+            except (AttributeError, TypeError, ValueError, RecursionError, msgspec.MsgspecError) as problem:
                 # What the hub would not understand must not be sent to it again and again.
                 self.rejected += 1
                 _log.error("Not published, because it is no valid message: %s (%.200r)", problem, event)

@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import functools
-import importlib
 import logging
 import os
 import sys
@@ -191,10 +190,10 @@ class Publisher:
         return True
 
     def _run(self) -> None:
-        link_module = importlib.import_module("ragkit.link")
+        from ragkit.link import Link  # brings websockets: not on the caller's time
 
         async def work() -> None:
-            self._link = link_module.Link(
+            self._link = Link(
                 self._mailbox,
                 Outbox(self.origin, max_events=self._max_queue),
                 Hello(publisher=self.id, origin=self.origin),
@@ -271,5 +270,6 @@ def _finish_with_multiprocessing(publisher: Publisher) -> None:
     """Close at the end of a multiprocessing child too: those skip atexit."""
     process = sys.modules.get("multiprocessing.process")
     if process is not None and process.parent_process() is not None:
-        util = importlib.import_module("multiprocessing.util")
-        util.Finalize(None, publisher.close, args=(publisher.exit_timeout_seconds,), exitpriority=10)
+        from multiprocessing.util import Finalize
+
+        Finalize(None, publisher.close, args=(publisher.exit_timeout_seconds,), exitpriority=10)

@@ -121,29 +121,30 @@ class Hub:
         return None
 
     async def _talk(self, socket: ServerConnection) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            await self._converse(socket)
+
+    async def _converse(self, socket: ServerConnection) -> None:
         hello = events.decode_engine_message(await socket.recv())
         assert isinstance(hello, events.Hello)
-        await socket.send(
-            events.encode(events.Welcome(n=self._last.get(hello.publisher, 0), epoch="e")), text=True
-        )
+        await socket.send(events.encode(events.Welcome(n=self._last.get(hello.publisher, 0), epoch="e")), text=True)
         self.hellos.append(hello)
         self._sockets.append(socket)
-        with contextlib.suppress(ConnectionClosed):
-            if not self.reads:
-                socket.transport.pause_reading()
-                await asyncio.sleep(3600)
-            async for frame in socket:
-                message = events.decode_engine_message(frame)
-                if not isinstance(message, events.Publish):
-                    self.others.append(message)
-                    continue
-                if message.n <= self._last.get(hello.publisher, 0):
-                    self.repeats += 1
-                else:
-                    self._last[hello.publisher] = message.n
-                    self.events.append((hello.publisher, message.n, message.event))
-                if self.acknowledge:
-                    await socket.send(events.encode(events.Ack(n=message.n)), text=True)
+        if not self.reads:
+            socket.transport.pause_reading()
+            await socket.wait_closed()
+        async for frame in socket:
+            message = events.decode_engine_message(frame)
+            if not isinstance(message, events.Publish):
+                self.others.append(message)
+                continue
+            if message.n <= self._last.get(hello.publisher, 0):
+                self.repeats += 1
+            else:
+                self._last[hello.publisher] = message.n
+                self.events.append((hello.publisher, message.n, message.event))
+            if self.acknowledge:
+                await socket.send(events.encode(events.Ack(n=message.n)), text=True)
 
 
 @contextlib.contextmanager

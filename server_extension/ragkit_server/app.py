@@ -143,6 +143,8 @@ class RagkitApp(ExtensionApp):
 
     async def stop_extension(self) -> None:
         """Say goodbye to everybody, and end the child."""
+        if "manager" not in vars(self):
+            return  # it was never set up: something else went wrong before
         await self.journals.stop()
         await self.child.stop()
         await self.manager.close(timeout_seconds=self.shutdown_timeout_seconds)

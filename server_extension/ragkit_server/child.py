@@ -45,7 +45,7 @@ class ChildEngine:
     Args:
         index: The index to serve; "" when none is configured.
         environment: Makes the child's environment, when it is started.
-        failed: Called with a reason, for people to read, when the child dies.
+        failed: Called with a reason, for people to read, when the child cannot start.
         log: Where its life is logged, without tokens.
         command: What to run; the index is appended.
         stop_timeout_seconds: How long it may take to end before it is killed.
@@ -105,9 +105,10 @@ class ChildEngine:
                 self._next_start = asyncio.get_running_loop().time() + delay
                 self._last_reason = reason
                 self._log.warning("ragkit: %s", reason)
-                self._failed(reason)
                 if not served:
+                    self._failed(reason)
                     return  # it cannot start: nobody is helped by trying before the next query
+                # Whom it was answering has heard of it; whoever has asked since waits for the next.
                 await asyncio.sleep(delay)
                 self.state = ChildState.STARTING
         finally:

@@ -136,14 +136,11 @@ class ListenerSocket(_Socket):
         session = self.session
         match session.receive(message):
             case Ask(id=id, content=content):
-                if await self.may("execute"):
+                if not await self.may("execute"):
+                    refusal = "You may listen here, but not ask. Ask the server's owner for the right to execute."
+                    session.reply(error(ErrorCode.NOT_AUTHORIZED, refusal, id=id))
+                elif session.state is State.OPEN:  # it may have left while its rights were looked up
                     self.manager.engines.ask(session, id, content)
-                else:
-                    session.reply(
-                        error(
-                            ErrorCode.NOT_AUTHORIZED, "You may listen here, but not ask. Ask the server's owner.", id=id
-                        )
-                    )
             case Stop(id=id):
                 self.manager.engines.cancel(session, id)
         self.manager.wake(session)

@@ -52,6 +52,7 @@ MAX_ENDED_TASKS = 20
 MAX_FOLLOW_UPS = 20
 MAX_PUBLISHERS = 10_000
 SNAPSHOT_FAILURES = 20
+SNAPSHOT_EVENT_BYTES = 65_536  # of one event; what is larger is remembered in short, or not at all
 
 TaskKey = tuple[str, str]  # publisher id (or "" for the hub's own), task id
 
@@ -175,7 +176,8 @@ class History:
 
     def _remember(self, event: Broadcast, entry: _Entry, publisher: str) -> None:
         if isinstance(event, FollowUpQuestions):
-            self._follow_ups.append(event)
+            if len(entry.frame) <= SNAPSHOT_EVENT_BYTES:
+                self._follow_ups.append(event)
         elif isinstance(event, EnginesChanged):
             self._engines = event.engines
         elif isinstance(event, Progress):
@@ -184,10 +186,10 @@ class History:
                 older.superseded = True
             self._live.pop(key, None)
             if event.state in TERMINAL:
-                self._ended.append(_for_snapshot(event))
+                self._ended.append(_for_snapshot(event, len(entry.frame)))
             else:
                 self._newest[key] = entry
-                self._live[key] = _for_snapshot(event)
+                self._live[key] = _for_snapshot(event, len(entry.frame))
                 if len(self._live) > MAX_LIVE_TASKS:
                     oldest, _ = self._live.popitem(last=False)
                     self._newest.pop(oldest, None)
@@ -280,8 +282,11 @@ def _is_time(value: str | UnsetType) -> bool:
         return False
 
 
-def _for_snapshot(event: Progress) -> Progress:
+def _for_snapshot(event: Progress, size: int) -> Progress:
     # A thousand tasks with a hundred failures each would make a snapshot of many megabytes.
-    if isinstance(event, IndexingProgress) and len(event.failures) > SNAPSHOT_FAILURES:
-        return msgspec.structs.replace(event, failures=event.failures[:SNAPSHOT_FAILURES])
+    large = size > SNAPSHOT_EVENT_BYTES
+    if large and event.message is not None:
+        event = msgspec.structs.replace(event, message=event.message[:1_000])
+    if isinstance(event, IndexingProgress) and len(event.failures) > SNAPSHOT_FAILURES * (not large):
+        event = msgspec.structs.replace(event, failures=[] if large else event.failures[:SNAPSHOT_FAILURES])
     return event

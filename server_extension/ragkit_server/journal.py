@@ -56,6 +56,7 @@ class Journals:
         self._max_bytes = max_bytes
         self._max_line_bytes = max_line_bytes
         self._task: asyncio.Task[None] | None = None
+        self._last_report: tuple[str, str] | None = None
 
     def start(self, every_seconds: float) -> None:
         """Look now, and again and again."""
@@ -72,28 +73,39 @@ class Journals:
         while True:
             try:
                 await self.adopt()
-            except OSError as problem:
-                # The folder is not ours to read now; it may be in a moment, and the journals wait.
-                self._log.warning("ragkit: the journals in '%s' could not be read: %s", self._folder, problem)
+            except Exception as problem:
+                # The journals wait, and the next look may find the trouble gone.
+                self._report(self._folder, problem)
             await asyncio.sleep(every_seconds)
 
     async def adopt(self) -> int:
         """Adopt every journal that nobody else holds; return how many events were broadcast."""
         count = 0
         for path in await asyncio.to_thread(self._find):
-            lock = filelock.FileLock(f"{path}.lock", thread_local=False, timeout=0)
             try:
-                await asyncio.to_thread(lock.acquire)
-            except filelock.Timeout:
-                continue  # its writer lives, or another server adopts it
-            try:
-                adopted = path.with_suffix(".jsonl.adopted")
-                count += await self._adopt_file(path.stem, adopted)  # left over by one that died
-                await asyncio.to_thread(_rename, path, adopted)
-                count += await self._adopt_file(path.stem, adopted)
-            finally:
-                await asyncio.to_thread(_release, lock, path)
+                count += await self._adopt(path)
+            except OSError as problem:
+                self._report(path, problem)
         return count
+
+    async def _adopt(self, path: Path) -> int:
+        lock = filelock.FileLock(f"{path}.lock", thread_local=False, timeout=0)
+        try:
+            await asyncio.to_thread(lock.acquire)
+        except filelock.Timeout:
+            return 0  # its writer lives, or another server adopts it
+        try:
+            adopted = path.with_suffix(".jsonl.adopted")
+            count = await self._adopt_file(path.stem, adopted)  # left over by one that died
+            await asyncio.to_thread(_rename, path, adopted)
+            return count + await self._adopt_file(path.stem, adopted)
+        finally:
+            await asyncio.to_thread(_release, lock, path)
+
+    def _report(self, path: Path, problem: Exception) -> None:
+        if (report := (str(path), repr(problem))) != self._last_report:  # not every few seconds
+            self._last_report = report
+            self._log.warning("ragkit: '%s' could not be adopted: %r. It will be tried again.", path, problem)
 
     def _find(self) -> list[Path]:
         if not self._folder.is_dir():

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_fakes import Clock
-from live_server import Server, StartServer, start_server
+
+from tests.server.hub_fakes import Clock
+from tests.server.live_server import Server, StartServer, start_server
 
 
 @pytest.fixture(scope="session")

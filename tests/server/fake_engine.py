@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 
 from websockets.sync.client import connect
 
@@ -39,6 +40,7 @@ def main(index: str) -> None:
             elif question != "wait":
                 say(type="response_delta", id=message["id"], content={"delta": run})
                 say(type="response", id=message["id"], content={"answer": run, "sources": []})
+    time.sleep(600)  # a real one would try to connect again: it has to be ended
 
 
 if __name__ == "__main__":

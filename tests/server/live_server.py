@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -95,6 +96,11 @@ class Server:
                 raise
 
 
+def is_listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def start_server(folder: Path, *arguments: str, app: str = "server", base_url: str = "/", **environ: str) -> Server:
     """Start ``jupyter server`` (or lab, ...) with the extension and nothing of this machine's own settings."""
     for name in ("config", "data", "runtime", "root", "journal"):
@@ -140,7 +146,7 @@ def start_server(folder: Path, *arguments: str, app: str = "server", base_url: s
         )
     server = Server(port, base_url, process, log_path, folder / "journal")
     deadline = time.monotonic() + DEADLINE_SECONDS
-    while f":{port}{base_url}" not in server.log():
+    while not is_listening(port) or f":{port}{base_url}" not in server.log():
         if process.poll() is not None or time.monotonic() > deadline:
             server.stop()
             raise AssertionError(f"the server did not start:\n{server.log()}")

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from live_server import ROOT, TOKEN, StartServer, receive, receive_type, say, within
 from websockets.exceptions import ConnectionClosed
+
+from tests.server.live_server import ROOT, TOKEN, StartServer, receive, receive_type, say, within
 
 pytestmark = pytest.mark.anyio
 

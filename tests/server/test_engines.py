@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 import pytest
-from hub_fakes import Clock
 from ragkit_server.engines import MAX_ENGINES_PER_PUBLISHER, Engines
 from ragkit_server.frames import payloads
 from ragkit_server.history import History
@@ -24,6 +23,7 @@ from ragkit.events import (
     ResponseContent,
     ResponseDelta,
 )
+from tests.server.hub_fakes import Clock
 
 
 class Child:

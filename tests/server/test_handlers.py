@@ -14,9 +14,10 @@ from urllib.request import Request, urlopen
 
 import aiohttp
 import pytest
-from live_server import DEADLINE_SECONDS, TOKEN, Server, StartServer, receive, receive_type, say, within
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from tests.server.live_server import DEADLINE_SECONDS, TOKEN, Server, StartServer, receive, receive_type, say, within
 
 pytestmark = pytest.mark.anyio
 
@@ -262,6 +263,37 @@ async def test_frames_through_tornados_own_way_are_the_same(start: StartServer) 
         assert [(await receive(listener))["questions"] for _ in range(100)] == [[str(n) * 200] for n in range(1, 101)]
 
 
+async def raw_socket(server: Server) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A listener's connection after its handshake, without a client that would answer by itself."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(
+        (
+            f"GET {server.base_url}api/v1/ws?token={TOKEN} HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n"
+            "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        ).encode()
+    )
+    assert b" 101 " in await within(reader.readuntil(b"\r\n\r\n"))
+    return reader, writer
+
+
+async def test_pings_are_counted_in_seconds(server: Server) -> None:
+    reader, writer = await raw_socket(server)
+    with pytest.raises(TimeoutError):
+        await within(reader.read(1), 0.5)  # 25 milliseconds would be many pings by now
+    writer.close()
+
+
+async def test_a_half_open_connection_is_found(start: StartServer) -> None:
+    server = start("--RagkitApp.ping_interval_seconds=0.2")
+    reader, writer = await raw_socket(server)
+    async with server.open() as alive:
+        assert (await within(reader.read())).startswith(b"\x89\x00"), "a ping, and then the end"
+        await say(alive, type="ping")
+        assert (await receive(alive))["type"] == "pong"
+    writer.close()
+
+
 # ---------------------------------------------------------------------- messages in
 
 
@@ -312,24 +344,36 @@ async def test_a_message_that_is_too_big_is_explained_and_costs_nothing(server: 
         assert (await receive(other))["type"] == "pong"
 
 
+async def test_a_client_that_writes_all_before_it_reads_still_learns_why(server: Server) -> None:
+    reader, writer = await raw_socket(server)
+    writer.write(b"\x81\xff" + (20_000_000).to_bytes(8, "big") + b"\0\0\0\0")
+    for _ in range(20):
+        writer.write(b"x" * 1_000_000)
+        await within(writer.drain())
+    assert b"\x03\xf1A message may have 1048576 bytes" in await within(reader.read())
+    writer.close()
+
+
 async def test_one_that_asks_and_never_reads_is_not_read_either(start: StartServer) -> None:
-    server = start("--RagkitApp.max_queue_bytes=20000")
-    async with server.open(max_queue=1) as rude, server.open() as other:
+    server = start("--RagkitApp.max_queue_bytes=100000")
+    async with server.open() as rude, server.open() as other, server.publisher() as publisher:
+        await publish(publisher, 1, "x" * 50_000)
+        await receive(rude)
         rude.transport.pause_reading()
         before = resident_mib(server.process.pid)
 
         async def flood() -> None:
-            for _ in range(500):
-                await rude.send("nonsense" * 10_000)
+            for n in range(1_000):
+                await say(rude, type="subscribe", id=str(n))
 
         flooding = asyncio.create_task(flood())
-        await asyncio.wait([flooding], timeout=3)
+        await asyncio.wait([flooding], timeout=2)
         await say(other, type="ping")
-        assert (await receive(other))["type"] == "pong"
-        assert resident_mib(server.process.pid) - before < 20
+        assert (await receive_type(other, "pong"))["type"] == "pong"
+        assert resident_mib(server.process.pid) - before < 20, "the answers have 50 MB"
         rude.transport.resume_reading()
-        for _ in range(500):
-            assert (await receive(rude))["content"]["code"] == "INVALID_JSON"
+        for n in range(1_000):
+            assert (await receive(rude))["id"] == str(n)
         await within(flooding)
 
 

@@ -165,6 +165,16 @@ def test_snapshot_holds_live_tasks_recent_ends_engines_and_follow_ups() -> None:
     assert decode_listener_message(gap).snapshot.seq == 7
 
 
+def test_large_events_are_remembered_in_short() -> None:
+    history = History()
+    failures = [Failure(source=f"{n}.pdf", reason="x" * 10_000) for n in range(100)]
+    for number in range(20):
+        history.append(progress(f"t{number}", failures=failures, message="x" * 100_000))
+        history.append(follow_ups("x" * 100_000))
+    assert len(history.gap_frame()) < 100_000
+    assert len(history.snapshot().tasks) == 20
+
+
 def test_snapshots_stay_bounded() -> None:
     history = History(max_events=10)
     for number in range(1_500):

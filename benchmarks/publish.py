@@ -1,0 +1,85 @@
+"""What one `Publisher.publish` costs its caller, whatever the server does.
+
+Run it from the repository root: ``python -m benchmarks.publish``. It prints the median and the 99th
+percentile in microseconds, for events published one by one with a pause between them, long or short, and
+back to back; and fails if a median is above the bar.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+from ragkit.discovery import Server
+from ragkit.events import IndexingProgress
+from ragkit.publisher import Publisher
+from tests.hub import eventually, running
+
+BAR_MICROSECONDS = 10.0
+# Name: events, pause. After 5 ms without events the publisher's thread sleeps, and each event wakes it.
+PACES = {"seldom": (300, 0.02), "paced": (2_000, 0.001), "back to back": (3_000, 0.0)}
+
+
+def measure(
+    publisher: Publisher, count: int, *, pause_seconds: float, half_way: Callable[[], object] | None = None
+) -> list[float]:
+    """Publish; return what each call took, in microseconds."""
+    took = []
+    for i in range(count):
+        if half_way is not None and i == count // 2:
+            half_way()
+        event = IndexingProgress(task_id="t", index="i", state="running", documents_done=i, documents_total=count)
+        began = time.perf_counter_ns()
+        publisher.publish(event)
+        took.append((time.perf_counter_ns() - began) / 1_000)
+        if pause_seconds:
+            time.sleep(pause_seconds)
+    return took
+
+
+@contextlib.contextmanager
+def closed_port() -> Iterator[Server]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))  # bound and not listening: refuses, and nobody else gets it
+        yield Server(f"http://127.0.0.1:{probe.getsockname()[1]}/")
+
+
+def case(name: str, count: int, pause_seconds: float) -> list[float]:
+    with contextlib.ExitStack() as stack:
+        half_way: Callable[[], object] | None = None
+        if name == "down":
+            server = stack.enter_context(closed_port())
+        else:
+            hub = stack.enter_context(running(reads=name != "slow"))
+            server = hub.server
+            half_way = hub.stop if name == "gone mid-way" else None
+        publisher = Publisher(server=server)
+        stack.callback(publisher.close)
+        expected = "no connection" if name == "down" else "connected"
+        eventually(lambda: publisher.state.startswith(expected))
+        return measure(publisher, count, pause_seconds=pause_seconds, half_way=half_way)
+
+
+def main() -> int:
+    worst = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["RAGKIT_JOURNAL_DIR"] = folder
+        print(f"{'server':14} {'events':14} {'median us':>10} {'p99 us':>10}")
+        for name in ("up", "down", "slow", "gone mid-way"):
+            for pace, (count, pause) in PACES.items():
+                took = case(name, count, pause)
+                median = statistics.median(took)
+                print(f"{name:14} {pace:14} {median:10.2f} {statistics.quantiles(took, n=100)[98]:10.2f}")
+                worst = max(worst, median)
+    print(f"worst median {worst:.2f} us; the bar is {BAR_MICROSECONDS:g}")
+    return int(worst >= BAR_MICROSECONDS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""Text out of bytes: encodings, Markdown, HTML."""
+
+from __future__ import annotations
+
+import codecs
+import functools
+import itertools
+import logging
+import re
+from typing import TYPE_CHECKING, Any
+
+from ragkit.documents import Mark
+from ragkit.errors import DocumentError
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+
+__all__ = ["clean", "decode", "front_matter_title", "html_to_markdown", "markdown_headings"]
+
+_DETECTION_BYTES = 500_000
+_BOMS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),  # first: it begins with UTF-16's
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_CONTROLS = re.compile("[\x01-\x08\x0e-\x1a\x1c-\x1f\x7f]")
+_CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w.:-]{1,40})", re.IGNORECASE)
+
+# These log each small repair of each file: of use to who configures logging, noise on everybody else's console.
+for _library in ("htmldate", "trafilatura"):
+    logging.getLogger(_library).addHandler(logging.NullHandler())
+
+
+def clean(text: str) -> str:
+    """Leave one kind of line end, no NUL, no lone surrogate: text that every later step and database can hold."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\x00", "").removeprefix("\ufeff")
+    return text if text.isascii() else text.encode("utf-8", "ignore").decode("utf-8")
+
+
+def decode(data: bytes, *, where: str, html: bool = False) -> tuple[str, str]:
+    """Decode bytes of unknown encoding.
+
+    In this order: byte-order marks; UTF-8; UTF-8 with some damage; what a page's head declares; what
+    charset-normalizer finds likely.
+
+    Args:
+        data: A file's bytes.
+        where: The file, for the error.
+        html: Whether to believe a ``<meta charset>``.
+
+    Returns:
+        The text, cleaned (see `clean`), and the encoding.
+
+    Raises:
+        DocumentError: These bytes are not text.
+    """
+    text, encoding = _decoded(data, where, html)
+    if len(_CONTROLS.findall(text)) * 20 > len(text):
+        raise DocumentError(where, "not text: it is full of control characters")
+    return clean(text), encoding
+
+
+def _decoded(data: bytes, where: str, html: bool) -> tuple[str, str]:
+    for bom, encoding in _BOMS:
+        if data.startswith(bom):
+            return data.decode(encoding, "replace"), encoding
+    try:
+        return data.decode("utf-8-sig"), "utf-8"
+    except UnicodeDecodeError as error:
+        first = error.start
+    if b"\x00" in data[:8192]:
+        raise DocumentError(where, "not text: it holds binary data")
+    # One damaged byte must not turn each accent of a long text into two wrong letters.
+    text = data.decode("utf-8", "replace")
+    if text.count("\ufffd") * 20 < sum(map("\x7f".__lt__, text)):
+        return text, "utf-8"
+    if html and (declared := _declared(data)):
+        return data.decode(declared, "replace"), declared
+    from charset_normalizer import from_bytes
+
+    # From the first letter that is not ASCII on: a long file may begin with pages of plain English.
+    start = max(0, first - 1_000)
+    best = from_bytes(data[start : start + _DETECTION_BYTES]).best()
+    if best is None:
+        raise DocumentError(where, "its encoding could not be recognised; save it as UTF-8")
+    return data.decode(best.encoding, "replace"), best.encoding
+
+
+def _declared(data: bytes) -> str:
+    """The encoding that a page's head names, if Python knows it."""
+    found = _CHARSET.search(data[:4096])
+    try:
+        name = codecs.lookup(found[1].decode()).name if found else ""
+        "".encode(name or "ascii")  # some codecs (base64, zlib, ...) are not for text
+    except LookupError:
+        return ""
+    return "cp1252" if name in ("iso8859-1", "ascii") else name  # as browsers do
+
+
+# ------------------------------------------------------------------------------------- Markdown
+
+# Three dashes, a first line "key: value", three dashes or dots. Without the key it is a rule and a setext heading.
+_FRONT_MATTER = re.compile(r"---[ \t]*\n\s*[\w-]+[ \t]*:.*?\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
+_FRONT_TITLE = re.compile(r"^title[ \t]*:[ \t]*(\S.*?)[ \t]*$", re.MULTILINE | re.IGNORECASE)
+_WORDS = frozenset({"text", "code_inline", "softbreak", "hardbreak", "image"})
+
+
+def front_matter_title(text: str) -> str:
+    """The ``title:`` of YAML front matter; empty if there is none."""
+    front = _FRONT_MATTER.match(text)
+    found = _FRONT_TITLE.search(front[0]) if front else None
+    return found[1].strip("\"'") if found else ""
+
+
+def markdown_headings(text: str, *, offset: int = 0) -> tuple[Mark, ...]:
+    """Find the headings of Markdown by its grammar, so that a ``#`` in a code block is none.
+
+    Args:
+        text: Markdown, with ``\\n`` line ends; YAML front matter is passed over.
+        offset: Added to each mark's start.
+    """
+    front = _FRONT_MATTER.match(text)
+    body = front.end() if front else 0
+    starts = [body, *(body + match.end() for match in re.finditer("\n", text[body:]))]
+    blocks, inlines = _markdown()
+    marks = []
+    for token, inline in itertools.pairwise(blocks.parse(text[body:])):
+        if token.type != "heading_open" or token.map is None:
+            continue
+        # The inline grammar only for headings, and only so much of them: on hostile text it takes quadratic time.
+        children = inlines.parseInline(inline.content[:1_000])[0].children or ()
+        words = "".join(" " if c.type.endswith("break") else c.content for c in children if c.type in _WORDS)
+        if label := " ".join(words.split())[:300]:
+            marks.append(Mark(offset + starts[token.map[0]], "heading", label, int(token.tag[1])))
+    return tuple(marks)
+
+
+@functools.cache
+def _markdown() -> tuple[MarkdownIt, MarkdownIt]:
+    from markdown_it import MarkdownIt
+
+    blocks = MarkdownIt("commonmark").enable("table")
+    blocks.core.ruler.enableOnly(["normalize", "block"])
+    return blocks, MarkdownIt("commonmark")
+
+
+# ----------------------------------------------------------------------------------------- HTML
+
+_HIDDEN = frozenset({"script", "style", "template", "noscript", "head", "title", "svg"})
+_INLINE = frozenset(
+    {"a", "abbr", "b", "bdi", "bdo", "cite", "code", "data", "dfn", "em", "font", "i", "img", "kbd", "mark", "q"}
+    | {"s", "samp", "small", "span", "strong", "sub", "sup", "time", "u", "var", "wbr"}
+)
+
+
+def html_to_markdown(html: str) -> tuple[str, str]:
+    """Take a page's main text, as Markdown: it keeps what matters here, headings, lists, tables and code.
+
+    Returns:
+        The text, or all that a reader would see if the page has no main text (an index, a form, a fragment);
+        and the page's title. Either may be empty.
+    """
+    import trafilatura
+
+    metadata = trafilatura.extract_metadata(html)
+    text = trafilatura.extract(html, output_format="markdown", include_comments=False, favor_recall=True)
+    title = metadata.title if metadata is not None else None
+    return clean(text or _visible_text(trafilatura.load_html(html))), title or ""
+
+
+def _visible_text(tree: Any) -> str:
+    """All text of a page, block by block."""
+    parts: list[str] = []
+    stack = [(tree, False)] if tree is not None else []
+    while stack:  # with a stack of our own: pages can be nested deeper than Python's
+        element, is_end = stack.pop()
+        tag = element.tag if isinstance(element.tag, str) else ""  # else a comment
+        block = "" if tag in _INLINE or not tag else "\n\n"
+        if is_end:
+            parts += (block, element.tail or "")
+            continue
+        stack.append((element, True))
+        if tag and tag not in _HIDDEN:
+            parts += (block, "#" * int(tag[1]) + " " if re.fullmatch("h[1-6]", tag) else "", element.text or "")
+            stack += [(child, False) for child in reversed(element)]
+    lines = (" ".join(line.split()) for line in re.split(r"\n\s*\n", "".join(parts)))
+    return "\n\n".join(line for line in lines if line.strip("# "))
