@@ -78,7 +78,9 @@ def unaccented(text: str) -> str:
 def measure(name: str, console: Console) -> bool:
     folder = SHARED / name
     if not folder.exists():
-        console.print(f"[yellow]{name}: not at {folder}; skipped. Set RAGKIT_SHARED to the folder that holds datasets/.")
+        console.print(
+            f"[yellow]{name}: not at {folder}; skipped. Set RAGKIT_SHARED to the folder that holds datasets/."
+        )
         return True
     whole = name != "servicepublic_fr"
     index = Index(
@@ -92,7 +94,9 @@ def measure(name: str, console: Console) -> bool:
     judged = qrels(folder / "qrels.tsv")
     questions = {q: questions[q] for q in dict.fromkeys(qrel.query_id for qrel in judged)}
 
-    table = Table(title=f"{name}: {len(passages.documents)} documents, {len(passages)} passages, {len(questions)} questions")
+    table = Table(
+        title=f"{name}: {len(passages.documents)} documents, {len(passages)} passages, {len(questions)} questions"
+    )
     for column in ("retriever", *map(str, MEASURES), "ms a question", "bar (nDCG@10)"):
         table.add_column(column, justify="left" if column == "retriever" else "right")
     held = True
@@ -135,14 +139,17 @@ class Progress:
     def __call__(self, progress: Any) -> None:
         if time.monotonic() > self._next and progress.chunks_total:
             self._next = time.monotonic() + 60
-            self._console.print(f"  {progress.chunks_done}/{progress.chunks_total} passages, {progress.eta_seconds} s left")
+            self._console.print(
+                f"  {progress.chunks_done}/{progress.chunks_total} passages, {progress.eta_seconds} s left"
+            )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("sets", nargs="*", default=["scifact", "cranfield", "servicepublic_fr"])
     console = Console(width=120)
-    return 0 if all([measure(name, console) for name in parser.parse_args().sets]) else 1
+    held = [measure(name, console) for name in parser.parse_args().sets]
+    return 0 if all(held) else 1
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from websockets.sync.client import ClientConnection, connect
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "notebooks" / "01_quickstart.ipynb"
 INDEX = ROOT / "indexes" / "handbook"
-QUESTION = "How do I choose k1 and b for BM25?"
+QUESTION = "Which values of k1 and b should I start with?"
 QUESTION_FR = "Comment traiter les accents dans une recherche en français ?"
 
 
@@ -156,7 +156,8 @@ def watcher(environment: dict[str, str]) -> Iterator[dict[str, bool]]:
 def shown(message: dict[str, object]) -> str:
     if message["type"] == "indexing_progress":
         return (
-            f"{message['index']} {message['state']}: documents {message['documents_done']}/{message['documents_total']}, "
+            f"{message['index']} {message['state']}: "
+            f"documents {message['documents_done']}/{message['documents_total']}, "
             f"passages {message['chunks_done']}/{message['chunks_total']}"
         )
     if message["type"] == "follow_up_questions":

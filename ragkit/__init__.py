@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from ragkit.embedding import Embedder, HashEmbedder, OpenAIEmbedder, SentenceTransformerEmbedder
     from ragkit.engine import RAGEngine
     from ragkit.errors import RagkitError
-    from ragkit.index import IndexReport
     from ragkit.llm import LLM, ExtractiveLLM, OpenAILLM, ScriptedLLM
     from ragkit.retrieval import Hit
+    from ragkit.update import IndexReport
 
 _HOME = {
     "Answer": "answer",
@@ -35,7 +35,7 @@ _HOME = {
     "ExtractiveLLM": "llm",
     "HashEmbedder": "embedding",
     "Hit": "retrieval",
-    "IndexReport": "index",
+    "IndexReport": "update",
     "LLM": "llm",
     "OpenAIEmbedder": "embedding",
     "OpenAILLM": "llm",

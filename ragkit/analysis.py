@@ -25,9 +25,9 @@ def tokenize(text: str, language: str) -> list[str]:
     """Split a text into index terms.
 
     Lower case, accents folded, no stop words, Snowball stems (Porter 2001). Elided articles (l', d') go with
-    the stop words; other single letters stay, because of "permis B". Accents are folded before stemming although the French stemmer knows them: a question typed
-    without accents then finds as much as one with them, at no measurable cost to the latter
-    (``make bench-retrieval`` prints both).
+    the stop words; other single letters stay, because of "permis B". Accents are folded before stemming although
+    the French stemmer knows them: a question typed without accents then finds as much as one with them, at no
+    measurable cost to the latter (``make bench-retrieval`` prints both).
 
     Args:
         text: Any text.

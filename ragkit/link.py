@@ -45,7 +45,8 @@ from ragkit.serving import Desk, Send, Serving
 
 __all__ = ["Link"]
 
-LINGER_SECONDS = 0.005  # one wake-up serves all events of a burst
+GLANCE_SECONDS = 0.01  # between two looks into the mailbox while events come
+AWAKE_SECONDS = 5.0  # without events, before the thread sleeps and has to be woken
 TICK_SECONDS = 0.25
 LOOK_SECONDS = 3.0  # between two searches when there is no server
 REFUSED_SECONDS = 60.0  # a token or a missing extension does not mend itself
@@ -160,21 +161,28 @@ class Link:
     # ------------------------------------------------------------------------------- the pump
 
     async def _pump(self) -> None:
+        quiet_since = self._loop.time()
         while True:
             if self._empty_mailbox(1_000):
-                self._look_after_outbox()
+                quiet_since = self._loop.time()
                 self._outgoing.set()
-                await asyncio.sleep(0 if len(self._mailbox.items) > 1_000 else LINGER_SECONDS)
-                continue
             self._look_after_outbox()
-            self._mailbox.asleep = True
-            if not self._mailbox.items:
-                resting = not self.outbox.has_waiting and (self.outbox.is_empty or self.outbox.journal is not None)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(None if resting and not self._flushes else TICK_SECONDS):
-                        await self._awake.wait()
-            self._mailbox.asleep = False
-            self._awake.clear()
+            if len(self._mailbox.items) >= 1_000:
+                await asyncio.sleep(0)
+            elif self._loop.time() - quiet_since < AWAKE_SECONDS:
+                await asyncio.sleep(GLANCE_SECONDS)
+            else:
+                await self._sleep()
+
+    async def _sleep(self) -> None:
+        resting = not self.outbox.has_waiting and (self.outbox.is_empty or self.outbox.journal is not None)
+        self._awake.clear()
+        self._mailbox.asleep = True
+        if not self._mailbox.items:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if resting and not self._flushes else TICK_SECONDS):
+                    await self._awake.wait()
+        self._mailbox.asleep = False
 
     def _empty_mailbox(self, limit: int) -> int:
         items, taken = self._mailbox.items, 0

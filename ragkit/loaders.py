@@ -53,18 +53,27 @@ def load(source: Source, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Loaded:
         loaded = read(source, source.path.read_bytes(), time.monotonic() + timeout_seconds)
     except DocumentError:
         raise
-    except OSError as error:
-        raise DocumentError(source.where, f"cannot be read: {error.strerror or error}") from error
-    except RecursionError as error:
-        raise DocumentError(source.where, "nested too deep to be read") from error
-    except MemoryError as error:
-        raise DocumentError(source.where, "too large for this machine's memory") from error
     except Exception as error:
         # A parser given a hostile file may raise anything at all; none of it is a reason to stop the others.
-        raise DocumentError(source.where, f"damaged, or not what its name says: {_detail(error)}") from error
+        raise DocumentError(source.where, _reason(error)) from error
     if not loaded.documents and not loaded.failures:
         raise DocumentError(source.where, "empty: it holds no text")
     return loaded
+
+
+def _reason(error: Exception) -> str:
+    match error:
+        case TimeoutError():
+            return "not read in time"
+        case OSError():
+            return f"cannot be read: {error.strerror or error}"
+        case RecursionError():
+            return "nested too deep to be read"
+        case MemoryError():
+            return "too large for this machine's memory"
+    if type(error).__name__ == "LimitReachedError":  # pypdf's; importing it for every text file would cost a while
+        return f"unfolds to more than is safe to read: {_detail(error)}"
+    return f"damaged, or not what its name says: {_detail(error)}"
 
 
 def _detail(error: BaseException) -> str:
@@ -122,11 +131,11 @@ def _read_html(source: Source, data: bytes, deadline: float) -> Loaded:
 
 def _read_pdf(source: Source, data: bytes, deadline: float) -> Loaded:
     import pypdf
-    from pypdf.errors import DependencyError, FileNotDecryptedError, LimitReachedError
+    from pypdf.errors import DependencyError, FileNotDecryptedError
 
     def in_time(*_: object) -> None:
         if time.monotonic() > deadline:
-            raise TimeoutError("not read in time")
+            raise TimeoutError
 
     if not data.strip():
         raise DocumentError(source.where, "empty: it holds no text")
@@ -142,17 +151,15 @@ def _read_pdf(source: Source, data: bytes, deadline: float) -> Loaded:
         raise DocumentError(
             source.where, "encrypted in a way that cannot be read here; save a copy without a password"
         ) from error
-    except LimitReachedError as error:
-        raise DocumentError(source.where, f"unfolds to more than is safe to read: {_detail(error)}") from error
     for number, page in enumerate(pages, start=1):
         try:
             in_time()
             part = clean(page.extract_text(visitor_operand_before=in_time) or "").strip("\n")
         except TimeoutError as error:
-            failures.append(DocumentError(f"{source.where}, from page {number}", _detail(error)))
+            failures.append(DocumentError(f"{source.where}, from page {number}", _reason(error)))
             break
         except Exception as error:  # as in `load`: a page is a program, and may break the parser in any way
-            failures.append(DocumentError(f"{source.where}, page {number}", f"damaged: {_detail(error)}"))
+            failures.append(DocumentError(f"{source.where}, page {number}", _reason(error)))
             continue
         if len(text) + len(part) > MAX_CHARACTERS:
             failures.append(DocumentError(f"{source.where}, from page {number}", "too much text; split the file"))

@@ -7,7 +7,8 @@ import functools
 import itertools
 import logging
 import re
-from typing import TYPE_CHECKING, Any
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING
 
 from ragkit.documents import Mark
 from ragkit.errors import DocumentError
@@ -140,14 +141,14 @@ def markdown_headings(text: str, *, offset: int = 0) -> tuple[Mark, ...]:
 def _markdown() -> tuple[MarkdownIt, MarkdownIt]:
     from markdown_it import MarkdownIt
 
-    blocks = MarkdownIt("commonmark").enable("table")
+    blocks = MarkdownIt("commonmark")
     blocks.core.ruler.enableOnly(["normalize", "block"])
     return blocks, MarkdownIt("commonmark")
 
 
 # ----------------------------------------------------------------------------------------- HTML
 
-_HIDDEN = frozenset({"script", "style", "template", "noscript", "head", "title", "svg"})
+_HIDDEN = frozenset({"script", "style", "template", "noscript", "title", "svg"})
 _INLINE = frozenset(
     {"a", "abbr", "b", "bdi", "bdo", "cite", "code", "data", "dfn", "em", "font", "i", "img", "kbd", "mark", "q"}
     | {"s", "samp", "small", "span", "strong", "sub", "sup", "time", "u", "var", "wbr"}
@@ -166,23 +167,37 @@ def html_to_markdown(html: str) -> tuple[str, str]:
     metadata = trafilatura.extract_metadata(html)
     text = trafilatura.extract(html, output_format="markdown", include_comments=False, favor_recall=True)
     title = metadata.title if metadata is not None else None
-    return clean(text or _visible_text(trafilatura.load_html(html))), title or ""
+    return clean(text or _visible_text(html)), title or ""
 
 
-def _visible_text(tree: Any) -> str:
-    """All text of a page, block by block."""
-    parts: list[str] = []
-    stack = [(tree, False)] if tree is not None else []
-    while stack:  # with a stack of our own: pages can be nested deeper than Python's
-        element, is_end = stack.pop()
-        tag = element.tag if isinstance(element.tag, str) else ""  # else a comment
-        block = "" if tag in _INLINE or not tag else "\n\n"
-        if is_end:
-            parts += (block, element.tail or "")
-            continue
-        stack.append((element, True))
-        if tag and tag not in _HIDDEN:
-            parts += (block, "#" * int(tag[1]) + " " if re.fullmatch("h[1-6]", tag) else "", element.text or "")
-            stack += [(child, False) for child in reversed(element)]
-    lines = (" ".join(line.split()) for line in re.split(r"\n\s*\n", "".join(parts)))
+class _VisibleText(HTMLParser):
+    """All text of a page, block by block, without a tree: pages can be nested deeper than any tree may be."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.parts: list[str] = []
+        self.hidden = ""
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if not self.hidden and tag in _HIDDEN:
+            self.hidden = tag
+        self.parts.append("" if tag in _INLINE else "\n\n")
+        if re.fullmatch("h[1-6]", tag):
+            self.parts.append("#" * int(tag[1]) + " ")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == self.hidden:
+            self.hidden = ""
+        self.parts.append("" if tag in _INLINE else "\n\n")
+
+    def handle_data(self, data: str) -> None:
+        if not self.hidden:
+            self.parts.append(data)
+
+
+def _visible_text(html: str) -> str:
+    parser = _VisibleText()
+    parser.feed(html)
+    parser.close()
+    lines = (" ".join(line.split()) for line in re.split(r"\n\s*\n", "".join(parser.parts)))
     return "\n\n".join(line for line in lines if line.strip("# "))

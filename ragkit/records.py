@@ -124,7 +124,9 @@ class Records:
                 db.execute("BEGIN IMMEDIATE")
                 try:
                     yield db
-                    db.execute("INSERT INTO meta VALUES ('generation', '1') ON CONFLICT DO UPDATE SET value = value + 1")
+                    db.execute(
+                        "INSERT INTO meta VALUES ('generation', '1') ON CONFLICT DO UPDATE SET value = value + 1"
+                    )
                     db.execute("COMMIT")
                 except BaseException:  # Ctrl-C too must leave no half transaction
                     if db.in_transaction:
@@ -162,13 +164,15 @@ class Records:
         return [(i, Path(p), prefix) for i, p, prefix in self._rows("SELECT id, path, prefix FROM roots ORDER BY id")]
 
     def add_root(self, path: Path) -> tuple[int, str]:
-        """Register a folder. The first one's documents keep their plain ids, later ones get the folder's name before."""
+        """Register a folder. The first one's documents keep their plain ids, later ones get its name before."""
         taken = {prefix for _, _, prefix in self.roots()}
         prefix, number = ("" if not taken else f"{path.name}/"), 2
         while prefix in taken:
             prefix, number = f"{path.name}-{number}/", number + 1
         with self._connection(write=True) as db:
-            row = db.execute("INSERT INTO roots (path, prefix) VALUES (?, ?) RETURNING id", (str(path), prefix)).fetchone()
+            row = db.execute(
+                "INSERT INTO roots (path, prefix) VALUES (?, ?) RETURNING id", (str(path), prefix)
+            ).fetchone()
         return int(row[0]), prefix
 
     # ------------------------------------------------------------------------------- reading
@@ -199,7 +203,8 @@ class Records:
         texts = dict(self._rows("SELECT id, text FROM documents"))
         found: dict[str, list[StoredChunk]] = {}
         for vector_id, document_id, ordinal, start, stop, headings, page in self._rows(
-            "SELECT vector_id, document_id, ordinal, start, stop, headings, page FROM chunks ORDER BY document_id, ordinal"
+            "SELECT vector_id, document_id, ordinal, start, stop, headings, page FROM chunks "
+            "ORDER BY document_id, ordinal"
         ):
             text = texts[document_id][start:stop]
             chunk = Chunk(document_id, start, stop, text, tuple(json.loads(headings)), page, ordinal)
@@ -208,7 +213,7 @@ class Records:
 
     def counts(self) -> tuple[int, int]:
         """Count (documents, chunks)."""
-        return tuple(self._rows("SELECT (SELECT count(*) FROM documents), (SELECT count(*) FROM chunks)")[0])  # type: ignore[return-value]
+        return tuple(self._rows("SELECT (SELECT count(*) FROM documents), (SELECT count(*) FROM chunks)")[0])
 
     # ------------------------------------------------------------------------------- writing
 
@@ -230,7 +235,15 @@ class Records:
                 db.executemany(
                     "INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?)",
                     [
-                        (s.vector_id, d.id, c.ordinal, c.start, c.end, json.dumps(c.headings, ensure_ascii=False), c.page)
+                        (
+                            s.vector_id,
+                            d.id,
+                            c.ordinal,
+                            c.start,
+                            c.end,
+                            json.dumps(c.headings, ensure_ascii=False),
+                            c.page,
+                        )
                         for s in new.chunks
                         for c in [s.chunk]
                     ],

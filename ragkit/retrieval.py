@@ -25,8 +25,9 @@ from ragkit.chunking import Chunk
 from ragkit.documents import detect_language
 from ragkit.embedding import Vectors
 from ragkit.errors import EmptyIndexError, EmptyQuestionError, InputError
-from ragkit.index import Index, passage_text
+from ragkit.index import Index
 from ragkit.records import DocumentRecord, StoredChunk
+from ragkit.update import passage_text
 
 __all__ = ["BM25", "Dense", "Hit", "Hybrid", "Passages", "Retriever", "reciprocal_rank_fusion", "weighted_fusion"]
 
@@ -287,7 +288,7 @@ def retrieve(
 
 
 class PassagesCache:
-    """The newest `Passages` of an index; looks at the generation before each use, so that another process's work shows."""
+    """The newest `Passages` of an index; looks before each use whether another process has changed it."""
 
     def __init__(self, index: Index) -> None:
         self._index = index

@@ -17,7 +17,7 @@ from ragkit.embedding import Vectors
 from ragkit.errors import IndexCorruptError, IndexWriteError
 
 if TYPE_CHECKING:
-    import chromadb
+    from chromadb.api import ClientAPI
 
 __all__ = ["ChromaStore", "VectorStore"]
 
@@ -95,7 +95,7 @@ class ChromaStore:
                 self._max_batch = client.get_max_batch_size()
         return self._collection
 
-    def _client(self) -> chromadb.ClientAPI:
+    def _client(self) -> ClientAPI:
         import chromadb
         from chromadb.config import Settings
 

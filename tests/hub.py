@@ -115,7 +115,10 @@ class Hub:
     def _check(self, connection: ServerConnection, request: Request) -> Response | None:
         self.requests.append(request)
         if self.status:
-            return connection.respond(HTTPStatus(self.status), "no\n")
+            response = connection.respond(HTTPStatus(self.status), "no\n")
+            if 300 <= self.status < 400:
+                response.headers["Location"] = "/base/login"
+            return response
         if request.headers.get("Authorization") != f"token {self.token}":
             return connection.respond(HTTPStatus.FORBIDDEN, "who are you?\n")
         return None

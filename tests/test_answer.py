@@ -14,7 +14,9 @@ from ragkit.retrieval import Hit
 TEXT = "BM25 has two parameters. The usual k1 is 1.2.\nThe usual b is 0.75. Tune them last."
 
 
-def hit(text: str = TEXT, *, title: str = "BM25", start: int = 0, page: int | None = None, source: str = "bm25.md") -> Hit:
+def hit(
+    text: str = TEXT, *, title: str = "BM25", start: int = 0, page: int | None = None, source: str = "bm25.md"
+) -> Hit:
     document = DocumentRecord("bm25.md", source, title, "en", " " * start + text)
     chunk = Chunk("bm25.md", start, start + len(text), text, ("BM25", "Parameters"), page, 0)
     return Hit(chunk, document, 0.9, 0.8, 1)
@@ -119,7 +121,7 @@ def test_hostile_documents_and_models_are_shown_as_text(evil: str) -> None:
     answer._follow_ups.set_result((evil,))
     page = Elements(answer._repr_html_())
     assert {tag for tag, _ in page.tags} <= {
-        "style", "div", "p", "details", "summary", "blockquote", "mark", "small", "ol", "ul", "li",
+        "style", "div", "details", "summary", "blockquote", "mark", "small", "ol", "ul", "li",
     }  # fmt: skip
     names = {name for _, attributes in page.tags for name in attributes}
     assert names <= {"class", "lang", "title", "value"}
@@ -130,7 +132,9 @@ def test_hostile_documents_and_models_are_shown_as_text(evil: str) -> None:
 
 def test_a_marker_opens_the_quoted_passage() -> None:
     page = answered("The usual k1 is 1.2. [1]")._repr_html_()
-    assert re.search(r"<summary title=[^>]*>\[1\]</summary><blockquote>.*<mark>The usual k1 is 1\.2\.</mark>", page, re.S)
+    assert re.search(
+        r"<summary title=[^>]*>\[1\]</summary><blockquote>.*<mark>The usual k1 is 1\.2\.</mark>", page, re.S
+    )
 
 
 def test_follow_ups_wait_and_tell(capsys: pytest.CaptureFixture[str]) -> None:

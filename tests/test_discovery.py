@@ -308,6 +308,22 @@ def test_papermill_called_by_a_script(notebook: Path, kernel_env: dict[str, str]
     assert printed(output)[:2] == ["papermill", "a notebook run by batch.py"]
 
 
+def test_papermill_called_by_a_notebook(notebook: Path, kernel_env: dict[str, str]) -> None:
+    """The inner kernel inherits the outer notebook's name, and must not pass itself off as that."""
+    output = notebook.with_name("out.ipynb")
+    outer = f"""
+import nbformat, os
+from nbclient import NotebookClient
+os.environ["JPY_SESSION_NAME"] = "/somewhere/outer.ipynb"
+code = "import papermill; papermill.execute_notebook({str(notebook)!r}, {str(output)!r}, {{'k': 3}}, progress_bar=False)"
+note = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+NotebookClient(note, kernel_name="python3").execute()
+"""
+    command = [sys.executable, "-c", outer]
+    subprocess.run(command, env=kernel_env, cwd=notebook.parent, check=True, capture_output=True, timeout=120)
+    assert printed(output)[:2] == ["papermill", "a notebook run by outer.ipynb"]
+
+
 def test_a_notebook_of_a_server(notebook: Path, kernel_env: dict[str, str]) -> None:
     """nbclient stands in for the server: it sets what the server sets."""
     script = f"""

@@ -97,7 +97,12 @@ def _good(request: dict[str, Any]) -> tuple[int, str, bytes]:
         {"object": "embedding", "index": i, "embedding": [3.0, 4.0, float(len(text))]}
         for i, text in enumerate(request["input"])
     ]
-    body = {"object": "list", "model": request["model"], "data": data[::-1], "usage": {"prompt_tokens": 1, "total_tokens": 1}}
+    body = {
+        "object": "list",
+        "model": request["model"],
+        "data": data[::-1],
+        "usage": {"prompt_tokens": 1, "total_tokens": 1},
+    }
     return 200, "application/json", json.dumps(body).encode()
 
 
@@ -112,7 +117,9 @@ def server() -> Iterator[_Server]:
 def test_openai_embedder_keeps_order_and_batches(server: _Server) -> None:
     embedder = OpenAIEmbedder("m", base_url=server.url, batch_size=2)
     vectors = embedder.embed(["", "aaaa", "bbbbbbbbbbbb"])
-    np.testing.assert_allclose(vectors, [[0.6, 0.8, 0], [3, 4, 4] / np.sqrt(41), [3, 4, 12] / np.float64(13)], atol=1e-6)
+    np.testing.assert_allclose(
+        vectors, [[0.6, 0.8, 0], [3, 4, 4] / np.sqrt(41), [3, 4, 12] / np.float64(13)], atol=1e-6
+    )
     assert embedder.dimension == 3
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-
 import signal
 import subprocess
 import sys
 import textwrap
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,8 @@ from ragkit.errors import (
     NoDocumentsError,
     SourceNotFoundError,
 )
-from ragkit.index import Index, Progress, passage_text, remove_index
+from ragkit.index import Index, remove_index
+from ragkit.update import Progress, passage_text
 
 
 class CountingEmbedder(HashEmbedder):
@@ -60,7 +60,9 @@ def folder(tmp_path: Path) -> Path:
 
 def write(path: Path, number: int, sections: int = 4) -> None:
     parts = [f"# Page {number}"]
-    parts += [f"## Section {s}\n\nThe word number{number}x{s} stands here, and nowhere else at all." for s in range(sections)]
+    parts += [
+        f"## Section {s}\n\nThe word number{number}x{s} stands here, and nowhere else at all." for s in range(sections)
+    ]
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
@@ -217,7 +219,9 @@ def test_cancelled_it_says_so_and_keeps_what_was_done(tmp_path: Path, folder: Pa
 
 
 def test_progress_ends_with_the_right_numbers(tmp_path: Path, folder: Path) -> None:
-    (folder / "rows.jsonl").write_text("".join(json.dumps({"_id": str(i), "text": f"row {i}"}) + "\n" for i in range(9)))
+    (folder / "rows.jsonl").write_text(
+        "".join(json.dumps({"_id": str(i), "text": f"row {i}"}) + "\n" for i in range(9))
+    )
     (folder / "broken.pdf").write_bytes(b"%PDF-1.4 nothing more")
     told: list[Progress] = []
     index = index_at(tmp_path / "index")
@@ -227,7 +231,7 @@ def test_progress_ends_with_the_right_numbers(tmp_path: Path, folder: Path) -> N
     assert (end.state, end.chunks_done, end.chunks_total) == ("done", report.chunks, report.chunks)
     assert (end.documents_done, end.documents_total) == (17, 17)
     assert [f.source for f in end.failures] == [f.source for f in report.failed]
-    for earlier, later in zip(told, told[1:], strict=False):
+    for earlier, later in itertools.pairwise(told):
         assert later.chunks_done >= earlier.chunks_done
         assert later.documents_done >= earlier.documents_done
 
@@ -400,5 +404,3 @@ def test_remove_index_removes_an_index_and_nothing_else(tmp_path: Path, folder: 
     with pytest.raises(InputError, match="not an index"):
         remove_index(folder)
     assert folder.exists()
-
-

@@ -64,7 +64,7 @@ def test_events_are_numbered_and_stamped() -> None:
     outbox.add(1.5, FollowUpQuestions(questions=[], time="then", origin=Origin(kind="cli", name="x", run_id="y")))
     first, second = decoded(outbox.take())
     assert (first.n, first.event.time, first.event.origin) == (1, "1970-01-01T00:00:00.000000Z", ORIGIN)
-    assert (second.n, second.event.time, second.event.origin.name) == (2, "then", "x")  # type: ignore[union-attr]
+    assert (second.n, second.event.time, second.event.origin.name) == (2, "then", "x")
 
 
 def test_what_is_not_acknowledged_is_sent_again() -> None:
@@ -107,6 +107,14 @@ def test_progress_is_left_out_only_when_much_waits() -> None:
     assert [message.n for message in got] == list(range(1, len(got) + 1))
     assert many.counts().coalesced == 5_001 - len(got)
     assert many.counts().dropped == 0
+
+
+def test_a_terminal_state_is_never_left_out() -> None:
+    outbox = Outbox(ORIGIN)
+    for state in ("running", "failed", "running", "done"):  # a task id used again
+        outbox.add(0, progress(1, state=state))
+    outbox.compact()
+    assert [m.event.state for m in everything(outbox)] == ["failed", "done"]  # type: ignore[union-attr]
 
 
 def test_what_counts_is_kept_when_memory_is_full() -> None:
@@ -208,6 +216,7 @@ def test_a_full_disk_loses_nothing(journal: Callable[[], Journal], monkeypatch: 
         with pytest.raises(OSError, match="No space"):
             outbox.store()
     assert not outbox.is_safe(2)
+    assert len(lines(file.path)) == 2, "half a line is left"
     outbox.add(0, follow_up("c"))
     outbox.store()
     assert outbox.is_safe(3)

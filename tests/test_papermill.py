@@ -25,7 +25,9 @@ DEADLINE_SECONDS = 60.0
 def notebook(tmp_path: Path) -> Path:
     """A parameterised notebook that indexes and asks."""
     book = nbformat.v4.new_notebook()
-    parameters = nbformat.v4.new_code_cell('folder = "nowhere"\nquestion = "nothing"', metadata={"tags": ["parameters"]})
+    parameters = nbformat.v4.new_code_cell(
+        'folder = "nowhere"\nquestion = "nothing"', metadata={"tags": ["parameters"]}
+    )
     work = nbformat.v4.new_code_cell(
         "from ragkit import ExtractiveLLM, HashEmbedder, RAGEngine\n"
         "embedder = HashEmbedder()\n"
@@ -43,7 +45,9 @@ def notebook(tmp_path: Path) -> Path:
 
 
 def run(notebook: Path, environment: dict[str, str]) -> None:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "server_extension")])} | environment
+    environment = (
+        os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "server_extension")])} | environment
+    )
     for name in ("RAGKIT_URL", "RAGKIT_TOKEN", "JUPYTER_SERVER_URL", "JPY_PARENT_PID"):
         environment.pop(name, None)
     done = subprocess.run(
@@ -98,7 +102,10 @@ def test_with_a_running_server_it_is_on_the_socket_under_its_own_origin(tmp_path
     try:
         with listen(server) as socket:
             # Nothing but the runtime folder tells where the server is: its root contains the notebook.
-            run(notebook, {"JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"), "RAGKIT_JOURNAL_DIR": str(tmp_path / "journal")})
+            run(
+                notebook,
+                {"JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"), "RAGKIT_JOURNAL_DIR": str(tmp_path / "journal")},
+            )
             seen = collect(socket, {"done", "follow_up_questions"})
         check(seen)
         sequence = [message["seq"] for message in seen]
@@ -108,7 +115,9 @@ def test_with_a_running_server_it_is_on_the_socket_under_its_own_origin(tmp_path
         server.stop()
 
 
-def test_without_a_server_it_waits_in_a_journal_that_the_next_server_adopts_once(tmp_path: Path, notebook: Path) -> None:
+def test_without_a_server_it_waits_in_a_journal_that_the_next_server_adopts_once(
+    tmp_path: Path, notebook: Path
+) -> None:
     (tmp_path / "runtime").mkdir()
     run(notebook, {"JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"), "RAGKIT_JOURNAL_DIR": str(tmp_path / "journal")})
     assert "1.2" in answered(notebook)  # nothing is missing from the notebook itself

@@ -21,7 +21,9 @@ def main() -> int:
         for span in line["spans"]:
             page = pages.get(span["document_id"], "")
             if page.count(span["text"]) != 1:
-                lost.append(f"{line['_id']}: {page.count(span['text'])} times in {span['document_id']}: {span['text']!r}")
+                lost.append(
+                    f"{line['_id']}: {page.count(span['text'])} times in {span['document_id']}: {span['text']!r}"
+                )
                 continue
             span["start"] = page.index(span["text"])
             span["end"] = span["start"] + len(span["text"])

@@ -89,7 +89,7 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.wait(DEADLINE_SECONDS)
+                self.process.wait(2 * DEADLINE_SECONDS)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
@@ -145,7 +145,7 @@ def start_server(folder: Path, *arguments: str, app: str = "server", base_url: s
             stdin=subprocess.DEVNULL,
         )
     server = Server(port, base_url, process, log_path, folder / "journal")
-    deadline = time.monotonic() + DEADLINE_SECONDS
+    deadline = time.monotonic() + 4 * DEADLINE_SECONDS
     while not is_listening(port) or f":{port}{base_url}" not in server.log():
         if process.poll() is not None or time.monotonic() > deadline:
             server.stop()

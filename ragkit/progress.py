@@ -1,0 +1,68 @@
+"""How indexing progress is shown to a person and told to the socket."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from ragkit import events
+from ragkit.update import Progress
+
+__all__ = ["ProgressBar", "progress_event"]
+
+_MAX_FAILURES_TOLD = 100
+
+
+class ProgressBar:
+    """A tqdm bar over passages: in the notebook where there is one, else in the terminal."""
+
+    def __init__(self, wanted: bool, label: str) -> None:
+        self._bar: Any = None
+        if wanted:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(
+                desc=label, unit="passage", total=None, leave=True, disable=None if not _in_notebook() else False
+            )
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, progress: Progress) -> None:
+        if self._bar is None:
+            return
+        if progress.chunks_total is not None and self._bar.total != progress.chunks_total:
+            self._bar.reset(total=progress.chunks_total)
+        self._bar.n = progress.chunks_done
+        documents = f"{progress.documents_done}/{progress.documents_total} documents"
+        failed = f", {len(progress.failures)} failed" if progress.failures else ""
+        self._bar.set_postfix_str(documents + failed, refresh=True)
+
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and hasattr(shell, "kernel")
+
+
+def progress_event(progress: Progress, task_id: str, index: str) -> events.IndexingProgress:
+    told = progress.failures[:_MAX_FAILURES_TOLD]
+    return events.IndexingProgress(
+        task_id=task_id,
+        index=index,
+        state=progress.state,  # type: ignore[arg-type]
+        documents_done=progress.documents_done,
+        documents_total=progress.documents_total,
+        chunks_done=progress.chunks_done,
+        chunks_total=progress.chunks_total,
+        current_document=progress.current_document[-1024:] if progress.current_document else None,
+        rate=progress.rate,
+        eta_seconds=progress.eta_seconds,
+        failures=[events.Failure(source=f.source[-1024:], reason=f.reason[:2000]) for f in told],
+        failures_total=len(progress.failures),
+        message=progress.message,
+    )
