@@ -80,7 +80,7 @@ def best_quotes(
     max_quotes: int = 3,
     min_relevance: float | None = None,
 ) -> list[Quote]:
-    """Choose the pieces of passages that fit a question best, the best first.
+    """Choose the pieces of passages that fit a question best, those of the best passage first.
 
     Args:
         question: In any language; it should be the passages'.
@@ -127,6 +127,9 @@ def best_quotes(
             break
         if not any(_same(texts[i], texts[j]) for j in chosen):
             chosen.append(i)
+    # Best passage first, but what stands in one passage in the order in which it was written.
+    order = list(dict.fromkeys(found[i][0] for i in chosen))
+    chosen.sort(key=lambda i: (order.index(found[i][0]), i))
     return [
         Quote(
             passage=found[i][0],
