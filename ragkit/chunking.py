@@ -94,16 +94,16 @@ class StructureChunker:
     def chunk(self, document: Document, *, count_tokens: CountTokens) -> list[Chunk]:
         """See `Chunker.chunk`."""
         pieces = self._counted(document.text, _linked(document, list(_blocks(document))), count_tokens)
-        few_words = max(2, self.max_tokens // 8)
-        for split in (
+        cuts: list[Split] = [
             _sentences,
             functools.partial(_cut_after, re.compile(r"\n")),
             # A few words at a time: one by one, the words of a 10 MB line would take longer than all the rest.
-            functools.partial(_cut_after, re.compile(rf"(?:\S+\s+){{{few_words}}}")),
+            functools.partial(_cut_after, re.compile(r"\s+"), every=max(2, self.max_tokens // 8)),
             functools.partial(_cut_after, re.compile(r"\s+")),
             # A word that is longer than a chunk: a hash, a data URL, or text without spaces.
             functools.partial(_cut_after, re.compile(rf"(?s:.{{{max(1, self.max_tokens // 2)}}})")),
-        ):
+        ]
+        for split in cuts:
             pieces = self._divided(document, pieces, split, count_tokens)
         sections = self._sections(self._units(pieces))
         spans = self._fitting(document, [s for section in sections for s in self._packed(section)], count_tokens)
@@ -338,9 +338,10 @@ def _sentences(document: Document, piece: _Piece) -> list[_Piece]:
     return _parts(document.text, piece, ends)
 
 
-def _cut_after(pattern: re.Pattern[str], document: Document, piece: _Piece) -> list[_Piece]:
+def _cut_after(pattern: re.Pattern[str], document: Document, piece: _Piece, *, every: int = 1) -> list[_Piece]:
     text = document.text[piece.start : piece.end]
-    return _parts(document.text, piece, [match.end() for match in pattern.finditer(text)])
+    ends = [match.end() for match in pattern.finditer(text)]
+    return _parts(document.text, piece, ends[every - 1 :: every])
 
 
 def _parts(text: str, piece: _Piece, ends: list[int]) -> list[_Piece]:

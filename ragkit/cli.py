@@ -165,7 +165,7 @@ def ask(
     answer = engine.ask(question, on_delta=stream if live else None)
     if as_json:
         questions = answer.follow_ups(timeout_seconds=wait) if follow_ups else ()
-        typer.echo(json.dumps(_as_json(answer, engine, questions), ensure_ascii=not _speaks_utf8(), indent=1))
+        typer.echo(json.dumps(_as_json(answer, engine, questions), ensure_ascii=not _speaks_utf8()))
         return
     sources, following, looking = _LABELS.get(answer.language, _LABELS["en"])
     if live:
@@ -302,7 +302,7 @@ def doctor(
             "first_failure": failed[0] if failed else None,
             "findings": [dataclasses.asdict(finding) for finding in findings],
         }
-        typer.echo(json.dumps(told, ensure_ascii=not _speaks_utf8(), indent=1))
+        typer.echo(json.dumps(told, ensure_ascii=not _speaks_utf8()))
     elif failed:
         typer.echo(f"\nThe first layer that fails is '{failed[0]}': mend it and run 'ragkit doctor' again.")
     else:

@@ -276,7 +276,7 @@ class RAGEngine:
                 k=k if isinstance(k, int) and not isinstance(k, bool) and 1 <= k <= 100 else None,
                 on_delta=reply.delta,
                 cancelled=lambda: reply.cancelled,
-                request_id=reply.id,
+                request_id=reply.request_id,
             )
         except EmptyQuestionError as error:
             reply.fail(events.ErrorCode.EMPTY_QUESTION, str(error))

@@ -379,11 +379,12 @@ class Withdraw(Struct, frozen=True, kw_only=True, tag_field="type", tag="withdra
 
 
 class EngineQuery(Struct, frozen=True, kw_only=True, tag_field="type", tag="engine_query"):
-    """A query on its way to an engine."""
+    """A query on its way to an engine. ``id`` is the hub's; ``request_id`` is what the asker calls it."""
 
     id: Id
     engine_id: Id
     content: QueryContent
+    request_id: Id | UnsetType = UNSET
 
 
 EngineMessage = Hello | Publish | Offer | Withdraw | Response | ResponseDelta | Error | Ping | Pong

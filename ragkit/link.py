@@ -4,8 +4,7 @@ Two tasks. The *pump* empties the mailbox into the outbox, and the outbox into t
 no other way. The *keeper* finds the server, connects, and talks until the connection is lost, over and
 over. Neither waits for the other, so a hub that does not read never keeps events from being safe.
 
-This module is imported in that thread, because websockets takes longer to import than a notebook
-should wait for.
+Imported in that thread: a notebook need not wait for websockets.
 """
 
 from __future__ import annotations
@@ -286,14 +285,10 @@ class Link:
         """Connect and stay so as long as it goes; return the seconds to wait before the next attempt."""
         try:
             server = self._find()
-        except ServerError as problem:
+        except (ServerError, OSError, ValueError) as problem:  # the last two: a runtime file holds nonsense
             # Not finding one is an everyday matter for a script; having to choose is the user's.
             if isinstance(problem, AmbiguousServerError):
                 self._tell_once("find", str(problem))
-            self._serverless = True
-            self._set_state(f"looking for a server: {problem}")
-            return LOOK_SECONDS
-        except (OSError, ValueError) as problem:  # the environment or a runtime file holds nonsense
             self._serverless = True
             self._set_state(f"looking for a server: {problem}")
             return LOOK_SECONDS
@@ -306,8 +301,7 @@ class Link:
             self._tell_once("refused", str(problem))
             return REFUSED_SECONDS
         except (OSError, WebSocketException, ServerError, RuntimeError, ValueError) as problem:
-            # RuntimeError: no thread to resolve a host name, because the interpreter is ending.
-            # ValueError: a host name that cannot be one.
+            # RuntimeError: no thread to resolve a name, at interpreter exit. ValueError: an impossible host name.
             self._set_state(f"no connection to {server.url}: {str(problem) or type(problem).__name__}")
         if self._loop.time() - began > MAX_DELAY_SECONDS:
             self._failed_attempts = 0

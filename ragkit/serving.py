@@ -42,11 +42,13 @@ class Reply:
     """How an engine answers one query. Use it from one thread at a time.
 
     Attributes:
-        id: The query's id.
+        id: The query's id on this connection.
+        request_id: The id that the asker knows it by; follow-ups name it.
     """
 
-    def __init__(self, id: str, send: Send) -> None:
+    def __init__(self, id: str, send: Send, *, request_id: str = "") -> None:
         self.id = id
+        self.request_id = request_id or id
         self._send = send
         self._cancelled = threading.Event()
         self._answered = False
@@ -168,7 +170,7 @@ class Desk:
 
     def take(self, query: EngineQuery, send: Send) -> None:
         """Have a query answered."""
-        reply = Reply(query.id, send)
+        reply = Reply(query.id, send, request_id=query.request_id or "")
         self._replies[query.id] = reply
         task = asyncio.get_running_loop().create_task(self._answer(query, reply))
         self._tasks.add(task)

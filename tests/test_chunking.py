@@ -144,7 +144,7 @@ def test_small_documents_are_one_chunk() -> None:
 
 
 def test_sections_are_kept_apart() -> None:
-    one, two = "alpha " * 15 + "end.", "beta " * 10 + "end."
+    one, two = "alpha " * 12 + "end.", "beta " * 10 + "end."
     assert cut(f"# One\n\n{one}\n\n## Two\n\n{two}") == [f"# One\n\n{one}", f"## Two\n\n{two}"]
     assert len(cut(f"# One\n\n{one}\n\n#### Two\n\n{two}")) == 1  # a heading of level 4 is no boundary
 

@@ -315,7 +315,7 @@ def test_papermill_called_by_a_notebook(notebook: Path, kernel_env: dict[str, st
 import nbformat, os
 from nbclient import NotebookClient
 os.environ["JPY_SESSION_NAME"] = "/somewhere/outer.ipynb"
-code = "import papermill; papermill.execute_notebook({str(notebook)!r}, {str(output)!r}, {{'k': 3}}, progress_bar=False)"
+code = "import papermill; papermill.execute_notebook({str(notebook)!r}, {str(output)!r}, {{'k': 3}})"
 note = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
 NotebookClient(note, kernel_name="python3").execute()
 """

@@ -166,10 +166,20 @@ def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
 
 
 def test_a_very_deep_folder(tmp_path: Path) -> None:
-    deep = tmp_path.joinpath(*"a" * 1500)
-    deep.mkdir(parents=True)
-    (deep / "x.md").write_text("text")
-    assert len(ids(find_sources(tmp_path))) == 1
+    """Deeper than Python's stack, which `os.walk` uses; as are the functions that would make and remove it at once."""
+    folders = [tmp_path / "a"]
+    for _ in range(1200):
+        folders.append(folders[-1] / "a")
+    for folder in folders:
+        folder.mkdir()
+    file = folders[-1] / "x.md"
+    file.write_text("text")
+    try:
+        assert len(ids(find_sources(tmp_path))) == 1
+    finally:
+        file.unlink()
+        for folder in reversed(folders):
+            folder.rmdir()
 
 
 def test_suffixes() -> None:

@@ -235,7 +235,7 @@ def test_the_live_loop(server: Server, tmp_path: Path, folder: Path) -> None:
             text = (folder / "bm25.md").read_text()
             assert text[source["start"] : source["end"]] == source["text"]
             follow_ups = receive(socket, "follow_up_questions")
-            assert follow_ups["question"] == QUESTION
+            assert (follow_ups["question"], follow_ups["request_id"]) == (QUESTION, "mine")
             assert 1 <= len(follow_ups["questions"]) <= 3
 
             ask(socket, "Quelle taille de passage choisir ?", id="fr")

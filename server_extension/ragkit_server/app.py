@@ -161,7 +161,3 @@ def _local_url(serverapp: Any) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Run a Jupyter server with ragkit, on port 8000 or the next one that is free."""
     RagkitApp.launch_instance(sys.argv[1:] if argv is None else argv)  # type: ignore[no-untyped-call]
-
-
-if __name__ == "__main__":
-    main()

@@ -197,7 +197,9 @@ class Engines:
                     query.timer.cancel()
                 query.publisher = publisher
                 query.timer = self._timers.call_later(self._query_timeout_seconds, self._expire, query)
-                message = EngineQuery(id=query.key, engine_id=engine_id, content=query.content)
+                message = EngineQuery(
+                    id=query.key, engine_id=engine_id, content=query.content, request_id=query.asker_id
+                )
                 if not self._tell_publisher(publisher, message):
                     self._fail(
                         query,

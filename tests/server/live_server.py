@@ -122,7 +122,7 @@ def start_server(folder: Path, *arguments: str, app: str = "server", base_url: s
     command = {
         "server": ["-m", "jupyter_server"],
         "lab": ["-m", "jupyterlab"],
-        "ragkit": ["-m", "ragkit_server.app"],
+        "ragkit": ["-c", "from ragkit_server.app import main; main()"],  # as the script jupyter-ragkit does
     }[app]
     log_path = folder / f"{app}.log"
     with log_path.open("wb") as log:

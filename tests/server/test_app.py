@@ -29,6 +29,7 @@ async def test_it_works_in_every_server_under_a_base_url(start: StartServer, app
     async with server.open() as listener, server.publisher() as publisher:
         await say(publisher, type="publish", n=1, event={"type": "follow_up_questions", "questions": ["Why?"]})
         assert (await receive(listener))["questions"] == ["Why?"]
+    assert "Traceback" not in server.log()
 
 
 def test_jupyter_ragkit_uses_port_8000_or_the_next_that_is_free() -> None:

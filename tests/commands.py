@@ -1,0 +1,114 @@
+"""The real ``ragkit`` command, in processes of its own, away from this machine's own Jupyter settings."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.conftest import ROOT
+from tests.server.live_server import TOKEN, Server
+
+DEADLINE_SECONDS = 120.0
+
+
+def environment(folder: Path, server: Server | None = None, **more: str) -> dict[str, str]:
+    """What a command is started with; `server` is the one that it finds."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAGKIT_", "JUPYTER", "JPY_"))}
+    kept |= {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "server_extension")]),
+        "PYTHONWARNINGS": "default",
+        "JUPYTER_RUNTIME_DIR": str(folder / "no-runtime"),
+        "JUPYTER_DATA_DIR": str(folder / "no-data"),
+        "RAGKIT_JOURNAL_DIR": str(folder / "no-journal"),
+    }
+    if server is not None:
+        kept |= {"RAGKIT_URL": f"http://127.0.0.1:{server.port}{server.base_url}", "RAGKIT_TOKEN": TOKEN}
+    return kept | more
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "ragkit.cli", *arguments]
+
+
+def ragkit(*arguments: str, cwd: Path, server: Server | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; it must never show a traceback or a token."""
+    done = subprocess.run(
+        command(*arguments),
+        cwd=cwd,
+        env=environment(cwd, server, **env),
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        stdin=subprocess.DEVNULL,
+        timeout=DEADLINE_SECONDS,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    assert TOKEN not in done.stdout + done.stderr
+    return done
+
+
+class Running:
+    """A command that runs; `lines` grows, and `wait_for` waits for something in it."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self._more = threading.Condition()
+        self._readers = [
+            threading.Thread(target=self._read, args=(stream,), daemon=True)
+            for stream in (process.stdout, process.stderr)
+            if stream is not None
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, stream: Iterator[str]) -> None:
+        for line in stream:
+            with self._more:
+                self.lines.append(line.rstrip("\n"))
+                self._more.notify_all()
+
+    def wait_for(self, text: str) -> str:
+        def found() -> str | None:
+            return next((line for line in self.lines if text in line), None)
+
+        with self._more:
+            assert self._more.wait_for(found, DEADLINE_SECONDS), f"{text!r} did not come: {self.lines}"
+            line = found()
+        assert line is not None
+        return line
+
+    def end(self, signal_number: int) -> int:
+        """Send a signal and return the exit status."""
+        self.process.send_signal(signal_number)
+        status = self.process.wait(DEADLINE_SECONDS)
+        for reader in self._readers:
+            reader.join(DEADLINE_SECONDS)
+        assert "Traceback" not in "\n".join(self.lines), self.lines
+        return status
+
+
+@contextlib.contextmanager
+def running(*arguments: str, cwd: Path, server: Server | None = None, **env: str) -> Iterator[Running]:
+    """Start a command, and end it if the test does not."""
+    process = subprocess.Popen(
+        command(*arguments),
+        cwd=cwd,
+        env=environment(cwd, server, **env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    )
+    with process:
+        try:
+            yield Running(process)
+        finally:
+            if process.poll() is None:
+                process.kill()
