@@ -139,9 +139,8 @@ class Progress:
     def __call__(self, progress: Any) -> None:
         if time.monotonic() > self._next and progress.chunks_total:
             self._next = time.monotonic() + 60
-            self._console.print(
-                f"  {progress.chunks_done}/{progress.chunks_total} passages, {progress.eta_seconds} s left"
-            )
+            left = "" if progress.eta_seconds is None else f", {progress.eta_seconds:.0f} s left"
+            self._console.print(f"  {progress.chunks_done}/{progress.chunks_total} passages{left}")
 
 
 def main() -> int:

@@ -122,10 +122,13 @@ class StructureChunker:
         ]
 
     def _counted(self, text: str, pieces: list[_Piece], count_tokens: CountTokens) -> list[_Piece]:
-        counts = count_tokens([text[p.start : p.end] for p in pieces]) if pieces else []
+        floors = [(p.end - p.start) // _CHARACTERS_PER_TOKEN for p in pieces]
+        # What is too long for its length alone will be cut anyway; counting megabytes at every turn takes seconds.
+        unsure = [text[p.start : p.end] for p, floor in zip(pieces, floors, strict=True) if floor <= self.max_tokens]
+        counts = iter(count_tokens(unsure) if unsure else [])
         return [
-            dataclasses.replace(p, tokens=max(n, (p.end - p.start) // _CHARACTERS_PER_TOKEN))
-            for p, n in zip(pieces, counts, strict=True)
+            dataclasses.replace(p, tokens=max(floor, next(counts)) if floor <= self.max_tokens else floor)
+            for p, floor in zip(pieces, floors, strict=True)
         ]
 
     def _divided(

@@ -11,12 +11,13 @@ import dataclasses
 import functools
 import json
 import os
+import shlex
 import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -28,7 +29,7 @@ from ragkit.errors import (
     IndexMismatchError,
     InputError,
     RagkitError,
-    ServerConnectionError,
+    ServerError,
 )
 from ragkit.folders import default_index, existing_index, find_index, index_from_environment
 from ragkit.terminal import one_line, printable
@@ -134,7 +135,7 @@ def index(
     typer.echo(printable(str(report)))
     if report.failed and not (report.added or report.updated or report.skipped):
         raise InputError(f"No document could be read from '{path}'. The reasons are above.")
-    option = f" --index {folder}" if index_from_environment() != folder else ""
+    option = f" --index {shlex.quote(str(folder))}" if index_from_environment() != folder else ""
     typer.echo(f"The index is in '{folder}'. Next: ragkit ask{option} 'a question'")
 
 
@@ -165,7 +166,7 @@ def ask(
     answer = engine.ask(question, on_delta=stream if live else None)
     if as_json:
         questions = answer.follow_ups(timeout_seconds=wait) if follow_ups else ()
-        typer.echo(json.dumps(_as_json(answer, engine, questions), ensure_ascii=not _speaks_utf8()))
+        typer.echo(json.dumps(_as_json(answer, engine, questions)))
         return
     sources, following, looking = _LABELS.get(answer.language, _LABELS["en"])
     if live:
@@ -198,7 +199,7 @@ def serve(
     folder = existing_index(index)
     engine = _engine(folder, "ragkit serve", make_llm=make_llm, k=k)
     engine.retrieve("Is everything there?")  # what cannot work says so now, and the first question does not wait
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     documents, passages = engine.corpus.counts()
     typer.echo(f"Serving '{folder}': {documents} documents, {passages} passages, {engine.llm.name}. Ctrl-C ends it.")
     serving = engine.serve()
@@ -213,7 +214,7 @@ def serve(
                 told = state
             was_connected |= state.startswith("connected")
             if state.startswith("refused: ") and not was_connected:
-                raise ServerConnectionError("the server", state.removeprefix("refused: "))
+                raise ServerError(state.removeprefix("refused: "))
             time.sleep(POLL_SECONDS)
     serving.stop()
     engine.publisher.close()
@@ -302,7 +303,7 @@ def doctor(
             "first_failure": failed[0] if failed else None,
             "findings": [dataclasses.asdict(finding) for finding in findings],
         }
-        typer.echo(json.dumps(told, ensure_ascii=not _speaks_utf8()))
+        typer.echo(json.dumps(told))
     elif failed:
         typer.echo(f"\nThe first layer that fails is '{failed[0]}': mend it and run 'ragkit doctor' again.")
     else:
@@ -385,14 +386,6 @@ def _in_the_terminal(error: RagkitError) -> str:
 
 def _say(text: str) -> None:
     typer.echo(printable(text), err=True)
-
-
-def _speaks_utf8() -> bool:
-    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-
-
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def main() -> None:

@@ -212,16 +212,15 @@ class Doctor:
         except RefusedError:
             others = f" and of {allowed} (ServerApp.allow_origin)" if allowed else ""
             return "ok", f"allowed are {own}{others}, and what ServerApp.allow_origin_pat may name; others are refused"
-        if allowed:
-            why, setting = f"ServerApp.allow_origin or allow_origin_pat lets in {allowed}", "ServerApp.allow_origin"
-        else:
-            why, setting = "RagkitApp.allow_any_origin_with_token is set", "RagkitApp.allow_any_origin_with_token=False"
+        why = (
+            "ServerApp.allow_origin is '*'"
+            if allowed == "*"
+            else "RagkitApp.allow_any_origin_with_token is set, or ServerApp.allow_origin_pat is wide"
+        )
         return (
             "warning",
-            f"pages of any origin may connect with a token ({why})",
-            f"If that is not meant, set {setting} to what your application needs, such as 'http://localhost:3000'."
-            if allowed
-            else f"If that is not meant, set {setting}, and name your application in ServerApp.allow_origin.",
+            f"pages of any origin may connect with a token: {why}",
+            "If that is not meant, name your application alone: ServerApp.allow_origin='http://localhost:3000'.",
         )
 
     def _publishing(self) -> _Result:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import hashlib
 import logging
 import threading
 import time
@@ -239,10 +240,9 @@ class RAGEngine:
 
     def language_of(self, question: str) -> str:
         """Guess a question's language: among English, French and the common languages of the corpus."""
-        common = {"en", "fr"}
-        if self.corpus.exists:
-            common |= {language for language, _ in self.passages().languages.most_common(5)}
-        return detect_language(question, among=common - {"und"}, default="en")
+        spoken = [language for language, _ in self.passages().languages.most_common(5)] if self.corpus.exists else []
+        known = [language for language in spoken if language != "und"]
+        return detect_language(question, among={"en", "fr", *known}, default=known[0] if known else "en")
 
     # ------------------------------------------------------------------------------------ serve
 
@@ -259,8 +259,9 @@ class RAGEngine:
 
     def _describe(self) -> events.Engine:
         # One engine an index and process: serving the same index again replaces the engine that did before.
+        place = hashlib.blake2b(str(self.corpus.path.resolve()).encode(), digest_size=6).hexdigest()
         return events.Engine(
-            id=f"{self.publisher.origin.run_id}:{self.corpus.name}"[:128],
+            id=f"{self.publisher.origin.run_id[:100]}:{place}",
             index=self.corpus.name,
             llm=self.llm.name,
             embedder=self.embedder.name,

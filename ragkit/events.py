@@ -264,7 +264,7 @@ class Source(Struct, frozen=True, kw_only=True):
     document_id: Name
     title: Name
     source: Name
-    text: Text
+    text: str
     start: Count
     end: Count
     quotes: list[tuple[int, int]] = []

@@ -9,9 +9,12 @@ does only what differs: embed, write the vectors, commit the record, then delete
 from __future__ import annotations
 
 import contextlib
+import errno
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import filelock
 
 from ragkit.chunking import Chunker
 from ragkit.embedding import Embedder
@@ -22,6 +25,8 @@ from ragkit.store import ChromaStore, VectorStore
 from ragkit.update import IndexReport, Progress, Update
 
 __all__ = ["Index", "remove_index"]
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
 class Index:
@@ -35,8 +40,6 @@ class Index:
 
     Raises:
         InputError: The path holds something that is not an index.
-        IndexMismatchError: The index was made with another embedder or format.
-        IndexCorruptError: Its files are damaged.
     """
 
     def __init__(
@@ -48,8 +51,6 @@ class Index:
         self.store: VectorStore = store or ChromaStore(self.path / "vectors")
         self._records: Records | None = None
         _refuse_foreign_folder(self.path)
-        if self.exists:
-            self._check(("format", FORMAT), ("embedder", embedder.name))
 
     @property
     def name(self) -> str:
@@ -66,6 +67,15 @@ class Index:
         if self._records is None:
             self._records = Records(self.path)
         return self._records
+
+    def check(self) -> None:
+        """Raise `IndexMismatchError` if the index was made with another embedder or format."""
+        self._compare(("format", FORMAT), ("embedder", self.embedder.name))
+
+    def catch_up(self) -> None:
+        """Make what other processes have written visible to the store of this one."""
+        if self.records.changed_elsewhere():
+            self.store.refresh()
 
     def document(self, document_id: str) -> DocumentRecord | None:
         """Read one document as it was indexed."""
@@ -104,10 +114,12 @@ class Index:
         """
         found = find_sources(path)
         with self._locked():
+            self.catch_up()
             if rebuild:
                 self._clear()
             else:
-                self._check(("format", FORMAT), ("embedder", self.embedder.name), ("chunker", self.chunker.name))
+                self.check()
+                self._compare(("chunker", self.chunker.name))
             return Update(
                 found,
                 path=self.path,
@@ -121,7 +133,7 @@ class Index:
 
     # ------------------------------------------------------------------------------- internals
 
-    def _check(self, *expected: tuple[str, str]) -> None:
+    def _compare(self, *expected: tuple[str, str]) -> None:
         settings = self.records.settings()
         for what, ours in expected:
             theirs = settings.get(what)
@@ -135,16 +147,22 @@ class Index:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        import filelock
-
+        lock = filelock.FileLock(self.path / "lock", timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(self.path / "lock", timeout=0):
-                yield
+            lock.acquire()
         except filelock.Timeout as error:
             raise IndexLockedError(self.path) from error
         except OSError as error:
             raise IndexWriteError(self.path, error.strerror or str(error)) from error
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _DISK_ERRORS:
+                raise
+            raise IndexWriteError(self.path, error.strerror or str(error)) from error
+        finally:
+            lock.release()
 
 
 def _refuse_foreign_folder(path: Path) -> None:

@@ -33,7 +33,7 @@ from typing import Any
 from ragkit.chunking import Chunk
 from ragkit.errors import IndexCorruptError, IndexWriteError
 
-__all__ = ["DocumentRecord", "Records", "SourceRecord", "StoredChunk"]
+__all__ = ["DocumentRecord", "Records", "Replacement", "Snapshot", "SourceRecord", "StoredChunk"]
 
 FORMAT = "1"
 
@@ -84,6 +84,15 @@ class StoredChunk:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What an index held at one moment: its generation, its documents, and the chunks of each, in order."""
+
+    generation: int
+    documents: dict[str, DocumentRecord]
+    chunks: dict[str, list[StoredChunk]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Replacement:
     """One document that takes the place of what was recorded under its id."""
 
@@ -91,6 +100,11 @@ class Replacement:
     source_id: str
     hash: str
     chunks: tuple[StoredChunk, ...]
+
+
+# Index folder -> the generation up to which this process has seen, or itself made, every change. What was changed by
+# another process makes the vector store's cache stale; what this process changed does not.
+_seen: dict[str, int] = {}
 
 
 class Records:
@@ -107,7 +121,9 @@ class Records:
     def __init__(self, path: Path) -> None:
         self._folder = path
         self._file = path / "index.db"
+        self._key = str(path.resolve())
         with self._connection() as db:
+            db.execute("PRAGMA journal_mode=WAL")
             db.executescript(_SCHEMA)
 
     @contextlib.contextmanager
@@ -115,7 +131,6 @@ class Records:
         try:
             db = sqlite3.connect(self._file, timeout=30.0, isolation_level=None)
             try:
-                db.execute("PRAGMA journal_mode=WAL")
                 db.execute("PRAGMA synchronous=NORMAL")
                 db.execute("PRAGMA foreign_keys=ON")
                 if not write:
@@ -124,10 +139,13 @@ class Records:
                 db.execute("BEGIN IMMEDIATE")
                 try:
                     yield db
-                    db.execute(
-                        "INSERT INTO meta VALUES ('generation', '1') ON CONFLICT DO UPDATE SET value = value + 1"
-                    )
+                    (generation,) = db.execute(
+                        "INSERT INTO meta VALUES ('generation', '1') "
+                        "ON CONFLICT DO UPDATE SET value = value + 1 RETURNING value"
+                    ).fetchone()
                     db.execute("COMMIT")
+                    if _seen.get(self._key, 0) == int(generation) - 1:
+                        _seen[self._key] = int(generation)
                 except BaseException:  # Ctrl-C too must leave no half transaction
                     if db.in_transaction:
                         db.execute("ROLLBACK")
@@ -156,6 +174,13 @@ class Records:
     def generation(self) -> int:
         """A number that grows with every change, so that readers know when to look again."""
         return int(self.settings().get("generation", "0"))
+
+    def changed_elsewhere(self) -> bool:
+        """Whether another process has changed the index since this process last asked; asking counts as seeing."""
+        generation = self.generation()
+        changed = _seen.get(self._key, 0) != generation
+        _seen[self._key] = generation
+        return changed
 
     # --------------------------------------------------------------------------------- roots
 
@@ -190,26 +215,28 @@ class Records:
             found.setdefault(source_id, {})[document_id] = digest
         return found
 
-    def documents(self) -> Iterator[DocumentRecord]:
-        for row in self._rows("SELECT id, source, title, language, text FROM documents ORDER BY id"):
-            yield DocumentRecord(*row)
-
     def document(self, document_id: str) -> DocumentRecord | None:
         rows = self._rows("SELECT id, source, title, language, text FROM documents WHERE id = ?", (document_id,))
         return DocumentRecord(*rows[0]) if rows else None
 
-    def chunks(self) -> dict[str, list[StoredChunk]]:
-        """Map document id -> its chunks in order."""
-        texts = dict(self._rows("SELECT id, text FROM documents"))
-        found: dict[str, list[StoredChunk]] = {}
-        for vector_id, document_id, ordinal, start, stop, headings, page in self._rows(
-            "SELECT vector_id, document_id, ordinal, start, stop, headings, page FROM chunks "
-            "ORDER BY document_id, ordinal"
-        ):
-            text = texts[document_id][start:stop]
-            chunk = Chunk(document_id, start, stop, text, tuple(json.loads(headings)), page, ordinal)
-            found.setdefault(document_id, []).append(StoredChunk(vector_id, chunk))
-        return found
+    def snapshot(self) -> Snapshot:
+        """Read everything as of one moment, whatever is written meanwhile."""
+        with self._connection() as db:
+            db.execute("BEGIN")
+            generation = db.execute("SELECT value FROM meta WHERE key = 'generation'").fetchone()
+            documents = {
+                row[0]: DocumentRecord(*row)
+                for row in db.execute("SELECT id, source, title, language, text FROM documents ORDER BY id")
+            }
+            chunks: dict[str, list[StoredChunk]] = {document_id: [] for document_id in documents}
+            for vector_id, document_id, ordinal, start, stop, headings, page in db.execute(
+                "SELECT vector_id, document_id, ordinal, start, stop, headings, page FROM chunks "
+                "ORDER BY document_id, ordinal"
+            ):
+                text = documents[document_id].text[start:stop]
+                chunk = Chunk(document_id, start, stop, text, tuple(json.loads(headings)), page, ordinal)
+                chunks[document_id].append(StoredChunk(vector_id, chunk))
+        return Snapshot(int(generation[0]) if generation else 0, documents, chunks)
 
     def counts(self) -> tuple[int, int]:
         """Count (documents, chunks)."""

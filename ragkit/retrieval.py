@@ -73,13 +73,13 @@ class Passages:
 
     def __init__(self, index: Index) -> None:
         self.index = index
-        self.generation = index.records.generation()
-        self.documents: list[DocumentRecord] = list(index.records.documents())
-        by_document = index.records.chunks()
+        snapshot = index.records.snapshot()
+        self.generation = snapshot.generation
+        self.documents: list[DocumentRecord] = list(snapshot.documents.values())
         self.stored: list[StoredChunk] = []
         owners: list[int] = []
         for number, document in enumerate(self.documents):
-            for stored in by_document.get(document.id, ()):
+            for stored in snapshot.chunks[document.id]:
                 self.stored.append(stored)
                 owners.append(number)
         self.owner: npt.NDArray[np.int64] = np.asarray(owners, dtype=np.int64)
@@ -122,7 +122,9 @@ class Passages:
     def vectors(self) -> Vectors:
         """All vectors in memory, shape (len(self), dimension), for exact search."""
         found = self.index.store.get([s.vector_id for s in self.stored])
-        return np.stack([found[s.vector_id] for s in self.stored])
+        # Zero for what a writer has replaced since: similar to nothing, and gone in the next generation.
+        gone = np.zeros(self.index.embedder.dimension, dtype=np.float32)
+        return np.stack([found.get(s.vector_id, gone) for s in self.stored])
 
     @functools.lru_cache(maxsize=256)  # noqa: B019  (a Passages lives as long as its generation)
     def embed(self, question: str) -> Vectors:
@@ -296,13 +298,13 @@ class PassagesCache:
         self._passages: Passages | None = None
 
     def get(self) -> Passages:
-        """Raises `EmptyIndexError` where nothing was indexed yet."""
+        """Raises `EmptyIndexError` where nothing was indexed yet, `IndexMismatchError` for another embedder's index."""
         if not self._index.exists:
             raise EmptyIndexError(self._index.path)
+        self._index.check()
         with self._lock:
             if self._passages is None or self._passages.generation != self._index.records.generation():
-                if self._passages is not None:
-                    self._index.store.refresh()
+                self._index.catch_up()
                 self._passages = Passages(self._index)
             return self._passages
 

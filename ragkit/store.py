@@ -7,6 +7,7 @@ document are the index's records. ChromaDB keeps it, embedded on disk or as a se
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ragkit.embedding import Vectors
-from ragkit.errors import IndexCorruptError, IndexWriteError
+from ragkit.errors import IndexCorruptError, IndexWriteError, InputError
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
@@ -54,8 +55,22 @@ class VectorStore(Protocol):
         ...
 
 
+class _Opened:
+    """A collection as this process has it open. Every `ChromaStore` of one database shares one of these: the client
+    library keeps one system a path, and stopping it (`ChromaStore.refresh`) stops it for all."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.collection: Any = None
+        self.max_batch = 1
+
+
+_opened: dict[tuple[str, str], _Opened] = {}
+_opened_lock = threading.Lock()
+
+
 class ChromaStore:
-    """A ChromaDB collection with cosine distance.
+    """A ChromaDB collection with cosine distance. Safe to use from several threads, and several times in a process.
 
     Args:
         path: Folder of an embedded database, made if it does not exist. One process may write at a time.
@@ -64,7 +79,7 @@ class ChromaStore:
         ssl: Whether the server speaks TLS.
         collection: Name of the collection.
 
-    Raises:
+    Raises (at first use):
         IndexCorruptError: The database cannot be opened.
         IndexWriteError: It cannot be written.
     """
@@ -78,62 +93,62 @@ class ChromaStore:
         ssl: bool = False,
         collection: str = _COLLECTION,
     ) -> None:
-        self._path = Path(path) if path is not None else None
+        if (path is None) == (host is None):
+            raise InputError("Give either the path of an embedded database or the host of a Chroma server.")
+        self._path = Path(path).absolute() if path is not None else None
         self._host, self._port, self._ssl = host, port, ssl
         self._name = collection
         self._where = str(path) if host is None else f"{host}:{port}"
-        self._collection: Any = None
+        with _opened_lock:
+            place = str(self._path.resolve()) if self._path is not None else self._where
+            self._opened = _opened.setdefault((place, collection), _Opened())
 
-    def _open(self) -> Any:
-        if self._collection is None:
-            with self._translated("opened"):
-                client = self._client()
-                # Chroma's own embedding function would fetch a model at import of the collection; vectors are ours.
-                self._collection = client.get_or_create_collection(
-                    self._name, configuration={"hnsw": {"space": "cosine", "ef_search": 200}}, embedding_function=None
-                )
-                self._max_batch = client.get_max_batch_size()
-        return self._collection
+    @contextlib.contextmanager
+    def _using(self, what: str) -> Iterator[Any]:
+        """The open collection, for one operation of one thread; errors become ours."""
+        from chromadb.errors import ChromaError
+
+        with self._opened.lock:
+            try:
+                if self._opened.collection is None:
+                    client = self._client()
+                    # Without an embedding function, which would fetch a model: vectors are ours.
+                    self._opened.collection = client.get_or_create_collection(
+                        self._name,
+                        configuration={"hnsw": {"space": "cosine", "ef_search": 200}},
+                        embedding_function=None,
+                    )
+                    self._opened.max_batch = client.get_max_batch_size()
+                yield self._opened.collection
+            except (ChromaError, OSError, ValueError) as error:
+                text = f"the vector database could not be {what}: {str(error).strip() or type(error).__name__}"
+                if what == "written" or isinstance(error, OSError):
+                    raise IndexWriteError(self._where, text) from error
+                raise IndexCorruptError(self._where, text) from error
 
     def _client(self) -> ClientAPI:
         import chromadb
         from chromadb.config import Settings
 
         settings = Settings(anonymized_telemetry=False)
-        if self._host is not None:
-            return chromadb.HttpClient(host=self._host, port=self._port, ssl=self._ssl, settings=settings)
-        assert self._path is not None
+        if self._path is None:
+            return chromadb.HttpClient(host=str(self._host), port=self._port, ssl=self._ssl, settings=settings)
         self._path.mkdir(parents=True, exist_ok=True)
         return chromadb.PersistentClient(path=str(self._path), settings=settings)
 
-    @contextlib.contextmanager
-    def _translated(self, what: str) -> Iterator[None]:
-        from chromadb.errors import ChromaError
-
-        try:
-            yield
-        except (ChromaError, OSError, ValueError) as error:
-            text = f"the vector database could not be {what}: {str(error).strip() or type(error).__name__}"
-            if what == "written" or isinstance(error, OSError):
-                raise IndexWriteError(self._where, text) from error
-            raise IndexCorruptError(self._where, text) from error
-
     def add(self, ids: Sequence[str], vectors: Vectors) -> None:
-        collection = self._open()
-        with self._translated("written"):
-            for start in range(0, len(ids), self._max_batch):
-                stop = start + self._max_batch
+        with self._using("written") as collection:
+            for start in range(0, len(ids), self._opened.max_batch):
+                stop = start + self._opened.max_batch
                 collection.upsert(ids=list(ids[start:stop]), embeddings=vectors[start:stop])
 
     def delete(self, ids: Sequence[str]) -> None:
-        collection = self._open()
-        with self._translated("written"):
-            for start in range(0, len(ids), self._max_batch):
-                collection.delete(ids=list(ids[start : start + self._max_batch]))
+        with self._using("written") as collection:
+            for start in range(0, len(ids), self._opened.max_batch):
+                collection.delete(ids=list(ids[start : start + self._opened.max_batch]))
 
     def search(self, vector: Vectors, *, k: int) -> list[tuple[str, float]]:
-        collection = self._open()
-        with self._translated("searched"):
+        with self._using("searched") as collection:
             k = min(k, collection.count())
             if k < 1:
                 return []
@@ -141,32 +156,32 @@ class ChromaStore:
         return [(id_, 1.0 - float(d)) for id_, d in zip(found["ids"][0], found["distances"][0], strict=True)]
 
     def get(self, ids: Sequence[str]) -> dict[str, Vectors]:
-        if not ids:
-            return {}
-        collection = self._open()
-        with self._translated("read"):
-            found = collection.get(ids=list(ids), include=["embeddings"])
-        rows = np.asarray(found["embeddings"], dtype=np.float32)
-        return dict(zip(found["ids"], rows, strict=True))
+        vectors: dict[str, Vectors] = {}
+        with self._using("read") as collection:
+            for start in range(0, len(ids), self._opened.max_batch):
+                found = collection.get(ids=list(ids[start : start + self._opened.max_batch]), include=["embeddings"])
+                rows = np.asarray(found["embeddings"], dtype=np.float32)
+                vectors |= dict(zip(found["ids"], rows, strict=True))
+        return vectors
 
     def count(self) -> int:
-        collection = self._open()
-        with self._translated("read"):
+        with self._using("read") as collection:
             return int(collection.count())
 
     def clear(self) -> None:
-        self._open()
-        with self._translated("written"):
+        with self._using("written"):
             self._client().delete_collection(self._name)
-        self._collection = None
+            self._opened.collection = None
 
     def refresh(self) -> None:
         # An embedded client caches its HNSW graph for the life of the process; only a new system reads the disk again.
-        if self._host is None and self._collection is not None:
-            from chromadb.api.shared_system_client import SharedSystemClient
+        if self._path is None:
+            return
+        from chromadb.api.shared_system_client import SharedSystemClient
 
-            systems: dict[str, Any] = SharedSystemClient._identifier_to_system
+        systems: dict[str, Any] = SharedSystemClient._identifier_to_system
+        with self._opened.lock:
+            self._opened.collection = None
             system = systems.pop(str(self._path), None)
             if system is not None:
                 system.stop()
-        self._collection = None

@@ -169,7 +169,7 @@ async def _messages(
         except (OSError, WebSocketException) as problem:
             reason = f"No connection to {server.url}: {str(problem) or type(problem).__name__}"
         if reason != told:  # once is enough for each reason
-            say(f"{reason}. Trying again until it works; Ctrl-C ends this.")
+            say(f"{reason.rstrip('.')}. Trying again until it works; Ctrl-C ends this.")
             told = reason
         await asyncio.sleep(delay * random.uniform(0.5, 1.5))
         delay = min(2 * delay, MAX_DELAY_SECONDS)

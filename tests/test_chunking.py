@@ -225,7 +225,7 @@ def test_pages() -> None:
     document = Document(id="d", text=text, source="", title="", marks=marks)
     chunks = StructureChunker(max_tokens=30).chunk(document, count_tokens=words)
     assert [chunk.page for chunk in chunks] == [1, 2]
-    assert markdown("x") and StructureChunker().chunk(markdown("x"), count_tokens=words)[0].page is None
+    assert StructureChunker().chunk(markdown("x"), count_tokens=words)[0].page is None
 
 
 def test_tokens_are_counted_in_few_batches() -> None:

@@ -115,7 +115,7 @@ def test_an_engine_on_offer(server: Server) -> None:
     ("setting", "status", "words"),
     [
         ("--ServerApp.allow_origin=http://localhost:3000", "ok", "and of http://localhost:3000"),
-        ("--ServerApp.allow_origin=*", "warning", "lets in *"),
+        ("--ServerApp.allow_origin=*", "warning", "allow_origin is '*'"),
         ("--RagkitApp.allow_any_origin_with_token=True", "warning", "allow_any_origin_with_token is set"),
     ],
 )

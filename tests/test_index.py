@@ -29,6 +29,7 @@ from ragkit.errors import (
     SourceNotFoundError,
 )
 from ragkit.index import Index, remove_index
+from ragkit.retrieval import PassagesCache
 from ragkit.update import Progress, passage_text
 
 
@@ -72,7 +73,7 @@ def index_at(path: Path, embedder: Any = None) -> Index:
 
 def state(index: Index) -> dict[str, list[tuple[int, int, str]]]:
     """What the index holds, by document; and every record has its vector and every vector its record."""
-    stored = index.records.chunks()
+    stored = index.records.snapshot().chunks
     ids = {s.vector_id for chunks in stored.values() for s in chunks}
     index.store.refresh()
     assert index.store.count() == len(ids)
@@ -189,8 +190,8 @@ def test_a_crash_between_any_two_steps_leaves_nothing_behind(tmp_path: Path, fol
         with pytest.raises(KeyboardInterrupt):
             index.update(folder)
         reader = index_at(tmp_path / "index")
-        assert len(reader.records.chunks()) == 7, step  # every document is there, old or new, at every moment
-        held = {s.vector_id for chunks in reader.records.chunks().values() for s in chunks}
+        assert len(reader.records.snapshot().chunks) == 7, step  # every document is there, old or new, at every moment
+        held = {s.vector_id for chunks in reader.records.snapshot().chunks.values() for s in chunks}
         reader.store.refresh()
         assert set(reader.store.get(sorted(held))) == held, step
         index_at(tmp_path / "index").update(folder)
@@ -286,14 +287,20 @@ def test_two_folders_with_the_same_file_names_live_together(tmp_path: Path) -> N
 
 def test_another_embedder_or_chunker_is_refused_with_the_way_out(tmp_path: Path, folder: Path) -> None:
     index_at(tmp_path / "index").update(folder)
-    with pytest.raises(IndexMismatchError, match="rebuild=True") as caught:
-        Index(tmp_path / "index", embedder=HashEmbedder(dimension=32), chunker=StructureChunker())
-    assert (caught.value.expected, caught.value.found) == ("ragkit/hash-64", "ragkit/hash-32")
+    foreign = Index(tmp_path / "index", embedder=HashEmbedder(dimension=32), chunker=StructureChunker(max_tokens=40))
+    for use in (foreign.check, lambda: foreign.update(folder), PassagesCache(foreign).get):
+        with pytest.raises(IndexMismatchError, match="rebuild=True") as caught:
+            use()
+        assert (caught.value.expected, caught.value.found) == ("ragkit/hash-64", "ragkit/hash-32")
     other = Index(tmp_path / "index", embedder=CountingEmbedder(), chunker=StructureChunker(max_tokens=10))
     with pytest.raises(IndexMismatchError, match="chunker"):
         other.update(folder)
     assert other.update(folder, rebuild=True).added == 7
     assert len(state(other)) == 7
+    # The way out that the message names is one, also for another dimension.
+    third = Index(tmp_path / "index", embedder=HashEmbedder(dimension=32), chunker=StructureChunker(max_tokens=40))
+    assert third.update(folder, rebuild=True).added == 7
+    assert len(state(third)) == 7
 
 
 class SameNameOtherSize(CountingEmbedder):
@@ -381,7 +388,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, folder: Path) -> None:
     )
     assert done.returncode == 7, done.stderr
     again = index_at(tmp_path / "index")
-    held = again.records.chunks()
+    held = again.records.snapshot().chunks
     assert set(before) <= set(held)
     again.update(folder)
     assert len(state(again)) == 407
@@ -391,7 +398,7 @@ def test_context_is_embedded_but_not_quoted(tmp_path: Path, folder: Path) -> Non
     embedder = CountingEmbedder()
     index = index_at(tmp_path / "index", embedder)
     index.update(folder / "page3.md")
-    chunk = next(s.chunk for s in index.records.chunks()["page3.md"] if "number3x2" in s.chunk.text)
+    chunk = next(s.chunk for s in index.records.snapshot().chunks["page3.md"] if "number3x2" in s.chunk.text)
     text = passage_text("Page 3", chunk)
     assert text in embedder.embedded
     assert text.startswith("Page 3")
