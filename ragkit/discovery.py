@@ -12,7 +12,8 @@
 5. The running server whose ``root_dir`` contains the notebook or the working directory; the deepest
    ``root_dir`` if there are several. Never a guess between two.
 
-Runtime files are only read: ``jupyter_server.serverapp.list_running_servers`` deletes those whose
+A runtime file of another user than this one, root or the folder's owner is not believed. They are only read:
+``jupyter_server.serverapp.list_running_servers`` deletes those whose
 process it cannot see, which from a kernel in another container is a server that runs.
 
 `find_origin` relies on what jupyter_server 2, ipykernel 7 and papermill 2.7 do:
@@ -32,6 +33,7 @@ import importlib
 import ipaddress
 import os
 import re
+import stat
 import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -133,6 +135,7 @@ def _given(address: str, token: str | None, source: str) -> Server:
     try:
         parts = urlsplit(address.strip())
         _ = parts.port
+        (parts.hostname or "").encode("idna")
     except ValueError as problem:
         raise ServerNotFoundError(f"{source} is not an address: {problem}") from problem
     scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
@@ -224,6 +227,8 @@ def _running(env: Mapping[str, str]) -> list[_Info]:
     infos = []
     for path in sorted(folder.glob("jpserver-*.json")):
         try:
+            if not _is_trusted(path):
+                continue
             info = msgspec.json.decode(path.read_bytes(), type=_Info)
         except (OSError, msgspec.MsgspecError):
             continue  # gone meanwhile, being written, or not ours to read: as good as not there
@@ -231,6 +236,17 @@ def _running(env: Mapping[str, str]) -> list[_Info]:
         if not info.sock and _is_alive(info.pid):
             infos.append(info)
     return infos
+
+
+def _is_trusted(path: Path) -> bool:
+    """Whether a runtime file was not planted: in a folder that others may write to, theirs could get our token."""
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        return False  # opening a pipe would wait for ever
+    if sys.platform == "win32":
+        return True  # there are no owners in a stat there, and runtime folders are private
+    # Ours, the system's, or the folder's owner's, as where root looks into a user's home.
+    return status.st_uid in (os.geteuid(), 0, path.parent.stat().st_uid)
 
 
 def _is_alive(pid: int) -> bool:

@@ -7,10 +7,9 @@ import functools
 import itertools
 import logging
 import re
-from html.parser import HTMLParser
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ragkit.documents import Mark
+from ragkit.documents import Mark, detect_language
 from ragkit.errors import DocumentError
 
 if TYPE_CHECKING:
@@ -27,6 +26,12 @@ _BOMS = (
 )
 _CONTROLS = re.compile("[\x01-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 _CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w.:-]{1,40})", re.IGNORECASE)
+
+_LIKE_CP1252 = frozenset(
+    {"cp1250", "cp1254", "cp1257", "cp1258", "iso8859_2", "iso8859_3", "iso8859_4", "iso8859_9", "iso8859_10"}
+    | {"iso8859_13", "iso8859_14", "iso8859_16", "latin_1"}
+)
+_WRITTEN_IN_CP1252 = frozenset({"ca", "da", "de", "en", "es", "fi", "fr", "gl", "is", "it", "nl", "no", "pt", "sv"})
 
 # These log each small repair of each file: of use to who configures logging, noise on everybody else's console.
 for _library in ("htmldate", "trafilatura"):
@@ -85,7 +90,12 @@ def _decoded(data: bytes, where: str, html: bool) -> tuple[str, str]:
     best = from_bytes(data[start : start + _DETECTION_BYTES]).best()
     if best is None:
         raise DocumentError(where, "its encoding could not be recognised; save it as UTF-8")
-    return data.decode(best.encoding, "replace"), best.encoding
+    text = data.decode(best.encoding, "replace")
+    # These agree on most accents but not on all: "très" reads "trčs". A few accents do not tell which it is; the
+    # language does.
+    if best.encoding in _LIKE_CP1252 and detect_language(text[start:]) in _WRITTEN_IN_CP1252:
+        return data.decode("cp1252", "replace"), "cp1252"
+    return text, best.encoding
 
 
 def _declared(data: bytes) -> str:
@@ -103,7 +113,7 @@ def _declared(data: bytes) -> str:
 
 # Three dashes, a first line "key: value", three dashes or dots. Without the key it is a rule and a setext heading.
 _FRONT_MATTER = re.compile(r"---[ \t]*\n\s*[\w-]+[ \t]*:.*?\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
-_FRONT_TITLE = re.compile(r"^title[ \t]*:[ \t]*(\S.*?)[ \t]*$", re.MULTILINE | re.IGNORECASE)
+_FRONT_TITLE = re.compile(r"^title[ \t]*:[ \t]*(\S.*)$", re.MULTILINE | re.IGNORECASE)
 _WORDS = frozenset({"text", "code_inline", "softbreak", "hardbreak", "image"})
 
 
@@ -111,7 +121,7 @@ def front_matter_title(text: str) -> str:
     """The ``title:`` of YAML front matter; empty if there is none."""
     front = _FRONT_MATTER.match(text)
     found = _FRONT_TITLE.search(front[0]) if front else None
-    return found[1].strip("\"'") if found else ""
+    return found[1].rstrip(" \t").strip("\"'") if found else ""
 
 
 def markdown_headings(text: str, *, offset: int = 0) -> tuple[Mark, ...]:
@@ -161,43 +171,46 @@ def html_to_markdown(html: str) -> tuple[str, str]:
     Returns:
         The text, or all that a reader would see if the page has no main text (an index, a form, a fragment);
         and the page's title. Either may be empty.
+
+    Raises:
+        RecursionError: The page is nested too deep.
     """
     import trafilatura
+    from lxml import html as lxml_html  # type: ignore[import-untyped]
 
-    metadata = trafilatura.extract_metadata(html)
-    text = trafilatura.extract(html, output_format="markdown", include_comments=False, favor_recall=True)
+    # A parser of our own, for its larger limit on depth (2,048), and because it says when that was reached:
+    # trafilatura's drops in silence what is nested deeper than 256.
+    parser = lxml_html.HTMLParser(huge_tree=True, encoding="utf-8")
+    try:
+        tree = lxml_html.document_fromstring(html.encode(), parser=parser)
+    except lxml_html.etree.ParserError:  # nothing but comments
+        return "", ""
+    if any(entry.type_name == "ERR_RESOURCE_LIMIT" for entry in parser.error_log):
+        raise RecursionError(parser.error_log.last_error.message)
+    visible = _visible_text(tree)
+    metadata = trafilatura.extract_metadata(tree)
     title = metadata.title if metadata is not None else None
-    return clean(text or _visible_text(html)), title or ""
+    try:
+        text = trafilatura.extract(tree, output_format="markdown", include_comments=False, favor_recall=True)
+    except RecursionError:
+        text = None  # its functions recurse, ours do not
+    return clean(text or visible), title or ""
 
 
-class _VisibleText(HTMLParser):
-    """All text of a page, block by block, without a tree: pages can be nested deeper than any tree may be."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.parts: list[str] = []
-        self.hidden = ""
-
-    def handle_starttag(self, tag: str, attrs: object) -> None:
-        if not self.hidden and tag in _HIDDEN:
-            self.hidden = tag
-        self.parts.append("" if tag in _INLINE else "\n\n")
-        if re.fullmatch("h[1-6]", tag):
-            self.parts.append("#" * int(tag[1]) + " ")
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == self.hidden:
-            self.hidden = ""
-        self.parts.append("" if tag in _INLINE else "\n\n")
-
-    def handle_data(self, data: str) -> None:
-        if not self.hidden:
-            self.parts.append(data)
-
-
-def _visible_text(html: str) -> str:
-    parser = _VisibleText()
-    parser.feed(html)
-    parser.close()
-    lines = (" ".join(line.split()) for line in re.split(r"\n\s*\n", "".join(parser.parts)))
+def _visible_text(tree: Any) -> str:
+    """All text of a page, block by block."""
+    parts: list[str] = []
+    stack = [(tree, False)]
+    while stack:
+        element, is_end = stack.pop()
+        tag = element.tag if isinstance(element.tag, str) else ""  # else a comment
+        block = "" if tag in _INLINE or not tag else "\n\n"
+        if is_end:
+            parts += (block, element.tail or "")
+            continue
+        stack.append((element, True))
+        if tag and tag not in _HIDDEN:
+            parts += (block, "#" * int(tag[1]) + " " if re.fullmatch("h[1-6]", tag) else "", element.text or "")
+            stack += [(child, False) for child in reversed(element)]
+    lines = (" ".join(line.split()) for line in re.split(r"\n\s*\n", "".join(parts)))
     return "\n\n".join(line for line in lines if line.strip("# "))

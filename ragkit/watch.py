@@ -347,7 +347,7 @@ class Screen:
 
 
 def _clock(when: str | UnsetType) -> str:
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, OverflowError):  # the latter: the year 1, or 9999, in another time zone
         if isinstance(when, str):
             return f"{datetime.datetime.fromisoformat(when).astimezone():%H:%M:%S}"
     return f"{datetime.datetime.now():%H:%M:%S}"

@@ -260,7 +260,7 @@ def test_ask_tells_what_is_wrong_with_the_model(desk: Path) -> None:
 def test_index_is_seen_live_and_ctrl_c_keeps_what_was_done(server: Server, tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     for n in range(400):
-        words = " ".join(f"word{n * i % 97}" for i in range(120))
+        words = " ".join(f"word{n * i % 97}" for i in range(25))
         (tmp_path / "docs" / f"{n:03}.md").write_text(f"# Page {n}\n\n{words}.\n")
 
     async def work() -> Any:

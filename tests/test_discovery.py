@@ -84,7 +84,10 @@ def test_a_given_token_wins_over_one_in_the_address() -> None:
     assert "new" not in repr(server)
 
 
-@pytest.mark.parametrize("address", ["localhost:8888", "8888", "ftp://x/", "http://", "http://x:y/", "http://[x/"])
+@pytest.mark.parametrize(
+    "address",
+    ["localhost:8888", "8888", "ftp://x/", "http://", "http://x:y/", "http://[x/", "http://a..b/", f"http://{'a' * 64}/"],
+)
 def test_a_bad_address_is_told(address: str) -> None:
     with pytest.raises(ServerNotFoundError, match="RAGKIT_URL is not an address"):
         find_server(env={"RAGKIT_URL": address})
@@ -187,6 +190,29 @@ def test_runtime_files_that_tell_nothing_are_ignored_and_left(
     with pytest.raises(ServerNotFoundError):
         find_server(env=runtime.env, cwd=tmp_path)
     assert sorted(runtime.folder.iterdir()) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
+def test_a_runtime_file_that_another_user_planted_gets_no_token(runtime: Runtime, tmp_path: Path) -> None:
+    planted = runtime.write(1, tmp_path, token="", url="http://localhost:6666/")  # every process descends from 1
+    os.chown(planted, 12_345, 12_345)
+    with pytest.raises(ServerNotFoundError):
+        find_server(env=runtime.env | {"JUPYTER_TOKEN": "secret"}, cwd=tmp_path)
+    os.chown(runtime.folder, 12_345, 12_345)  # now it is the folder's owner's, as where root looks into a user's home
+    assert find_server(env=runtime.env, cwd=tmp_path).url == "http://localhost:6666/"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes here")
+def test_a_pipe_among_the_runtime_files_does_not_block(runtime: Runtime, tmp_path: Path, sleeper: int) -> None:
+    os.mkfifo(runtime.folder / "jpserver-1.json")
+    runtime.write(sleeper, tmp_path)
+    script = "from ragkit.discovery import find_server; print(find_server().url)"
+    environ = {name: value for name, value in os.environ.items() if name not in ("RAGKIT_URL", "JPY_PARENT_PID")}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environ | runtime.env | {"PYTHONPATH": str(ROOT)}, cwd=tmp_path,
+        capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert done.stdout == "http://localhost:8888/\n", done.stderr
 
 
 def test_servers_elsewhere_are_named(runtime: Runtime, tmp_path: Path, sleeper: int) -> None:

@@ -75,7 +75,12 @@ def test_index_ask_and_follow_up(engine: RAGEngine) -> None:
     assert 1 <= len(answer.follow_ups(timeout_seconds=DEADLINE_SECONDS)) <= 3
 
 
-def test_plain_calls_work_inside_a_running_loop_and_coroutines_beside_it(engine: RAGEngine, folder: Path) -> None:
+def test_plain_calls_work_inside_a_running_loop_and_coroutines_beside_it(
+    tmp_path: Path, folder: Path, publisher: Publisher
+) -> None:
+    engine = make(tmp_path, publisher, llm=ScriptedLLM(["Slowly. ", "[1]"], delay_seconds=0.3))
+    engine.index(folder)
+
     async def notebook() -> None:
         assert engine.ask(QUESTION).citations  # as in a cell: the loop is running, the call blocks it, and works
         ticks = 0
@@ -94,7 +99,7 @@ def test_plain_calls_work_inside_a_running_loop_and_coroutines_beside_it(engine:
         assert answer.citations
         assert report.skipped == 4
         assert len(hits) == 2
-        assert ticks > 3  # the loop went on meanwhile
+        assert ticks > 3  # the loop went on while the model took its 0.6 seconds
 
     asyncio.run(notebook())
 

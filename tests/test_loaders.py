@@ -171,6 +171,18 @@ def test_empty(tmp_path: Path, name: str, content: bytes) -> None:
     assert refused(tmp_path, name, content)
 
 
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("Puis l'été arriva, et les élèves étaient très étonnés.", "cp1252"),
+        ("Die Vögel flogen über die Häuser und die Bäume am Fluß, weit weg von hier.", "cp1252"),
+        ("Zażółć gęślą jaźń, powiedział książę, a potem poszedł do łóżka i zasnął głęboko. " * 3, "cp1250"),
+    ],
+)
+def test_latin_scripts_are_told_apart_by_language(tmp_path: Path, text: str, encoding: str) -> None:
+    assert one(tmp_path, "a.txt", text.encode(encoding)).text == text
+
+
 # -------------------------------------------------------------------------------------- Markdown
 
 
@@ -200,6 +212,13 @@ def test_front_matter_gives_no_marks(tmp_path: Path) -> None:
     assert document.title == "A title"
     # A rule at the top is no front matter.
     assert headings(one(tmp_path, "b.md", "---\n\nA heading\n---\n")) == [("A heading", 2, "A heading")]
+
+
+def test_front_matter_that_is_mostly_blank(tmp_path: Path) -> None:
+    title = "A title" + " " * 100_000  # seconds if each blank is tried as the last
+    started = time.monotonic()
+    assert one(tmp_path, "a.md", f"---\ntitle: '{title}.'\n---\n\nText.").title == "A title ."
+    assert time.monotonic() - started < 5
 
 
 def test_title_without_headings(tmp_path: Path) -> None:
@@ -245,8 +264,8 @@ def test_html_article(tmp_path: Path) -> None:
 
 
 def test_html_without_an_article_keeps_its_text_and_headings(tmp_path: Path) -> None:
-    nested = "<div>" * 300  # deeper than parsers of trees go: they find no text at all
-    html = f"{nested}<style>x{{}}</style><h2>Add &amp; go</h2><div>One<br>Two <b>bo</b>ld</div>"
+    nested = "<ul><li>" * 900  # trafilatura gives up on this
+    html = f"{nested}<style>x{{}}</style><h2>Add &amp; go</h2><div>One<br>Two <b>bo</b>ld<!-- no --></div>"
     document = one(tmp_path, "a.html", html)
     assert document.text.split("\n\n") == ["## Add & go", "One", "Two bold"]
     assert headings(document) == [("Add & go", 2, "## Add & go")]
@@ -260,7 +279,20 @@ def test_html_says_its_encoding(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("opening", ["<div>", "<b>", "<table><tr><td>", "<ul><li>"])
 def test_deeply_nested_html(tmp_path: Path, opening: str) -> None:
-    assert "the text inside" in one(tmp_path, "a.html", f"<html><body>{opening * 20_000}the text inside").text
+    """Read as deep as can be; beyond that refused, never cut off in silence."""
+    body = f"<html><body>{ARTICLE}"
+    assert "the text inside" in one(tmp_path, "a.html", f"{body}{opening * 400}the text inside").text
+    assert "nested too deep" in refused(tmp_path, "a.html", f"{body}{opening * 20_000}the text inside")
+
+
+@pytest.mark.parametrize("junk", ["<", "<a ", "<!--", '<a b="', "&", "<p>"])
+def test_hostile_html(tmp_path: Path, junk: str) -> None:
+    started = time.monotonic()
+    try:
+        one(tmp_path, "a.html", junk * 200_000)
+    except DocumentError as error:
+        assert error.reason.startswith(("empty", "nested"))  # noqa: PT017: either end is right
+    assert time.monotonic() - started < 60
 
 
 def test_html_made_by_a_script(tmp_path: Path) -> None:

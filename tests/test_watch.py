@@ -267,6 +267,11 @@ def test_untrusted_text_commands_neither_the_terminal_nor_rich() -> None:
     assert r"[red]\x1b]0;title\x07\x1b[2J\u202egnp.exe" in shown
 
 
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00", "yesterday"])
+def test_an_impossible_time_is_no_reason_to_stop(time: str) -> None:
+    assert "Why?" in screen(FOLLOW_UPS | {"time": time})
+
+
 def test_a_bar_shows_what_is_known_of_a_task() -> None:
     task = progress(
         documents_done=3, documents_total=12, chunks_done=50, chunks_total=200, rate=31.4, eta_seconds=75.0,

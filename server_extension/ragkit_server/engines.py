@@ -300,5 +300,5 @@ def _is_named(engine: Engine, wanted: object) -> bool:
 
 
 def _same_index(index: str, wanted: object) -> bool:
-    # 'handbook' names 'indexes/handbook' too: a client need not know the folder.
-    return isinstance(wanted, str) and (index == wanted or PurePath(index).name == wanted)
+    # 'handbook' and 'indexes/handbook' name the same: an engine offers its folder's name, the child is given a path.
+    return isinstance(wanted, str) and PurePath(index).name == PurePath(wanted).name

@@ -14,6 +14,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import stat
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -23,6 +25,7 @@ import filelock
 import msgspec
 
 from ragkit.events import Hello, Publish, decode_engine_message
+from ragkit.terminal import one_line
 from ragkit_server.hub import WebSocketManager
 
 __all__ = ["Journals"]
@@ -105,7 +108,7 @@ class Journals:
     def _report(self, path: Path, problem: Exception) -> None:
         if (report := (str(path), repr(problem))) != self._last_report:  # not every few seconds
             self._last_report = report
-            self._log.warning("ragkit: '%s' could not be adopted: %r. It will be tried again.", path, problem)
+            self._log.warning("ragkit: '%s' could not be adopted: %r. It will be tried again.", one_line(str(path)), problem)
 
     def _find(self) -> list[Path]:
         if not self._folder.is_dir():
@@ -130,15 +133,20 @@ class Journals:
                         count += 1
         self._manager.expect(publisher)
         await asyncio.to_thread(path.unlink)
-        self._log.info("ragkit: adopted %d events of %s '%s'", count, hello.origin.kind, hello.origin.name)
+        self._log.info("ragkit: adopted %d events of %s '%s'", count, hello.origin.kind, one_line(hello.origin.name))
         return count
 
     def _open(self, path: Path) -> BinaryIO | None:
         try:
-            file = path.open("rb")
+            file = open(path, "rb", opener=_open_safely)  # noqa: SIM115 - closed by who gets it
         except FileNotFoundError:
             return None
-        size = path.stat().st_size
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            file.close()
+            self._reject(path, "it is not a regular file")
+            return None
+        size = status.st_size
         if size == 0:  # its writer ended before it had anything to say
             file.close()
             path.unlink()
@@ -160,7 +168,8 @@ class Journals:
                 message = decode_engine_message(line)
             except (msgspec.DecodeError, RecursionError) as problem:
                 # Cut short by a crash or a full disk: the line is lost, the others are not.
-                self._log.warning("ragkit: line %d of journal '%s' is damaged: %s", number, path.name, problem)
+                name = one_line(path.name)
+                self._log.warning("ragkit: line %d of journal '%s' is damaged: %s", number, name, problem)
                 continue
             if isinstance(message, Hello | Publish):
                 yield message
@@ -168,7 +177,13 @@ class Journals:
     def _reject(self, path: Path, reason: str) -> None:
         rejected = path.with_suffix(".rejected")
         _rename(path, rejected)
-        self._log.warning("ragkit: journal '%s' was not adopted: %s. Look at it, then delete it.", rejected, reason)
+        name = one_line(str(rejected))
+        self._log.warning("ragkit: journal '%s' was not adopted: %s. Look at it, then delete it.", name, reason)
+
+
+def _open_safely(path: str, flags: int) -> int:
+    """Open neither a link (it leads out of the folder) nor a pipe in a way that waits for its writer."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
 
 
 def _is_journal(path: Path) -> bool:

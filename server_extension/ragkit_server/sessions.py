@@ -303,7 +303,11 @@ class PublisherSession:
             decoded: EngineMessage = _decode(message, decode_engine_message, PUBLISHER_TYPES)
         except _RejectedError as rejected:
             self.send(rejected.reply)
-            return None
+            if isinstance(rejected.reply.id, UnsetType):
+                return None
+            # Whoever waits for this reply must hear that it will not come.
+            problem = f"The engine sent a reply that cannot be read: {rejected.reply.content.message}"
+            return error(ErrorCode.ENGINE_FAILED, problem, id=rejected.reply.id)
         match decoded:
             case Ping(id=id):
                 self.send(Pong(id=id))

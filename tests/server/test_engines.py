@@ -117,6 +117,15 @@ def test_an_answer_reaches_its_asker_alone_under_its_own_id(room: Room) -> None:
     assert said(other) == [], "a query is answered once"
 
 
+@pytest.mark.parametrize("offered", ["handbook", "indexes/handbook"])
+@pytest.mark.parametrize("wanted", ["handbook", "indexes/handbook", "elsewhere/handbook/"])
+def test_an_index_is_named_by_its_folder_or_its_path(room: Room, offered: str, wanted: str) -> None:
+    publisher = room.publisher(f"e={offered}")
+    room.ask(index=wanted)
+    assert [m["type"] for m in said(publisher)] == ["engine_query"]
+    assert said(room.listener) == []
+
+
 def test_the_newest_engine_answers_unless_one_is_named(room: Room) -> None:
     older = room.publisher("a=indexes/one", "b=indexes/two", name="older")
     newer = room.publisher("c=indexes/three", name="newer")

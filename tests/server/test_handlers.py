@@ -420,6 +420,18 @@ async def test_a_publisher_answers_streams_fails_and_dies(server: Server) -> Non
         assert set(heard) == {"engines"}, "replies are for the asker alone"
 
 
+async def test_a_reply_that_cannot_be_read_fails_its_query_at_once(server: Server) -> None:
+    async with server.open() as listener, server.publisher() as engine:
+        await offer(engine)
+        await ask(listener, id="1")
+        query = await receive_type(engine, "engine_query")
+        await say(engine, type="response", id=query["id"], content={"answer": "A", "sources": [{"number": -1}]})
+        failed = await receive_type(listener, "response", "error")
+        assert (failed["id"], failed["content"]["code"]) == ("1", "ENGINE_FAILED")
+        assert "cannot be read" in failed["content"]["message"]
+        assert (await receive_type(engine, "error"))["content"]["code"] == "INVALID_MESSAGE"
+
+
 async def test_cancel_deadline_duplicate_and_limit(start: StartServer) -> None:
     server = start("--RagkitApp.query_timeout_seconds=1", "--RagkitApp.max_queries_per_listener=2")
     async with server.open() as listener, server.publisher() as engine:

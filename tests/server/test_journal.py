@@ -167,6 +167,36 @@ async def test_a_link_out_of_the_folder_is_not_followed(
     assert target.exists()
 
 
+async def test_neither_a_link_nor_a_pipe_takes_the_place_of_a_journal(
+    adopter: Adopter, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    target = write(tmp_path_factory.mktemp("elsewhere"), "a", "1")
+    for name in "abc":
+        write(tmp_path, name, f"of {name}")
+    (tmp_path / "a.jsonl.adopted").symlink_to(target)
+    os.mkfifo(tmp_path / "b.jsonl.adopted")  # opening it would wait for ever, and keep the server from ending
+    adopting = asyncio.create_task(adopter.adopt())
+    done, _ = await asyncio.wait([adopting], timeout=5)
+    if not done:  # let the thread go, so that the test ends
+        (tmp_path / "b.jsonl.adopted").open("wb", buffering=0).close()
+    assert done
+    assert [m["questions"] for m in await adopting] == [["of b"], ["of c"]]
+    assert target.exists()
+    assert (tmp_path / "b.jsonl.rejected").is_fifo()
+
+
+async def test_what_a_journal_says_commands_no_terminal(
+    adopter: Adopter, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    origin = {"kind": "cli", "name": "demo\n[W] all is lost\x1b[2J", "run_id": "r"}
+    (tmp_path / "p.jsonl").write_text(json.dumps({"type": "hello", "publisher": "p", "origin": origin}) + "\n")
+    (tmp_path / "x\n\x1b[2J.jsonl").write_text("junk\n")
+    await adopter.adopt()
+    assert "demo [W] all is lost" in caplog.text
+    assert not {message for message in caplog.messages if "\x1b" in message or "\n" in message}
+
+
 async def test_a_task_that_its_dead_process_left_running_fails(adopter: Adopter, tmp_path: Path) -> None:
     path = write(tmp_path, "p")
     event = {"type": "indexing_progress", "task_id": "t", "index": "i", "state": "running"}
