@@ -10,7 +10,7 @@ ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 export RAGKIT_TEST_GGUF := $(abspath $(MODELS))
 
-.PHONY: help lab demo test check format bench-retrieval bench-handbook bench-publish clean
+.PHONY: help lab demo test check format bench-retrieval bench-french bench-handbook bench-publish clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -35,6 +35,9 @@ format: $(VENV)/.dev  ## Let ruff format and mend what it can
 
 bench-retrieval: $(VENV)/.test  ## nDCG@10 and recall on SciFact, Cranfield and service-public.fr (20 minutes)
 	$(BIN)/python benchmarks/retrieval.py $(SETS)
+
+bench-french: $(VENV)/.test  ## The measured tables of the handbook's French pages
+	$(BIN)/python benchmarks/french.py
 
 bench-handbook: $(VENV)/.test  ## Recall@5 by spans, abstention and follow-ups on the handbook's questions
 	$(BIN)/python benchmarks/handbook.py

@@ -230,7 +230,7 @@ def _running(env: Mapping[str, str]) -> list[_Info]:
             if not _is_trusted(path):
                 continue
             info = msgspec.json.decode(path.read_bytes(), type=_Info)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, ValueError):  # the latter: no JSON, or not even UTF-8
             continue  # gone meanwhile, being written, or not ours to read: as good as not there
         # A server on a Unix socket has no address that the publisher could use.
         if not info.sock and _is_alive(info.pid):

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from ragkit.errors import DocumentError, NoDocumentsError, SourceNotFoundError
 
-__all__ = ["SUFFIXES", "Document", "Found", "Mark", "Source", "detect_language", "find_sources"]
+__all__ = ["SUFFIXES", "Document", "Found", "Mark", "Source", "detect_language", "find_sources", "printable_path"]
 
 SUFFIXES = (".md", ".markdown", ".txt", ".text", ".rst", ".html", ".htm", ".pdf", ".ipynb", ".jsonl")
 """The file endings that ragkit reads."""
@@ -121,27 +121,29 @@ class Source:
         path: Where it is.
         id: Its path below the root, with ``/``. Bytes of a name that are not UTF-8 are written ``\\xNN``.
         size_bytes: Its size.
-        alone: Whether it was asked for by itself, not as part of its folder.
     """
 
     path: Path
     id: str
     size_bytes: int
-    alone: bool = False
 
     @property
     def where(self) -> str:
         """The path for people and for the wire: always encodable as UTF-8."""
-        return _printable(self.path)
+        return printable_path(self.path)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Found:
-    """What `find_sources` found: files to load, sorted by id, and files that are passed over with a reason."""
+    """What `find_sources` found: files to load, sorted by id, and files that are passed over with a reason.
+
+    ``alone`` is true where one file was asked for, whether it can be loaded or not.
+    """
 
     root: Path
     sources: tuple[Source, ...]
     failures: tuple[DocumentError, ...] = ()
+    alone: bool = False
 
 
 def find_sources(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Found:
@@ -187,7 +189,7 @@ def _walk(root: Path, max_bytes: int) -> Found:
         try:
             entries = list(os.scandir(folder))
         except OSError as error:
-            failures.append(DocumentError(_printable(folder), f"the folder cannot be read: {error.strerror}"))
+            failures.append(DocumentError(printable_path(folder), f"the folder cannot be read: {error.strerror}"))
             continue
         for entry in entries:
             place = folder / entry.name
@@ -198,7 +200,7 @@ def _walk(root: Path, max_bytes: int) -> Found:
             elif place.suffix.lower() in SUFFIXES and not _is_folder_inside(entry, root):
                 files.append(place)
             elif entry.is_symlink() and place.is_dir() and not _is_folder_inside(entry, root):
-                failures.append(DocumentError(_printable(place), _OUT))
+                failures.append(DocumentError(printable_path(place), _OUT))
     found = _collect(files, root, max_bytes)
     return Found(root, found.sources, (*failures, *found.failures))
 
@@ -225,7 +227,7 @@ def _collect(files: list[Path], root: Path, max_bytes: int, *, alone: bool = Fal
             status = target.stat()
         except (OSError, RuntimeError) as error:
             reason = "a link that leads nowhere" if file.is_symlink() else f"cannot be read: {error}"
-            failures.append(DocumentError(_printable(file), reason))
+            failures.append(DocumentError(printable_path(file), reason))
             continue
         if target in sources:
             continue
@@ -237,12 +239,13 @@ def _collect(files: list[Path], root: Path, max_bytes: int, *, alone: bool = Fal
         elif status.st_size > max_bytes:
             problem = f"too large: {status.st_size / 2**20:.1f} MiB, and the limit is {max_bytes / 2**20:.1f} MiB"
         if problem is None:
-            name = _printable(file.relative_to(root)).replace(os.sep, "/")
-            sources[target] = Source(file, name, status.st_size, alone)
+            name = printable_path(file.relative_to(root)).replace(os.sep, "/")
+            sources[target] = Source(file, name, status.st_size)
         else:
-            failures.append(DocumentError(_printable(file), problem))
-    return Found(root, tuple(sorted(sources.values(), key=lambda s: s.id)), tuple(failures))
+            failures.append(DocumentError(printable_path(file), problem))
+    return Found(root, tuple(sorted(sources.values(), key=lambda s: s.id)), tuple(failures), alone)
 
 
-def _printable(path: Path) -> str:
+def printable_path(path: Path) -> str:
+    """Write a path for people and for the wire: always encodable as UTF-8."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -7,6 +7,7 @@ no network), any OpenAI-compatible server, and `HashEmbedder`, which needs no mo
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import re
@@ -104,6 +105,7 @@ class SentenceTransformerEmbedder:
         self.name = f"sentence-transformers/{DEFAULT_MODEL}" if bundled else self._model_name
         self.languages = frozenset({"en"}) if bundled and languages is None else languages
         self._loaded: SentenceTransformer | None = None
+        self._counting: Any = None
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -165,13 +167,20 @@ class SentenceTransformerEmbedder:
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         if not texts:
             return []
-        # The backend is used directly because the wrapper warns about texts over the model's limit,
-        # and finding those is what we count for.
-        backend = self._model().tokenizer.backend_tokenizer
+        encodings = self._counter().encode_batch_fast(list(texts), add_special_tokens=False)
+        return [len(encoding.ids) for encoding in encodings]
+
+    def _counter(self) -> Any:
+        # The model's own tokenizer warns about texts over the limit, which are what we count for; and a switch of its
+        # truncation or padding would reach into the batch that another thread embeds.
+        model = self._model()
         with self._lock:
-            backend.no_truncation()
-            backend.no_padding()
-            return [len(encoding.ids) for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+            if self._counting is None:
+                counting = copy.deepcopy(model.tokenizer.backend_tokenizer)
+                counting.no_truncation()
+                counting.no_padding()
+                self._counting = counting
+            return self._counting
 
 
 class OpenAIEmbedder:

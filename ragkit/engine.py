@@ -315,7 +315,7 @@ class _Background:
     def _work(cls, engine: RAGEngine, answer: Answer) -> None:
         with cls._at_once:
             try:
-                questions = asyncio.run(engine.llm_interface.generate_follow_up_questions(answer.question, answer))
+                questions = cls._made(engine.llm_interface, answer)
             except Exception as error:
                 # The answer stands without them; answer.follow_ups() raises this to whoever asks for them.
                 _log.warning("No follow-up questions for %r: %s: %s", answer.question, type(error).__name__, error)
@@ -330,7 +330,15 @@ class _Background:
                     request_id=answer.id,
                 )
             )
-        answer._follow_ups.set_result(tuple(questions))
+        answer._follow_ups.set_result(questions)
+
+    @staticmethod
+    def _made(interface: FollowUps, answer: Answer) -> tuple[str, ...]:
+        if isinstance(interface, FollowUps):
+            # In this thread. Its coroutine takes another from asyncio's pool, which takes no work once the process
+            # ends, and which the process waits for.
+            return tuple(interface.generate(answer.question, answer))
+        return tuple(asyncio.run(interface.generate_follow_up_questions(answer.question, answer)))
 
     @classmethod
     def _finish(cls, *, timeout_seconds: float = 5.0) -> None:

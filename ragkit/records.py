@@ -189,11 +189,14 @@ class Records:
         return [(i, Path(p), prefix) for i, p, prefix in self._rows("SELECT id, path, prefix FROM roots ORDER BY id")]
 
     def add_root(self, path: Path) -> tuple[int, str]:
-        """Register a folder. The first one's documents keep their plain ids, later ones get its name before."""
+        """Register a folder. The first one's documents keep their plain ids, later ones get its name before.
+
+        The name ends in ``//``, which no path within a folder has: ``notes//x.md`` is not ``notes/x.md`` of another.
+        """
         taken = {prefix for _, _, prefix in self.roots()}
-        prefix, number = ("" if not taken else f"{path.name}/"), 2
+        prefix, number = ("" if not taken else f"{path.name}//"), 2
         while prefix in taken:
-            prefix, number = f"{path.name}-{number}/", number + 1
+            prefix, number = f"{path.name}-{number}//", number + 1
         with self._connection(write=True) as db:
             row = db.execute(
                 "INSERT INTO roots (path, prefix) VALUES (?, ?) RETURNING id", (str(path), prefix)

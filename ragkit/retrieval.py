@@ -85,6 +85,15 @@ class Passages:
         self.owner: npt.NDArray[np.int64] = np.asarray(owners, dtype=np.int64)
         self.position = {s.vector_id: i for i, s in enumerate(self.stored)}
         self.languages = Counter(d.language for d in self.documents)
+        embedder = index.embedder
+
+        # Over the embedder and not over self: the cache would keep this generation's texts alive in a circle.
+        @functools.lru_cache(maxsize=256)
+        def embed(question: str) -> Vectors:
+            vector: Vectors = embedder.embed([question], kind="query")[0]
+            return vector
+
+        self._embed = embed
 
     def __len__(self) -> int:
         return len(self.stored)
@@ -126,10 +135,9 @@ class Passages:
         gone = np.zeros(self.index.embedder.dimension, dtype=np.float32)
         return np.stack([found.get(s.vector_id, gone) for s in self.stored])
 
-    @functools.lru_cache(maxsize=256)  # noqa: B019  (a Passages lives as long as its generation)
     def embed(self, question: str) -> Vectors:
-        vector: Vectors = self.index.embedder.embed([question], kind="query")[0]
-        return vector
+        """Embed a question; the vectors of the last 256 are kept."""
+        return self._embed(question)
 
     def similarities(self, question: str, positions: Sequence[int]) -> dict[int, float]:
         """Exact cosine similarity of the question to these passages."""

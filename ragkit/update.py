@@ -12,10 +12,10 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ragkit.chunking import Chunk, Chunker
-from ragkit.documents import Document
+from ragkit.documents import Document, printable_path
 from ragkit.embedding import Embedder
 from ragkit.errors import CancelledError, DocumentError, IndexMismatchError
 from ragkit.loaders import Found, load
@@ -124,8 +124,9 @@ class Update:
     ) -> None:
         self.path, self.records, self.store = path, records, store
         self.embedder, self.chunker = embedder, chunker
-        self.root, self.sources = found.root, found.sources
+        self.root, self.sources, self.alone = found.root, found.sources, found.alone
         self.failed = list(found.failures)
+        self.passed_over = frozenset(failure.source for failure in found.failures)
         self.on_progress, self.cancelled = on_progress, cancelled
         self.progress = Progress(
             documents_total=len(found.sources) + len(found.failures), documents_done=len(found.failures)
@@ -178,15 +179,25 @@ class Update:
 
     def _place(self) -> tuple[int, str, str, list[int]]:
         """Find the root that this path belongs to: (root id, id prefix, scope inside it, roots that it swallows)."""
-        absorbed = []
-        for root_id, known, prefix in self.records.roots():
-            if self.root.is_relative_to(known):
-                inside = self.root.relative_to(known).as_posix()
-                return root_id, prefix, "" if inside == "." else f"{inside}/", []
-            if known.is_relative_to(self.root):
-                absorbed.append(root_id)
-        root_id, prefix = self.records.add_root(self.root)
-        return root_id, prefix, "", absorbed
+        roots = self.records.roots()
+        around = [root for root in roots if self.root.is_relative_to(root[1])]
+        inside = [root for root in roots if root not in around and root[1].is_relative_to(self.root)]
+        absorbed = [root_id for root_id, path, _ in inside if self._covers(path)]
+        if not around:
+            root_id, prefix = self.records.add_root(self.root)
+            return root_id, prefix, "", absorbed
+        root_id, path, prefix = max(around, key=lambda root: len(root[1].parts))
+        scope = self.root.relative_to(path).as_posix()
+        return root_id, prefix, "" if scope == "." else f"{scope}/", absorbed
+
+    def _covers(self, folder: Path) -> bool:
+        """Whether this run speaks for a folder inside its own: one file does not, nor a walk that skips hidden ones."""
+        return not self.alone and (not folder.exists() or any(s.path.is_relative_to(folder) for s in self.sources))
+
+    def _was_passed_over(self, source_id: str) -> bool:
+        """Whether a file, or a folder above it, is there and could not be read."""
+        path = PurePosixPath(source_id)
+        return any(printable_path(self.root / part) in self.passed_over for part in (path, *path.parents))
 
     def _compare(
         self, root_id: int, prefix: str, scope: str
@@ -211,14 +222,15 @@ class Update:
                     self.failed.extend(DocumentError(s, r) for s, r in known.failures)
                     self.skipped += len(before)
                     total += len(before) + len(known.failures) - 1
-                    self._tell(documents_done=self.progress.documents_done + len(before) + len(known.failures))
+                    done = self.progress.documents_done + len(before) + len(known.failures)
+                    self._tell(documents_done=done, documents_total=total)
                     continue
                 loaded = load(source)
                 documents, failures = loaded.documents, list(loaded.failures)
             except DocumentError as error:
                 self.failed.append(error)
                 total += len(before)
-                self._tell(documents_done=self.progress.documents_done + 1 + len(before))
+                self._tell(documents_done=self.progress.documents_done + 1 + len(before), documents_total=total)
                 continue  # what is indexed of it stays, and it is tried again next time
             new: dict[str, _Pending] = {}
             for document in documents:
@@ -240,10 +252,16 @@ class Update:
             else:
                 finished.append(record)
             done = self.progress.documents_done + len(failures) + len(new) - len(changed)
-            self._tell(documents_done=done)
+            self._tell(documents_done=done, documents_total=total)
         # One file indexed by itself says nothing about its neighbours, though its folder is the root all the same.
-        alone = any(source.alone for source in self.sources)
-        missing = [] if alone else [i for i in known_sources if i.startswith(scope) and i not in seen]
+        missing = [
+            i
+            for i in known_sources
+            if not self.alone
+            and i.startswith(scope)
+            and i not in seen
+            and not self._was_passed_over(i.removeprefix(scope))
+        ]
         gone.extend(document_id for i in missing for document_id in known_documents.get(i, {}))
         self.updated = sum(p.document_id in known_documents.get(p.source_id, {}) for p in pending)
         self._tell(force=True, documents_total=total, chunks_total=sum(len(p.chunks) for p in pending))

@@ -216,8 +216,8 @@ class Screen:
         cut = {"no_wrap": True, "overflow": "ellipsis"}
         self._progress = Progress(
             TextColumn("{task.description}", markup=False, table_column=Column(ratio=2, **cut)),  # type: ignore[arg-type]
-            BarColumn(bar_width=None, table_column=Column(ratio=1)),
-            TextColumn("{task.fields[figures]}", markup=False, table_column=Column(ratio=4, **cut)),  # type: ignore[arg-type]
+            BarColumn(bar_width=12),
+            TextColumn("{task.fields[figures]}", markup=False, table_column=Column(no_wrap=True)),
             TextColumn("{task.fields[current]}", markup=False, table_column=Column(ratio=2, **cut)),  # type: ignore[arg-type]
             console=console,
             expand=True,

@@ -86,7 +86,16 @@ def test_a_given_token_wins_over_one_in_the_address() -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["localhost:8888", "8888", "ftp://x/", "http://", "http://x:y/", "http://[x/", "http://a..b/", f"http://{'a' * 64}/"],
+    [
+        "localhost:8888",
+        "8888",
+        "ftp://x/",
+        "http://",
+        "http://x:y/",
+        "http://[x/",
+        "http://a..b/",
+        f"http://{'a' * 64}/",
+    ],
 )
 def test_a_bad_address_is_told(address: str) -> None:
     with pytest.raises(ServerNotFoundError, match="RAGKIT_URL is not an address"):
@@ -186,6 +195,7 @@ def test_runtime_files_that_tell_nothing_are_ignored_and_left(
     runtime.write(dead_pid, tmp_path)
     runtime.write(sleeper, tmp_path, name="jpserver-8.json", sock="/run/jupyter.sock")
     (runtime.folder / "jpserver-9.json").write_text('{"pid": ')
+    (runtime.folder / "jpserver-10.json").write_bytes(b'{"url": "\xff"}')
     before = sorted(runtime.folder.iterdir())
     with pytest.raises(ServerNotFoundError):
         find_server(env=runtime.env, cwd=tmp_path)

@@ -65,14 +65,14 @@ def test_a_folder_is_walked_in_order(tmp_path: Path) -> None:
     assert found.failures == ()
     assert found.root == tmp_path.resolve()
     assert found.sources[0].size_bytes == 4
-    assert not found.sources[0].alone
+    assert not found.alone
 
 
 def test_a_single_file(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("text")
     found = find_sources(tmp_path / "a.md")
     assert ids(found) == ["a.md"]
-    assert found.sources[0].alone
+    assert found.alone
     assert found.root == tmp_path.resolve()
 
 

@@ -42,6 +42,16 @@ def test_minilm_counts_tokens_past_its_own_limit(minilm: SentenceTransformerEmbe
     assert minilm.embed(["word " * 600]).shape == (1, 384)
 
 
+def test_counting_leaves_the_models_own_tokenizer_alone(minilm: SentenceTransformerEmbedder) -> None:
+    """Another thread may be embedding a batch: without padding it fails, without truncation it is too long."""
+    minilm.embed(["one", "and two"])
+    own = minilm._model().tokenizer.backend_tokenizer
+    before = (own.truncation, own.padding)
+    minilm.count_tokens(["word " * 600])
+    assert (own.truncation, own.padding) == before
+    assert None not in before
+
+
 def test_nothing_to_embed_is_an_empty_array(minilm: SentenceTransformerEmbedder) -> None:
     assert minilm.embed([]).shape == (0, 384)
     assert minilm.count_tokens([]) == []

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -184,6 +187,57 @@ def test_failing_follow_ups_never_fail_the_answer(engine: RAGEngine, caplog: pyt
             answer.follow_ups(timeout_seconds=DEADLINE_SECONDS)
     assert (answer.text, answer.citations) == (plain.text, plain.citations)
     assert "no questions today" in caplog.text
+
+
+class Nothing:
+    async def generate_follow_up_questions(self, query: str, response: Any) -> Any:
+        return None
+
+
+def test_follow_ups_of_a_wrong_type_are_told_to_whoever_asks_for_them(engine: RAGEngine) -> None:
+    engine.llm_interface = Nothing()  # type: ignore[assignment]
+    answer = engine.ask(QUESTION)
+    with pytest.raises(TypeError):
+        answer.follow_ups(timeout_seconds=DEADLINE_SECONDS)
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from ragkit import RAGEngine, events
+from ragkit.discovery import Server
+from ragkit.embedding import HashEmbedder
+from ragkit.llm import ExtractiveLLM
+from ragkit.publisher import Publisher
+from tests.corpora import write_pages
+
+class Hanging(ExtractiveLLM):
+    generative = True
+
+    def complete(self, messages, *, max_tokens=0):
+        time.sleep(600)
+
+class Telling(Publisher):
+    def publish(self, event):
+        if isinstance(event, events.FollowUpQuestions):
+            print(event.questions, flush=True)
+
+where, kind = Path(sys.argv[1]), {"hangs": Hanging, "works": ExtractiveLLM}[sys.argv[2]]
+embedder = HashEmbedder()
+publisher = Telling(server=Server("http://127.0.0.1:9/", "", None, "test"), journal_folder=where / "journal")
+llm = kind(embedder, min_relevance=0.5)
+engine = RAGEngine(where / "index", embedder=embedder, llm=llm, publisher=publisher, progress=False)
+engine.index(write_pages(where / "docs"))
+engine.ask("How do I choose k1 and b?")
+"""
+
+
+@pytest.mark.parametrize("kind", ["works", "hangs"])
+def test_a_script_that_ends_sends_its_follow_ups_and_waits_for_no_hanging_ones(tmp_path: Path, kind: str) -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])}
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path), kind]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert ("?" in done.stdout) == (kind == "works"), done.stderr
 
 
 # ------------------------------------------------------------------------------- on the socket

@@ -67,6 +67,11 @@ def write(path: Path, number: int, sections: int = 4) -> None:
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
+def write_one(path: Path, word: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"# {word}\n\nThe {word} text stands here.\n", encoding="utf-8")
+
+
 def index_at(path: Path, embedder: Any = None) -> Index:
     return Index(path, embedder=embedder or CountingEmbedder(), chunker=StructureChunker(max_tokens=40))
 
@@ -278,11 +283,79 @@ def test_two_folders_with_the_same_file_names_live_together(tmp_path: Path) -> N
     index = index_at(tmp_path / "index")
     index.update(tmp_path / "one")
     index.update(tmp_path / "two")
-    assert set(state(index)) == {"README.md", "two/README.md"}
+    assert set(state(index)) == {"README.md", "two//README.md"}
     (tmp_path / "two" / "README.md").unlink()
     (tmp_path / "two" / "other.md").write_text("# other\n\nAnother file.\n")
     index.update(tmp_path / "two")
-    assert set(state(index)) == {"README.md", "two/other.md"}
+    assert set(state(index)) == {"README.md", "two//other.md"}
+
+
+def test_a_folder_named_like_a_part_of_another_takes_nobodys_ids(tmp_path: Path) -> None:
+    write_one(tmp_path / "one" / "notes" / "x.md", "first")
+    write_one(tmp_path / "notes" / "x.md", "second")
+    index = index_at(tmp_path / "index")
+    index.update(tmp_path / "one")
+    index.update(tmp_path / "notes")
+    assert sorted(d.text.split()[1] for d in index.records.snapshot().documents.values()) == ["first", "second"]
+    assert index.update(tmp_path / "one").skipped == 1
+
+
+def test_one_file_leaves_the_folders_beside_it(tmp_path: Path, folder: Path) -> None:
+    index = index_at(tmp_path / "index")
+    index.update(folder / "sub")
+    index.update(folder / "page0.md")
+    assert index.counts()[0] == 2
+    index.update(folder)
+    assert index.counts()[0] == 7
+
+
+def test_one_file_that_cannot_be_read_deletes_no_other(tmp_path: Path, folder: Path) -> None:
+    index = index_at(tmp_path / "index")
+    index.update(folder)
+    os.mkfifo(folder / "pipe.md")
+    report = index.update(folder / "pipe.md")
+    assert (report.deleted, len(report.failed)) == (0, 1)
+    assert len(state(index)) == 7
+
+
+def test_what_is_passed_over_keeps_its_last_good_state(tmp_path: Path, folder: Path) -> None:
+    index = index_at(tmp_path / "index")
+    index.update(folder)
+    (folder / "page0.md").unlink()
+    os.mkfifo(folder / "page0.md")
+    report = index.update(folder)
+    assert (report.deleted, len(report.failed)) == (0, 1)
+    assert "page0.md" in state(index)
+
+
+def test_a_folder_swallowed_by_the_one_above_is_there_once_also_after_a_stop(tmp_path: Path, folder: Path) -> None:
+    index = index_at(tmp_path / "index")
+    index.update(folder / "sub")
+    with pytest.raises(CancelledError):
+        index.update(folder, cancelled=lambda: True)
+    index.update(folder)
+    assert len(state(index)) == 7
+
+
+def test_a_hidden_folder_that_was_asked_for_stays(tmp_path: Path, folder: Path) -> None:
+    write_one(folder / ".hidden" / "x.md", "hidden")
+    index = index_at(tmp_path / "index")
+    index.update(folder / ".hidden")
+    index.update(folder)
+    assert len(state(index)) == 8
+
+
+def test_progress_never_shows_more_done_than_there_is(tmp_path: Path, folder: Path) -> None:
+    rows = (json.dumps({"_id": str(i), "text": f"row {i}"}) + "\n" for i in range(50))
+    (folder / "a.jsonl").write_text("".join(rows))
+    index = index_at(tmp_path / "index")
+    index.update(folder)
+    told: list[Progress] = []
+    now = itertools.count()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ragkit.update.time.monotonic", lambda: float(next(now)))  # so that nothing is left untold
+        index.update(folder, on_progress=told.append)
+    assert all(p.documents_total is None or p.documents_done <= p.documents_total for p in told)
 
 
 def test_another_embedder_or_chunker_is_refused_with_the_way_out(tmp_path: Path, folder: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -123,6 +125,15 @@ def test_the_cache_sees_what_changed(index: Index, tmp_path: Path) -> None:
     second = cache.get()
     assert second is not first
     assert retrieve("papermill parameters", second, retriever=Hybrid(), k=1)[0].document.id == "new.md"
+
+
+def test_a_generation_that_nobody_holds_is_let_go(index: Index) -> None:
+    passages = Passages(index)
+    retrieve("papermill parameters", passages, retriever=Hybrid(), k=1)
+    held = weakref.ref(passages)
+    del passages
+    gc.collect()
+    assert held() is None
 
 
 def test_fusions_by_hand() -> None:

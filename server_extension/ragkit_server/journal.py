@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import filelock
-import msgspec
 
 from ragkit.events import Hello, Publish, decode_engine_message
 from ragkit.terminal import one_line
@@ -108,7 +107,9 @@ class Journals:
     def _report(self, path: Path, problem: Exception) -> None:
         if (report := (str(path), repr(problem))) != self._last_report:  # not every few seconds
             self._last_report = report
-            self._log.warning("ragkit: '%s' could not be adopted: %r. It will be tried again.", one_line(str(path)), problem)
+            self._log.warning(
+                "ragkit: '%s' could not be adopted: %r. It will be tried again.", one_line(str(path)), problem
+            )
 
     def _find(self) -> list[Path]:
         if not self._folder.is_dir():
@@ -166,7 +167,7 @@ class Journals:
                     pass
             try:
                 message = decode_engine_message(line)
-            except (msgspec.DecodeError, RecursionError) as problem:
+            except (ValueError, RecursionError) as problem:  # msgspec.DecodeError, or bytes that are not UTF-8
                 # Cut short by a crash or a full disk: the line is lost, the others are not.
                 name = one_line(path.name)
                 self._log.warning("ragkit: line %d of journal '%s' is damaged: %s", number, name, problem)

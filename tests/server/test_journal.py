@@ -185,6 +185,13 @@ async def test_neither_a_link_nor_a_pipe_takes_the_place_of_a_journal(
     assert (tmp_path / "b.jsonl.rejected").is_fifo()
 
 
+async def test_a_line_that_is_not_utf8_loses_only_itself(adopter: Adopter, tmp_path: Path) -> None:
+    path = write(tmp_path, "p", "1", "BAD", "3")
+    path.write_bytes(path.read_bytes().replace(b"BAD", b"\xff"))
+    write(tmp_path, "q", "4")
+    assert [m["questions"] for m in await adopter.adopt()] == [["1"], ["3"], ["4"]]
+
+
 async def test_what_a_journal_says_commands_no_terminal(
     adopter: Adopter, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
