@@ -16,7 +16,7 @@ help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 lab: $(VENV)/.lab  ## Install, start JupyterLab on port 8000 with the quickstart open, print its URL
-	$(BIN)/jupyter lab --port $(PORT) --no-browser $(ROOT_FLAG) $(ARGS) notebooks/01_quickstart.ipynb
+	$(BIN)/jupyter lab --port $(PORT) --no-browser $(ROOT_FLAG) --LabApp.default_url=/lab/tree/notebooks/01_quickstart.ipynb $(ARGS)
 
 demo: $(VENV)/.lab  ## The same without a person: run the quickstart, watch the socket, fail if anything is missing
 	$(BIN)/python notebooks/demo.py

@@ -1,8 +1,8 @@
 """The measured tables of the handbook's French pages: ``make bench-french`` (a minute).
 
-BM25 over whole pages of service-public.fr, one analysis step added at a time, with the questions as they are and without
-their accents; and the same for values of k1 and b. Written out here step by step, because these are the steps that the
-pages discuss; ragkit's own analysis is `ragkit.analysis`.
+BM25 over whole pages of service-public.fr, one analysis step added at a time, with the questions as they are and
+without their accents; and the same for values of k1 and b. Written out here step by step, because these are the steps
+that the pages discuss; ragkit's own analysis is `ragkit.analysis`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy as np
 import Stemmer
 from bm25s.stopwords import STOPWORDS_FRENCH
 from ir_measures import RR, Qrel, ScoredDoc, calc_aggregate
+from retrieval import SHARED, qrels, rows, unaccented
 from rich.console import Console
 from rich.table import Table
-from retrieval import SHARED, qrels, rows, unaccented
 
 FOLDER = SHARED / "servicepublic_fr"
 ELISION = re.compile(r"\b(?:l|m|t|s|n|j|d|c|qu|jusqu|lorsqu|puisqu|quoiqu)'(?=\w)")

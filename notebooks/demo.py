@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "notebooks" / "01_quickstart.ipynb"
 INDEX = ROOT / "indexes" / "handbook"
 QUESTION = "Which values of k1 and b should I start with?"
-QUESTION_FR = "Comment traiter les accents dans une recherche en français ?"
+QUESTION_FR = "Faut-il garder les accents dans une recherche en français ?"
 
 
 def main() -> int:

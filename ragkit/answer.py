@@ -174,7 +174,7 @@ def cite(
         answer_id: Its id; made if empty.
     """
     abstained = is_abstention(text)
-    quotes: dict[int, list[tuple[int, int]]] = {}
+    quotes: dict[int, list[tuple[int, int]]] = {}  # by the number of the hit, in the order of their first markers
 
     def keep(marker: re.Match[str]) -> str:
         if marker.group(1) is None:
@@ -186,16 +186,19 @@ def cite(
             if (span := _quoted(text[: marker.start()], hits[number - 1])) and span not in found:
                 found.append(span)
         space = marker.group()[0] if marker.group()[0] in " \t" and valid else ""
-        return space + "".join(f"[{n}]" for n in valid)
+        # Numbered anew as a reader meets them: a lone [4] looks as if something were missing.
+        return space + "".join(f"[{list(quotes).index(n) + 1}]" for n in valid)
 
     kept = _CODE_OR_MARKER.sub(keep, text).strip()
     cited = bool(quotes)
-    numbers = [] if abstained else sorted(quotes) if cited else list(range(1, len(hits) + 1))
+    shown = () if abstained else tuple(quotes) if cited else range(1, len(hits) + 1)
     return Answer(
         id=answer_id or uuid.uuid4().hex,
         question=question,
         text=kept,
-        citations=tuple(_citation(n, hits[n - 1], tuple(sorted(quotes.get(n, ())))) for n in numbers),
+        citations=tuple(
+            _citation(number, hits[n - 1], tuple(sorted(quotes.get(n, ())))) for number, n in enumerate(shown, start=1)
+        ),
         cited=cited,
         hits=tuple(hits),
         abstained=abstained,
@@ -263,10 +266,13 @@ _STYLE = """<style>
 .ragkit-answer>div{margin:.5em 0;white-space:pre-wrap;overflow-wrap:anywhere}
 .ragkit-answer>div details{display:inline-block;vertical-align:top;max-width:100%}
 .ragkit-answer summary{cursor:pointer;color:var(--jp-content-link-color,LinkText)}
+.ragkit-answer>div details[open],.ragkit-answer>div details[open]>summary{display:inline}
+.ragkit-answer>div blockquote{margin-bottom:-.8em}
 .ragkit-answer>div summary{list-style:none}
 .ragkit-answer>div summary::-webkit-details-marker{display:none}
 .ragkit-answer blockquote{margin:.4em 0 .6em;padding:.3em .8em;white-space:pre-wrap;overflow-wrap:anywhere;
-border-left:3px solid var(--jp-border-color1,GrayText)}
+border-left:3px solid var(--jp-border-color1,GrayText);font-size:.93em}
+.ragkit-answer pre{margin:.2em 0;white-space:pre-wrap}
 .ragkit-answer mark{background:#ffe58f;color:#1a1a1a;padding:0 .1em}
 .ragkit-answer small{opacity:.75}
 .ragkit-answer ol,.ragkit-answer ul{margin:.3em 0;padding-left:1.8em}
@@ -282,7 +288,9 @@ def _html(answer: Answer) -> str:
     by_number = {citation.number: citation for citation in answer.citations}
 
     def marker(match: re.Match[str]) -> str:
-        citation = by_number.get(int(match.group(1))) if match.group(1) else None
+        if match.group(1) is None:
+            return _code_html(match.group())
+        citation = by_number.get(int(match.group(1)))
         if citation is None:
             return match.group()
         title = html.escape(citation.place, quote=True)
@@ -295,8 +303,9 @@ def _html(answer: Answer) -> str:
     if answer.citations:
         heading = words["sources"] if answer.cited else words["uncited"]
         items = "".join(
-            f'<li value="{c.number}"><details><summary>{html.escape(c.place)} '
-            f"<small>{html.escape(c.source)}</small></summary>{_passage_html(c)}</details></li>"
+            f'<li value="{c.number}"><details><summary title="{html.escape(c.source, quote=True)}">'
+            f"{html.escape(c.place)} <small>{html.escape(c.document_id)}</small></summary>"
+            f"{_passage_html(c)}</details></li>"
             for c in answer.citations
         )
         parts.append(f"<small>{html.escape(heading)}</small><ol>{items}</ol>")
@@ -304,6 +313,13 @@ def _html(answer: Answer) -> str:
         items = "".join(f"<li>{html.escape(question)}</li>" for question in follow_ups)
         parts.append(f"<small>{html.escape(words['next'])}</small><ul>{items}</ul>")
     return "\n".join([*parts, "</div>"])
+
+
+def _code_html(escaped: str) -> str:
+    """Code of the answer as code; it is escaped already."""
+    if escaped.startswith("`") and not escaped.startswith("```"):
+        return f"<code>{escaped[1:-1]}</code>"
+    return f"<pre>{escaped.strip('`~').partition(chr(10))[2]}</pre>"
 
 
 def _ready(follow_ups: concurrent.futures.Future[tuple[str, ...]]) -> tuple[str, ...]:

@@ -251,6 +251,7 @@ _ROW = re.compile(r"\s*\|")
 _RULE_ROW = re.compile(r"[\s|:-]+\Z")
 _UNDERLINE = re.compile(r"\s{0,3}(?:=+|-+)\s*$")
 _WORD = re.compile(r"\w")
+_SENTENCE_WINDOW = 10_000  # characters that are split into sentences at a time
 
 
 def _blocks(document: Document) -> Iterator[_Piece]:
@@ -331,13 +332,23 @@ def _sentences(document: Document, piece: _Piece) -> list[_Piece]:
 
     text = document.text[piece.start : piece.end]
     language = document.language if document.language != "und" else "en"
-    ends, at = [], 0
-    # By their texts: the library's own offsets are not always characters.
-    for sentence in sentencex.get_sentence_boundaries(language, text):
-        found = text.find(sentence["text"], at)
-        if found >= 0:
-            at = found + len(sentence["text"])
-            ends.append(at)
+    ends: list[int] = []
+    begin = 0
+    while begin < len(text):
+        # On hostile text (quotation marks that never close) the library takes quadratic time.
+        window = text[begin : begin + _SENTENCE_WINDOW]
+        found_here, at = [], 0
+        # By their texts: the library's own offsets are not always characters.
+        for sentence in sentencex.get_sentence_boundaries(language, window):
+            found = window.find(sentence["text"], at)
+            if found >= 0:
+                at = found + len(sentence["text"])
+                found_here.append(begin + at)
+        goes_on = begin + len(window) < len(text)
+        if goes_on and len(found_here) > 1:
+            found_here.pop()  # the window's end, not the sentence's
+        ends += found_here
+        begin = found_here[-1] if goes_on and found_here else begin + len(window)
     return _parts(document.text, piece, ends)
 
 

@@ -23,7 +23,7 @@ import uuid
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ragkit import events
 from ragkit.answer import Answer, cite, passages_of
@@ -333,7 +333,7 @@ class _Background:
         answer._follow_ups.set_result(questions)
 
     @staticmethod
-    def _made(interface: FollowUps, answer: Answer) -> tuple[str, ...]:
+    def _made(interface: Any, answer: Answer) -> tuple[str, ...]:
         if isinstance(interface, FollowUps):
             # In this thread. Its coroutine takes another from asyncio's pool, which takes no work once the process
             # ends, and which the process waits for.

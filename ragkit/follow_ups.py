@@ -194,7 +194,7 @@ def _phrased(heading: str, document: DocumentRecord, language: str, section: tup
     if not heading.endswith("?"):
         return _Candidate(about.format(title=document.title, heading=within), section)
     # "Who is concerned?" means nothing away from its page.
-    if len(tokenize(heading, language)) < 2:
+    if len(set(tokenize(heading, language))) < 3:
         return _Candidate(scoped.format(title=document.title, heading=within), section)
     return _Candidate(heading, section)
 

@@ -18,12 +18,8 @@ class ProgressBar:
 
     def __init__(self, wanted: bool, label: str) -> None:
         self._bar: Any = None
-        if wanted:
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(
-                desc=label, unit="passage", total=None, leave=True, disable=None if not _in_notebook() else False
-            )
+        self._wanted = wanted
+        self._label = label
 
     def __enter__(self) -> ProgressBar:
         return self
@@ -33,14 +29,23 @@ class ProgressBar:
             self._bar.close()
 
     def show(self, progress: Progress) -> None:
-        if self._bar is None:
+        """Show how far it is; nothing when there is nothing to embed."""
+        if not self._wanted or progress.chunks_total == 0:
+            self._wanted = False
+            if self._bar is not None:
+                self._bar.leave = False
             return
+        if self._bar is None:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(desc=self._label, unit=" passages", total=None, disable=False if _in_notebook() else None)
         if progress.chunks_total is not None and self._bar.total != progress.chunks_total:
             self._bar.reset(total=progress.chunks_total)
         self._bar.n = progress.chunks_done
         documents = f"{progress.documents_done}/{progress.documents_total} documents"
         failed = f", {len(progress.failures)} failed" if progress.failures else ""
-        self._bar.set_postfix_str(documents + failed, refresh=True)
+        reading = f"reading {progress.current_document}" if progress.chunks_total is None else documents
+        self._bar.set_postfix_str(reading + failed, refresh=True)
 
 
 def _in_notebook() -> bool:

@@ -342,8 +342,8 @@ class Screen:
 
     def _print(self, when: str | UnsetType | None, text: str, *, style: str = "") -> None:
         # Text, not str: what stands in [brackets] is nobody's markup.
-        lead = Text("" if when is None else f"{_clock(when)}  ", style="dim")
-        self._console.print(lead + Text(text, style=style), soft_wrap=True, highlight=False)
+        lead = "" if when is None else f"{_clock(when)}  "
+        self._console.print(Text.assemble((lead, "dim"), (text, style)), soft_wrap=True, highlight=False)
 
 
 def _clock(when: str | UnsetType) -> str:

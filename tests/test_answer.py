@@ -28,8 +28,8 @@ def answered(text: str, *hits: Hit, language: str = "en") -> Answer:
 
 def test_cites_only_what_the_text_names_and_only_what_exists() -> None:
     answer = answered("One thing [2]. Another [1][9], a third [1, 2] and [0].", hit(), hit("Second passage."))
-    assert answer.text == "One thing [2]. Another [1], a third [1][2] and."
-    assert [c.number for c in answer.citations] == [1, 2]
+    assert answer.text == "One thing [1]. Another [2], a third [2][1] and."
+    assert [(c.number, c.text) for c in answer.citations] == [(1, "Second passage."), (2, TEXT)]
     assert answer.cited
     assert not answer.abstained
 
@@ -54,7 +54,10 @@ def test_indices_in_code_are_no_citations() -> None:
     answer = answered(text)
     assert answer.text == text
     assert [c.number for c in answer.citations] == [1]
-    assert answer._repr_html_().count("<summary") == 2  # the marker, and the list of sources
+    page = answer._repr_html_()
+    assert page.count("<summary") == 2  # the marker, and the list of sources
+    assert "<code>x[1]</code>" in page
+    assert "<pre>first = x[0]\n</pre>" in page
 
 
 def test_a_table_row_is_found_without_its_header() -> None:
@@ -121,7 +124,7 @@ def test_hostile_documents_and_models_are_shown_as_text(evil: str) -> None:
     answer._follow_ups.set_result((evil,))
     page = Elements(answer._repr_html_())
     assert {tag for tag, _ in page.tags} <= {
-        "style", "div", "details", "summary", "blockquote", "mark", "small", "ol", "ul", "li",
+        "style", "div", "code", "details", "summary", "blockquote", "mark", "small", "ol", "ul", "li",
     }  # fmt: skip
     names = {name for _, attributes in page.tags for name in attributes}
     assert names <= {"class", "lang", "title", "value"}

@@ -22,7 +22,7 @@ ORDER = [
     "index", "retrieval", "quotes", "chat", "llm", "answer", "follow_ups", "events", "discovery", "journal", "outbox",
     "handshake", "serving", "link", "publisher", "progress", "engine", "terminal", "folders", "watch", "doctor", "cli",
 ]  # fmt: skip
-SERVER_MAY_IMPORT = {"events", "errors", "discovery"}
+SERVER_MAY_IMPORT = {"events", "errors", "discovery", "terminal"}
 HEAVY = {"torch", "chromadb", "sentence_transformers", "transformers", "pandas", "openai", "numpy"}
 
 

@@ -190,6 +190,18 @@ def test_long_code_is_cut_between_lines() -> None:
     assert [line for chunk in chunks for line in chunk.split("\n") if not line.startswith("```")] == lines
 
 
+@pytest.mark.parametrize("mark", ["«", "![", "<!--"])
+def test_marks_that_never_close_take_no_quadratic_time(mark: str) -> None:
+    started = time.monotonic()
+    assert "".join(cut(mark * (400_000 // len(mark)))) == mark * (400_000 // len(mark))
+    assert time.monotonic() - started < 30
+
+
+def test_a_very_long_paragraph_is_cut_between_sentences() -> None:
+    sentences = [f"Sentence {n} has some words that fill it." for n in range(2_000)]
+    assert all(chunk.endswith(".") and chunk.startswith("Sentence") for chunk in cut(" ".join(sentences)))
+
+
 def test_tables_are_cut_between_rows_and_the_header_keeps_a_row() -> None:
     rows = [f"| {n} | some words here |" for n in range(20)]
     table = "\n".join(["| n | what |", "|---|---|", *rows])

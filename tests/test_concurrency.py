@@ -83,7 +83,7 @@ from pathlib import Path
 from tests.test_concurrency import open_index
 folder = Path({str(folder)!r})
 for number in range(3):
-    (folder / "other.md").write_text(f"# Other process\\n\\nWritten elsewhere, revision {{number}}, zebra{{number}}.\\n")
+    (folder / "other.md").write_text(f"# Other process\\n\\nWritten elsewhere, {{number}}, zebra{{number}}.\\n")
     open_index(Path({str(tmp_path)!r})).update(folder)
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}

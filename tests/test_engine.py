@@ -202,7 +202,7 @@ def test_follow_ups_of_a_wrong_type_are_told_to_whoever_asks_for_them(engine: RA
 
 
 SCRIPT = """
-import sys, time
+import sys, threading, time
 from pathlib import Path
 from ragkit import RAGEngine, events
 from ragkit.discovery import Server
@@ -211,10 +211,13 @@ from ragkit.llm import ExtractiveLLM
 from ragkit.publisher import Publisher
 from tests.corpora import write_pages
 
+entered = threading.Event()
+
 class Hanging(ExtractiveLLM):
     generative = True
 
     def complete(self, messages, *, max_tokens=0):
+        entered.set()
         time.sleep(600)
 
 class Telling(Publisher):
@@ -229,6 +232,7 @@ llm = kind(embedder, min_relevance=0.5)
 engine = RAGEngine(where / "index", embedder=embedder, llm=llm, publisher=publisher, progress=False)
 engine.index(write_pages(where / "docs"))
 engine.ask("How do I choose k1 and b?")
+kind is Hanging and entered.wait(30)
 """
 
 

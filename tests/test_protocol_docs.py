@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
-from ragkit_server.app import RagkitApp
 
 from ragkit import events
+from ragkit_server.app import RagkitApp
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "protocol.md"
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from ragkit_server import child as child_module
 from ragkit_server.child import ChildEngine, ChildState, child_environment
 

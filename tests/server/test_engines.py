@@ -6,10 +6,6 @@ import json
 from typing import Any
 
 import pytest
-from ragkit_server.engines import MAX_ENGINES_PER_PUBLISHER, Engines
-from ragkit_server.frames import payloads
-from ragkit_server.history import History
-from ragkit_server.sessions import ListenerSession, PublisherSession
 
 from ragkit.events import (
     DeltaContent,
@@ -23,6 +19,10 @@ from ragkit.events import (
     ResponseContent,
     ResponseDelta,
 )
+from ragkit_server.engines import MAX_ENGINES_PER_PUBLISHER, Engines
+from ragkit_server.frames import payloads
+from ragkit_server.history import History
+from ragkit_server.sessions import ListenerSession, PublisherSession
 from tests.server.hub_fakes import Clock
 
 

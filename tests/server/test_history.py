@@ -8,8 +8,6 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ragkit_server.frames import payloads, text_frame
-from ragkit_server.history import SNAPSHOT_FAILURES, History, Numbers
 
 from ragkit.events import (
     Engine,
@@ -21,6 +19,8 @@ from ragkit.events import (
     Origin,
     decode_listener_message,
 )
+from ragkit_server.frames import payloads, text_frame
+from ragkit_server.history import SNAPSHOT_FAILURES, History, Numbers
 
 ORIGIN = Origin(kind="papermill", name="batch.ipynb", run_id="r1")
 

@@ -8,11 +8,11 @@ import logging
 from typing import Any
 
 import pytest
+
+from ragkit.events import FollowUpQuestions, IndexingProgress
 from ragkit_server.history import History
 from ragkit_server.hub import SLICE, WebSocketManager
 from ragkit_server.sessions import PublisherSession
-
-from ragkit.events import FollowUpQuestions, IndexingProgress
 from tests.server.hub_fakes import Clock, Wire
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import filelock
 import pytest
+
 from ragkit_server.history import History
 from ragkit_server.hub import WebSocketManager
 from ragkit_server.journal import Journals
-
 from tests.server.hub_fakes import Clock, Wire
 
 pytestmark = pytest.mark.anyio

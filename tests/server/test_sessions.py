@@ -9,9 +9,6 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ragkit_server.frames import payloads
-from ragkit_server.history import History
-from ragkit_server.sessions import Ask, ListenerSession, PublisherSession, State, Stop
 
 from ragkit.events import (
     DeltaContent,
@@ -27,6 +24,9 @@ from ragkit.events import (
     ResponseDelta,
     Since,
 )
+from ragkit_server.frames import payloads
+from ragkit_server.history import History
+from ragkit_server.sessions import Ask, ListenerSession, PublisherSession, State, Stop
 
 HELLO = '{"type":"hello","publisher":"p","origin":{"kind":"cli","name":"c","run_id":"r"}}'
 
