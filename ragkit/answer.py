@@ -20,6 +20,7 @@ from typing import Any
 
 from ragkit.llm import Passage, is_abstention
 from ragkit.retrieval import Hit
+from ragkit.terminal import one_line, printable
 
 __all__ = ["Answer", "Citation", "cite", "passages_of"]
 
@@ -119,9 +120,9 @@ class Answer:
         if self.citations and not self.cited:
             lines.append(_words(self.language)["uncited"])
         for citation in self.citations:
-            lines.append(f"[{citation.number}] {citation.place}  ({citation.source})")
+            lines.append(f"[{citation.number}] {citation.place}  ({one_line(citation.source)})")
             lines.append(textwrap.indent(textwrap.shorten(_shown(citation), 300, placeholder=" …"), "    "))
-        return "\n".join(lines).rstrip()
+        return printable("\n".join(lines).rstrip())
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(str(self))

@@ -64,7 +64,7 @@ class Index:
 
     @property
     def records(self) -> Records:
-        if self._records is None:
+        if self._records is None or not self.exists:  # never opened, or deleted since
             self._records = Records(self.path)
         return self._records
 

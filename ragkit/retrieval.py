@@ -284,8 +284,8 @@ def retrieve(
     """
     if not question.strip():
         raise EmptyQuestionError
-    if k < 1:
-        raise InputError(f"k must be at least 1, not {k}.")
+    if not isinstance(k, int) or k < 1:
+        raise InputError(f"k must be a whole number of at least 1, not {k!r}.")
     if not len(passages):
         raise EmptyIndexError(passages.index.path)
     scores = retriever.scores(question, passages)

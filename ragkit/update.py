@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import html
+import os
+import stat
 import time
 import uuid
 from collections import deque
@@ -21,6 +23,7 @@ from ragkit.errors import CancelledError, DocumentError, IndexMismatchError
 from ragkit.loaders import Found, load
 from ragkit.records import FORMAT, DocumentRecord, Records, Replacement, SourceRecord, StoredChunk
 from ragkit.store import VectorStore
+from ragkit.terminal import one_line, printable
 
 __all__ = ["IndexReport", "Progress", "Update", "passage_text"]
 
@@ -84,10 +87,10 @@ class IndexReport:
     def __str__(self) -> str:
         counts = f"{self.added} added, {self.updated} updated, {self.skipped} unchanged, {self.deleted} deleted"
         lines = [f"{counts}, {len(self.failed)} failed; {self.chunks} passages embedded in {self.seconds:.1f} s"]
-        lines += [f"  not read: {error}" for error in self.failed[:_FAILURES_SHOWN]]
+        lines += [f"  not read: {one_line(str(error))}" for error in self.failed[:_FAILURES_SHOWN]]
         if len(self.failed) > _FAILURES_SHOWN:
             lines.append(f"  ... and {len(self.failed) - _FAILURES_SHOWN} more, in report.failed")
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
     def _repr_html_(self) -> str:
         head, *rest = str(self).split("\n")
@@ -355,7 +358,10 @@ def _record(item: _Pending) -> DocumentRecord:
 
 def _hash_file(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        # Not to wait for a pipe that has taken a file's place since it was found.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise DocumentError(str(path), "not a regular file any more")
             return hashlib.file_digest(file, "blake2b").hexdigest()
     except OSError as error:
         raise DocumentError(str(path), f"cannot be read: {error.strerror or error}") from error

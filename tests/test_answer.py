@@ -133,6 +133,14 @@ def test_hostile_documents_and_models_are_shown_as_text(evil: str) -> None:
     assert "mathjax_ignore" in str(page.tags[1])
 
 
+def test_documents_cannot_command_the_terminal() -> None:
+    text = str(
+        answered("\x1b[2J Gone. [1]", hit("\x1b]0;title\x07 Gone.", title="a\x1b[31m", source="x\nfake source.md"))
+    )
+    assert "\x1b" not in text
+    assert "(x fake source.md)" in text
+
+
 def test_a_marker_opens_the_quoted_passage() -> None:
     page = answered("The usual k1 is 1.2. [1]")._repr_html_()
     assert re.search(

@@ -18,9 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Imports run one way: a module may import those before it.
 ORDER = [
-    "errors", "documents", "markup", "loaders", "analysis", "chunking", "embedding", "store", "records", "update",
-    "index", "retrieval", "quotes", "chat", "llm", "answer", "follow_ups", "events", "discovery", "journal", "outbox",
-    "handshake", "serving", "link", "publisher", "progress", "engine", "terminal", "folders", "watch", "doctor", "cli",
+    "errors", "terminal", "documents", "markup", "loaders", "analysis", "chunking", "embedding", "store", "records",
+    "update", "index", "retrieval", "quotes", "chat", "llm", "answer", "follow_ups", "events", "discovery", "journal",
+    "outbox", "handshake", "serving", "link", "publisher", "progress", "engine", "folders", "watch", "doctor", "cli",
 ]  # fmt: skip
 SERVER_MAY_IMPORT = {"events", "errors", "discovery", "terminal"}
 HEAVY = {"torch", "chromadb", "sentence_transformers", "transformers", "pandas", "openai", "numpy"}

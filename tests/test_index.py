@@ -264,6 +264,20 @@ def test_a_file_that_is_damaged_later_keeps_its_last_good_state(tmp_path: Path, 
     assert "page0.md" in state(index)
 
 
+def test_a_file_that_becomes_a_pipe_is_reported_and_not_waited_for(tmp_path: Path, folder: Path) -> None:
+    index = index_at(tmp_path / "index")
+    write(folder / "z.md", 26)
+
+    def swap(progress: Progress) -> None:
+        if (folder / "z.md").is_file():
+            (folder / "z.md").unlink()
+            os.mkfifo(folder / "z.md")
+
+    report = index.update(folder, on_progress=swap)
+    assert report.added == 7
+    assert [error.reason for error in report.failed] == ["not a regular file any more"]
+
+
 def test_one_file_its_folder_and_the_folder_above(tmp_path: Path, folder: Path) -> None:
     index = index_at(tmp_path / "index")
     assert index.update(folder / "page0.md").added == 1
@@ -475,6 +489,14 @@ def test_context_is_embedded_but_not_quoted(tmp_path: Path, folder: Path) -> Non
     text = passage_text("Page 3", chunk)
     assert text in embedder.embedded
     assert text.startswith("Page 3")
+
+
+def test_an_index_deleted_under_an_open_object_is_made_anew(tmp_path: Path, folder: Path) -> None:
+    index = index_at(tmp_path / "index")
+    index.update(folder)
+    remove_index(tmp_path / "index")
+    assert index.update(folder).added == 7
+    assert len(state(index)) == 7
 
 
 def test_remove_index_removes_an_index_and_nothing_else(tmp_path: Path, folder: Path) -> None:

@@ -102,6 +102,8 @@ def test_bad_questions_are_refused(passages: Passages, tmp_path: Path) -> None:
         retrieve("  \n", passages, retriever=Hybrid())
     with pytest.raises(InputError, match="at least 1"):
         retrieve("x", passages, retriever=Hybrid(), k=0)
+    with pytest.raises(InputError, match="whole number"):
+        retrieve("x", passages, retriever=Hybrid(), k="3")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="between 0 and 1"):
         Hybrid(dense_weight=2)
     with pytest.raises(InputError, match="documents"):

@@ -22,6 +22,8 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
+from ragkit.terminal import printable
+
 __all__ = ["ChildEngine", "ChildState", "child_environment"]
 
 TAIL_BYTES = 4_000
@@ -142,6 +144,7 @@ class ChildEngine:
         words = tail.decode(errors="replace").strip()
         if token := environment.get("RAGKIT_TOKEN"):
             words = words.replace(token, "[secret]")
+        words = printable(words[-TAIL_BYTES:])
         how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
         return f"{name} {how}. Its last words:\n{words or '(none)'}\n"
 
@@ -171,7 +174,7 @@ async def _read_tail(process: asyncio.subprocess.Process, tail: bytearray) -> No
     if process.stderr is not None:
         while data := await process.stderr.read(65_536):
             tail += data
-            del tail[:-TAIL_BYTES]
+            del tail[: -2 * TAIL_BYTES]  # twice what is shown: a token on the edge must be whole to be found
 
 
 def child_environment(*, url: str, token: str) -> dict[str, str]:
