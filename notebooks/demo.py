@@ -1,8 +1,8 @@
 """The whole loop without a person: server, notebook, listeners; exit status 1 if anything is missing.
 
-Starts a real Jupyter server with the extension, watches its socket with ``ragkit watch``, runs the
-quickstart with papermill, and asks a question over the socket as any client would: once while the
-notebook's own engine answers, once after it has gone, when the server starts an engine itself.
+Starts a real Jupyter server with the extension, watches its socket with ``ragkit watch``, and runs the
+quickstart with papermill, which asks over the socket while its own engine answers. When the notebook has
+gone, this asks over the socket as any client would, and the server starts an engine itself.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from ragkit.chat import never
 from ragkit.chunking import Chunker, StructureChunker
 from ragkit.documents import detect_language
 from ragkit.embedding import Embedder, SentenceTransformerEmbedder
-from ragkit.errors import CancelledError, EmptyQuestionError
+from ragkit.errors import CancelledError, EmptyQuestionError, InputError, RagkitError
 from ragkit.follow_ups import FollowUps
 from ragkit.index import Index
 from ragkit.llm import LLM, ExtractiveLLM, Prompt
@@ -90,6 +90,8 @@ class RAGEngine:
         self.llm: LLM = llm or ExtractiveLLM(self.embedder)
         self.retriever: Retriever = retriever or Hybrid()
         self.corpus = Index(index, embedder=self.embedder, chunker=chunker or StructureChunker(), store=store)
+        if k < 1:
+            raise InputError(f"k must be at least 1, not {k}.")
         self.k = k
         self.instructions = instructions
         self.publisher = publisher or default_publisher()
@@ -129,13 +131,21 @@ class RAGEngine:
             EmbeddingError, CancelledError: See `ragkit.index.Index.update`.
         """
         task_id = uuid.uuid4().hex
+        begun = False
         with ProgressBar(self._progress, f"Indexing {Path(path).name or path}") as bar:
 
             def tell(progress: Progress) -> None:
+                nonlocal begun
+                begun = True
                 bar.show(progress)
                 self.publisher.publish(progress_event(progress, task_id, self.corpus.name))
 
-            report = self.corpus.update(path, rebuild=rebuild, on_progress=tell, cancelled=cancelled)
+            try:
+                report = self.corpus.update(path, rebuild=rebuild, on_progress=tell, cancelled=cancelled)
+            except RagkitError as error:
+                if not begun:  # a missing path, a lock: listeners hear of it too
+                    tell(Progress(state="failed", message=str(error), documents_total=0, chunks_total=0))
+                raise
         if self._serving is not None:
             self._serving.update(self._describe())
         return report

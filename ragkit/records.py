@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from ragkit.chunking import Chunk
-from ragkit.errors import IndexCorruptError, IndexWriteError
+from ragkit.errors import IndexCorruptError, IndexingError, IndexWriteError
 
 __all__ = ["DocumentRecord", "Records", "Replacement", "Snapshot", "SourceRecord", "StoredChunk"]
 
@@ -123,11 +123,13 @@ class Records:
         self._file = path / "index.db"
         self._key = str(path.resolve())
         with self._connection() as db:
-            db.execute("PRAGMA journal_mode=WAL")
-            db.executescript(_SCHEMA)
+            if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                db.execute("PRAGMA journal_mode=WAL")
+                db.executescript(_SCHEMA)
 
     @contextlib.contextmanager
-    def _connection(self, *, write: bool = False) -> Iterator[sqlite3.Connection]:
+    def _connection(self, *, write: bool = False, visible: bool = True) -> Iterator[sqlite3.Connection]:
+        """A connection, or one transaction to write in. ``visible``: readers have to look again afterwards."""
         try:
             db = sqlite3.connect(self._file, timeout=30.0, isolation_level=None)
             try:
@@ -141,10 +143,11 @@ class Records:
                     yield db
                     (generation,) = db.execute(
                         "INSERT INTO meta VALUES ('generation', '1') "
-                        "ON CONFLICT DO UPDATE SET value = value + 1 RETURNING value"
+                        "ON CONFLICT DO UPDATE SET value = value + ? RETURNING value",
+                        (int(visible),),
                     ).fetchone()
                     db.execute("COMMIT")
-                    if _seen.get(self._key, 0) == int(generation) - 1:
+                    if visible and _seen.get(self._key, 0) == int(generation) - 1:
                         _seen[self._key] = int(generation)
                 except BaseException:  # Ctrl-C too must leave no half transaction
                     if db.in_transaction:
@@ -153,7 +156,9 @@ class Records:
             finally:
                 db.close()
         except sqlite3.OperationalError as error:
-            raise IndexWriteError(self._folder, str(error)) from error
+            if write:
+                raise IndexWriteError(self._folder, str(error)) from error
+            raise IndexingError(self._folder, f"The index at '{self._folder}' could not be read: {error}.") from error
         except sqlite3.DatabaseError as error:
             raise IndexCorruptError(self._folder, f"{self._file.name}: {error}") from error
 
@@ -249,7 +254,7 @@ class Records:
 
     def reserve(self, vector_ids: Collection[str]) -> None:
         """Step 1: vectors with these ids are about to be written."""
-        with self._connection(write=True) as db:
+        with self._connection(write=True, visible=False) as db:
             db.executemany("INSERT OR IGNORE INTO garbage VALUES (?)", [(i,) for i in vector_ids])
 
     def commit(self, root_id: int, replacements: Sequence[Replacement], sources: Sequence[SourceRecord]) -> None:
@@ -313,7 +318,7 @@ class Records:
 
     def swept(self, vector_ids: Collection[str]) -> None:
         """Step 4: these vectors are gone."""
-        with self._connection(write=True) as db:
+        with self._connection(write=True, visible=False) as db:
             db.executemany("DELETE FROM garbage WHERE vector_id = ?", [(i,) for i in vector_ids])
 
     @staticmethod

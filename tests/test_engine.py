@@ -20,7 +20,7 @@ from websockets.sync.client import ClientConnection, connect
 from ragkit import RAGEngine
 from ragkit.discovery import Server as HubServer
 from ragkit.embedding import HashEmbedder
-from ragkit.errors import EmptyIndexError, EmptyQuestionError, LLMError, SourceNotFoundError
+from ragkit.errors import EmptyIndexError, EmptyQuestionError, InputError, LLMError, SourceNotFoundError
 from ragkit.llm import LLM, ExtractiveLLM, ScriptedLLM
 from ragkit.publisher import Publisher
 from tests.corpora import write_pages
@@ -132,6 +132,8 @@ def test_bad_input_is_named(engine: RAGEngine, tmp_path: Path, publisher: Publis
         engine.ask("   ")
     with pytest.raises(SourceNotFoundError):
         engine.index(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="at least 1"):
+        make(tmp_path, publisher, k=0)
     (tmp_path / "other").mkdir()
     empty = make(tmp_path / "other", publisher)
     with pytest.raises(EmptyIndexError, match=r"engine\.index"):
@@ -286,6 +288,10 @@ def test_the_live_loop(server: Server, tmp_path: Path, folder: Path) -> None:
         assert (done["index"], done["documents_done"], done["documents_total"]) == ("index", 5, 5)
         assert done["failures"][0]["source"].endswith("broken.pdf")
         assert done["origin"]["run_id"] == publisher.origin.run_id
+
+        with pytest.raises(SourceNotFoundError):
+            engine.index(tmp_path / "nowhere")
+        assert "no file or folder" in receive(socket, "indexing_progress", state="failed")["message"]
 
         with engine.serve():
             receive(socket, "engines")
