@@ -145,7 +145,7 @@ def watcher(environment: dict[str, str]) -> Iterator[dict[str, bool]]:
     try:
         yield seen
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:

@@ -175,7 +175,7 @@ def ask(
         typer.echo(("\n" if shown else "") + printable(answer.text))
     if answer.citations:
         typer.echo(f"\n{sources}")
-        typer.echo(printable(str(answer).removeprefix(answer.text).strip()))
+        typer.echo(str(answer).removeprefix(printable(answer.text)).strip())
     if follow_ups and not answer.abstained:
         if sys.stderr.isatty():
             typer.echo(looking, err=True)

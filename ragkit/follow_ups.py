@@ -193,9 +193,10 @@ def _phrased(heading: str, document: DocumentRecord, language: str, section: tup
     within = _lower_first(heading, document.text)
     if not heading.endswith("?"):
         return _Candidate(about.format(title=document.title, heading=within), section)
-    # "Who is concerned?" means nothing away from its page.
-    if len(set(tokenize(heading, language))) < 3:
-        return _Candidate(scoped.format(title=document.title, heading=within), section)
+    # "Which test should I use?" means little away from its page. Longer words are a fair measure of what is said.
+    if len(re.findall(r"\w{5,}", heading)) < 3:
+        asked = heading[:1].lower() + heading[1:] if heading[1:2].islower() else heading
+        return _Candidate(scoped.format(title=document.title, heading=asked), section)
     return _Candidate(heading, section)
 
 

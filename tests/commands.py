@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -105,6 +106,8 @@ def running(*arguments: str, cwd: Path, server: Server | None = None, **env: str
         stderr=subprocess.PIPE,
         text=True,
         encoding="utf-8",
+        # What is started in the background (by a CI, say) ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     with process:
         try:
