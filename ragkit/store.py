@@ -7,6 +7,7 @@ document are the index's records. ChromaDB keeps it, embedded on disk or as a se
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -175,7 +176,7 @@ class ChromaStore:
 
     def refresh(self) -> None:
         # An embedded client caches its HNSW graph for the life of the process; only a new system reads the disk again.
-        if self._path is None:
+        if self._path is None or "chromadb" not in sys.modules:  # then nothing can be cached
             return
         from chromadb.api.shared_system_client import SharedSystemClient
 
