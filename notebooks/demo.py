@@ -37,6 +37,7 @@ def main() -> int:
     missing: list[str] = []
     with tempfile.TemporaryDirectory(prefix="ragkit-demo-") as scratch:
         environment = os.environ | {"RAGKIT_TOKEN": secrets.token_hex(16), "PYTHONUNBUFFERED": "1"}
+        environment["RAGKIT_JOURNAL_DIR"] = str(Path(scratch) / "journal")  # nobody else's events count here
         with server(environment, Path(scratch)) as url:
             environment["RAGKIT_URL"] = url
             said(f"Jupyter server with ragkit at {url}")
