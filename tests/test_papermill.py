@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import os
 import subprocess
@@ -44,14 +45,14 @@ def notebook(tmp_path: Path) -> Path:
     return path
 
 
-def run(notebook: Path, environment: dict[str, str]) -> None:
+def run(notebook: Path, environment: dict[str, str], *, output: str = "out.ipynb") -> None:
     environment = (
         os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "server_extension")])} | environment
     )
     for name in ("RAGKIT_URL", "RAGKIT_TOKEN", "JUPYTER_SERVER_URL", "JPY_PARENT_PID"):
         environment.pop(name, None)
     done = subprocess.run(
-        [sys.executable, "-m", "papermill", notebook.name, "out.ipynb", "--no-progress-bar"]
+        [sys.executable, "-m", "papermill", notebook.name, output, "--no-progress-bar"]
         + ["-p", "folder", "docs", "-p", "question", "How do I choose k1 and b?"],
         cwd=notebook.parent,
         env=environment,
@@ -67,8 +68,8 @@ def listen(server: Server) -> ClientConnection:
     return connect(server.url("api/v1/ws"), additional_headers={"Authorization": f"token {TOKEN}"}, proxy=None)
 
 
-def collect(socket: ClientConnection, wanted: set[str]) -> list[dict[str, Any]]:
-    """Everything until each wanted kind has come; a snapshot's contents count."""
+def collect(socket: ClientConnection, wanted: set[str], *, one: bool = False) -> list[dict[str, Any]]:
+    """Everything until each wanted kind has come; a snapshot's contents count. ``one``: the next message."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     seen: list[dict[str, Any]] = []
     while wanted:
@@ -78,6 +79,8 @@ def collect(socket: ClientConnection, wanted: set[str]) -> list[dict[str, Any]]:
             seen.append(each)
             finished = each["type"] == "indexing_progress" and each["state"] == "done"
             wanted -= {"done"} if finished else {each["type"]}
+        if one:
+            break
     return seen
 
 
@@ -113,6 +116,42 @@ def test_with_a_running_server_it_is_on_the_socket_under_its_own_origin(tmp_path
         assert "1.2" in answered(notebook)
     finally:
         server.stop()
+
+
+def test_two_kernels_and_three_listeners(tmp_path: Path, notebook: Path) -> None:
+    """Every listener gets every broadcast of both kernels, in the order in which each published."""
+    other = notebook.with_name("other.ipynb")
+    book = nbformat.read(notebook, as_version=4)
+    book.cells[1].source = book.cells[1].source.replace("'index'", "'other-index'")
+    nbformat.write(book, other)
+    server = start_server(tmp_path)
+    where = {"JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"), "RAGKIT_JOURNAL_DIR": str(tmp_path / "journal")}
+    try:
+        with listen(server) as one, listen(server) as two, listen(server) as three:
+            with concurrent.futures.ThreadPoolExecutor() as pool:
+                list(pool.map(lambda path: run(path, where, output=f"out-{path.name}"), [notebook, other]))
+            heard = []
+            for socket in (one, two, three):
+                ends: set[str] = set()
+                messages = []
+                while len(ends) < 2:
+                    (message,) = collect(socket, {"any"}, one=True)
+                    messages.append(message)
+                    if message["type"] == "follow_up_questions":
+                        ends.add(message["origin"]["name"])
+                heard.append(messages)
+    finally:
+        server.stop()
+    assert heard[0] == heard[1] == heard[2]
+    sequence = [message["seq"] for message in heard[0]]
+    assert sequence == list(range(sequence[0], sequence[0] + len(sequence)))
+    for name in ("batch.ipynb", "other.ipynb"):
+        own = [m for m in heard[0] if m.get("origin", {}).get("name") == name]
+        assert [m["state"] for m in own if m["type"] == "indexing_progress"][-1] == "done"
+        assert own[-1]["type"] == "follow_up_questions"
+        done = [m["chunks_done"] for m in own if m["type"] == "indexing_progress"]
+        assert done == sorted(done)
+        assert [m["time"] for m in own] == sorted(m["time"] for m in own)
 
 
 def test_without_a_server_it_waits_in_a_journal_that_the_next_server_adopts_once(
