@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jupyter_server.serverapp import random_ports
 from websockets.asyncio.client import ClientConnection, connect
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,7 +107,9 @@ def start_server(folder: Path, *arguments: str, app: str = "server", base_url: s
     (folder / "config" / "jupyter_server_config.json").write_text(
         json.dumps({"ServerApp": {"jpserver_extensions": {"ragkit_server": True}}})
     )
-    port = next(iter(random_ports(20_000 + secrets.randbelow(20_000), 1)))
+    with socket.socket() as probe:  # one that is free now; the system does not give it out again at once
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "server_extension")]),
         "HOME": str(folder),
