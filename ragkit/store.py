@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ragkit.embedding import Vectors
-from ragkit.errors import IndexCorruptError, IndexWriteError, InputError
+from ragkit.errors import IndexCorruptError, IndexingError, IndexWriteError, InputError
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
@@ -83,6 +83,7 @@ class ChromaStore:
     Raises (at first use):
         IndexCorruptError: The database cannot be opened.
         IndexWriteError: It cannot be written.
+        IndexingError: The server does not answer.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class ChromaStore:
     @contextlib.contextmanager
     def _using(self, what: str) -> Iterator[Any]:
         """The open collection, for one operation of one thread; errors become ours."""
+        import httpx  # what chromadb's own client speaks through
         from chromadb.errors import ChromaError
 
         with self._opened.lock:
@@ -121,7 +123,17 @@ class ChromaStore:
                     )
                     self._opened.max_batch = client.get_max_batch_size()
                 yield self._opened.collection
+            except httpx.HTTPError as error:
+                raise IndexingError(
+                    self._where,
+                    f"The Chroma server at {self._where} does not answer: {error}. Check the address, or start it: "
+                    f"chroma run --path FOLDER --port {self._port}",
+                ) from error
             except (ChromaError, OSError, ValueError) as error:
+                if self._host is not None and self._opened.collection is None:
+                    raise IndexingError(
+                        self._where, f"The Chroma server at {self._where} could not be used: {error}"
+                    ) from error
                 text = f"the vector database could not be {what}: {str(error).strip() or type(error).__name__}"
                 if what == "written" or isinstance(error, OSError):
                     raise IndexWriteError(self._where, text) from error

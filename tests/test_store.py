@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +54,40 @@ def test_lasts_on_disk_and_refreshes_after_another_process(tmp_path: Path) -> No
     query = HashEmbedder(dimension=64).embed(["something else entirely"])[0]
     assert store.search(query, k=1)[0][0] == "other"
     assert store.count() == 11
+
+
+def test_a_chroma_server_of_its_own_does_the_same(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-c", "from chromadb.cli.cli import app; app()"]
+    command += ["run", "--path", str(tmp_path), "--host", "127.0.0.1", "--port", str(port)]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=tmp_path)
+    try:
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        one, other = (ChromaStore(host="127.0.0.1", port=port, collection=name) for name in ("one", "other"))
+        one.add(IDS, VECTORS)
+        other.add(IDS[:1], VECTORS[:1])
+        one.refresh()
+        assert one.search(VECTORS[7], k=1)[0][0] == "v7"
+        assert (one.count(), other.count()) == (50, 1)
+        one.delete(["v7"])
+        assert one.search(VECTORS[7], k=1)[0][0] != "v7"
+        one.clear()
+        assert one.count() == 0
+    finally:
+        process.terminate()
+        process.wait(30)
+    with pytest.raises(IndexingError, match="does not answer"):
+        one.search(VECTORS[7], k=1)
+    with pytest.raises(IndexingError, match="could not be used"):
+        ChromaStore(host="127.0.0.1", port=port, collection="new").count()
 
 
 def test_another_dimension_is_refused_and_clear_allows_it(tmp_path: Path) -> None:
