@@ -132,11 +132,9 @@ class WebSocketManager:
 
     # ------------------------------------------------------------------ listeners
 
-    def connect(
-        self, transport: Transport, *, since: Since | None = None, topics: frozenset[str] | None = None
-    ) -> ListenerSession:
+    def connect(self, transport: Transport, *, since: Since | None = None) -> ListenerSession:
         """Add a listener; it gets every broadcast from now on (or ``since``), in order."""
-        session = ListenerSession(self.history, since=since, topics=topics, max_reply_bytes=self._max_queue_bytes)
+        session = ListenerSession(self.history, since=since, max_reply_bytes=self._max_queue_bytes)
         self._listeners[session] = _Link(transport)
         if self._closing is not None:
             session.close(*self._closing)

@@ -140,7 +140,6 @@ class ListenerSession:
     Args:
         history: What is broadcast.
         since: The last event that it saw, to resume without a race; from now on without it.
-        topics: The types that it wants; all without it.
         max_reply_bytes: What may wait for a listener that does not read its replies.
     """
 
@@ -149,13 +148,12 @@ class ListenerSession:
         history: History,
         *,
         since: Since | None = None,
-        topics: frozenset[str] | None = None,
         max_reply_bytes: int = 2**20,
     ) -> None:
         self.state = State.OPEN
         self.close_code: tuple[int, str] | None = None
         self._history = history
-        self._topics = topics
+        self._topics: frozenset[str] | None = None  # all
         self._cursor = history.seq
         self._max_reply_bytes = max_reply_bytes
         self._replies: deque[tuple[int, bytes]] = deque()  # (not before this seq, frame)
