@@ -14,6 +14,7 @@ There is no I/O here: messages leave through ``tell_asker`` and ``tell_publisher
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -33,7 +34,8 @@ from ragkit.events import (
     Response,
     ResponseDelta,
 )
-from ragkit_server.sessions import ListenerSession, PublisherSession, error
+from ragkit_server.inbound import error
+from ragkit_server.sessions import ListenerSession, PublisherSession
 
 __all__ = ["Child", "Engines", "Timer", "Timers"]
 
@@ -49,6 +51,7 @@ class Timer(Protocol):
 class Timers(Protocol):
     """As much of an event loop as the hub needs."""
 
+    def time(self) -> float: ...
     def call_soon(self, callback: Callable[..., object], /, *args: Any) -> object: ...
     def call_later(self, delay: float, callback: Callable[..., object], /, *args: Any) -> Timer: ...
 
@@ -91,6 +94,7 @@ class Engines:
         query_timeout_seconds: How long an engine has for one answer.
         start_timeout_seconds: How long a query waits for the child engine to start.
         max_queries_per_listener: Queries of one connection that may wait at a time.
+        max_queries_per_minute: Queries of one connection in the long run; as many may come at once.
     """
 
     def __init__(
@@ -103,6 +107,7 @@ class Engines:
         query_timeout_seconds: float = 120,
         start_timeout_seconds: float = 120,
         max_queries_per_listener: int = 8,
+        max_queries_per_minute: float = 120,
     ) -> None:
         self.child: Child | None = None
         self._tell_asker = tell_asker
@@ -112,6 +117,8 @@ class Engines:
         self._query_timeout_seconds = query_timeout_seconds
         self._start_timeout_seconds = start_timeout_seconds
         self._max_queries_per_listener = max_queries_per_listener
+        self._max_queries_per_minute = max_queries_per_minute
+        self._asked: dict[ListenerSession, tuple[float, float]] = {}  # queries not yet worked off, and as of when
         self._offers: dict[tuple[PublisherSession, str], Engine] = {}  # oldest first
         self._queries: dict[str, _Query] = {}
         self._keys = itertools.count(1)
@@ -121,6 +128,11 @@ class Engines:
     def on_offer(self) -> list[Engine]:
         """Return the engines on offer, newest first."""
         return list(reversed(self._offers.values()))
+
+    @property
+    def under_way(self) -> int:
+        """How many queries wait for an answer."""
+        return len(self._queries)
 
     def offer(self, publisher: PublisherSession, message: Offer) -> Error | None:
         """Put an engine on offer, as the newest; return an error if there are too many."""
@@ -184,10 +196,32 @@ class Engines:
                 f"{len(asked)} queries of this connection are being answered. Wait for one of them, or cancel one.",
             )
             return
+        if (wait := self._seconds_to_wait(asker)) > 0:
+            self._refuse(
+                asker,
+                id,
+                ErrorCode.RATE_LIMITED,
+                f"This connection asks more than {self._max_queries_per_minute:g} queries a minute. "
+                f"Ask again in {math.ceil(wait)} seconds; --RagkitApp.max_queries_per_minute allows more.",
+            )
+            return
         query = _Query(f"q{next(self._keys)}", asker, id, content)
         self._queries[query.key] = query
         if not self._route(query):
             self._await_child(query)
+
+    def _seconds_to_wait(self, asker: ListenerSession) -> float:
+        """Count a query in; return how long the asker has to wait instead if it has asked too often.
+
+        A leaky bucket: it holds ``max_queries_per_minute`` and leaks as many a minute.
+        """
+        now, rate = self._timers.time(), self._max_queries_per_minute / 60
+        level, then = self._asked.get(asker, (0.0, now))
+        level = max(0.0, level - (now - then) * rate)
+        if level + 1 > self._max_queries_per_minute:
+            return (level + 1 - self._max_queries_per_minute) / rate
+        self._asked[asker] = (level + 1, now)
+        return 0.0
 
     def _route(self, query: _Query) -> bool:
         wanted = query.content.context.get("index")
@@ -266,6 +300,7 @@ class Engines:
 
     def asker_gone(self, asker: ListenerSession) -> None:
         """Stop the queries of a listener that has left."""
+        self._asked.pop(asker, None)
         for query in [query for query in self._queries.values() if query.asker is asker]:
             if query.publisher is not None:
                 self._tell_publisher(query.publisher, Cancel(id=query.key))

@@ -1,150 +1,127 @@
-"""What has been broadcast: one log for everybody, and the state that follows from it.
+"""What has been broadcast: one log for everybody, and who has had how much of it.
 
 Theory of operation
 ===================
 
-The hub keeps no queue per listener. It keeps one log, bounded in events and bytes, and every
-listener is a *cursor* into it: the ``seq`` of the last event that it was sent. So a slow listener
-costs the same memory as a fast one, to replay is to set the cursor back, and nobody can be skipped
-or see events in another order.
+The hub keeps no queue per listener. It keeps one log, and every listener is a *cursor* into it: the
+``seq`` of the last event that it was sent. So a slow listener costs the same memory as a fast one,
+to replay is to set the cursor back, and nobody can be skipped or see events in another order.
 
-A cursor that lags is helped in two steps. More than ``coalesce_bytes`` behind, it is spared the
-progress events that a newer one of the same task has superseded (terminal states are never
-superseded). Once the log no longer reaches back to it, it gets `Gap` with a snapshot.
+::
 
-``seq`` has no gaps within an ``epoch``; a new history has a new epoch. A listener may see holes
-(topics it did not choose, superseded progress), and each hole is something that it does not need.
+    append() --stamp--> pending --take()--> archive (disk) --commit()--> log --> listeners
+
+An event is *stamped* with ``epoch`` and ``seq`` when it comes, and enters the log, which is all that
+listeners see, when it is on disk: so a server that is killed goes on in the same epoch, and never gives a
+number that somebody has seen to another event. Without an archive the two are one step.
+
+The log is a window, bounded in events and bytes, over the archive, which is deeper. A cursor that lags
+is helped in three steps:
+
+- More than ``coalesce_bytes`` behind, it is spared the progress events that a newer one of the same
+  task has superseded. Terminal states are never superseded.
+- Behind the log, it reads from the archive, which does not hold superseded progress either.
+- Behind the archive, it gets `Gap` with a snapshot.
+
+``seq`` has no gaps within an ``epoch``. A listener may see holes (topics it did not choose, superseded
+progress), and each hole is something that it does not need.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections import OrderedDict, deque
+from collections import deque
 from datetime import UTC, datetime
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from ragkit.events import (
-    TERMINAL,
-    Broadcast,
-    Engine,
-    EnginesChanged,
-    ExperimentProgress,
-    FollowUpQuestions,
-    Gap,
-    IndexingProgress,
-    Origin,
-    Snapshot,
-    encode,
-)
+from ragkit.events import TERMINAL, Broadcast, Gap, Origin, Snapshot, encode
+from ragkit_server.archive import Batch, Record, Stored
 from ragkit_server.frames import text_frame
+from ragkit_server.publishers import Publishers
+from ragkit_server.snapshot import Progress, State, TaskKey
 
-__all__ = ["TOPICS", "History", "Numbers", "Progress"]
+__all__ = ["TOPICS", "History"]
 
-Progress = IndexingProgress | ExperimentProgress
-
-TOPICS = frozenset({"follow_up_questions", "indexing_progress", "experiment_progress", "experiment_result", "engines"})
+TOPICS = frozenset(str(event.__struct_config__.tag) for event in Broadcast.__args__)
 """The types that a listener may subscribe to."""
 
-MAX_LIVE_TASKS = 1_000
-MAX_ENDED_TASKS = 20
-MAX_FOLLOW_UPS = 20
-MAX_PUBLISHERS = 10_000
-SNAPSHOT_FAILURES = 20
-SNAPSHOT_EVENT_BYTES = 65_536  # of one event; what is larger is remembered in short, or not at all
-
-TaskKey = tuple[str, str]  # publisher id (or "" for the hub's own), task id
+_decode = msgspec.json.Decoder(Broadcast).decode
 
 
 class _Entry:
     """One event in the log. ``superseded`` turns true when newer progress of its task arrives."""
 
-    __slots__ = ("frame", "start", "superseded", "topic")
+    __slots__ = ("frame", "seq", "start", "superseded", "topic")
 
-    def __init__(self, frame: bytes, topic: str, start: int) -> None:
+    def __init__(self, seq: int, frame: bytes, topic: str, start: int) -> None:
+        self.seq = seq
         self.frame = frame
         self.topic = topic
         self.start = start  # the bytes ever logged before it
         self.superseded = False
 
 
-class Numbers:
-    """The event numbers that one publisher's events have been seen under, as disjoint ranges.
-
-    A range list and not the highest number: a journal with 1..50 may be adopted after its
-    publisher, connected again, has already sent 51.
-    """
-
-    __slots__ = ("_ranges",)
-
-    MAX_RANGES = 256
-
-    def __init__(self) -> None:
-        self._ranges: list[tuple[int, int]] = []
-
-    @property
-    def last(self) -> int:
-        """The highest number seen; 0 before the first."""
-        return self._ranges[-1][1] if self._ranges else 0
-
-    def add(self, n: int) -> bool:
-        """Note ``n``; return whether it was new."""
-        ranges = self._ranges
-        at = len(ranges)
-        while at and ranges[at - 1][0] > n:
-            at -= 1
-        if at and n <= ranges[at - 1][1]:
-            return False
-        low = high = n
-        if at < len(ranges) and ranges[at][0] == n + 1:
-            high = ranges.pop(at)[1]
-        if at and ranges[at - 1][1] == n - 1:
-            at -= 1
-            low = ranges.pop(at)[0]
-        ranges.insert(at, (low, high))
-        if len(ranges) > self.MAX_RANGES:
-            # Only a publisher that skips numbers at random comes here; forgetting its oldest holes
-            # can drop a late event of it, never repeat one.
-            (first, _), (_, second) = ranges[:2]
-            ranges[:2] = [(first, second)]
-        return True
-
-
 class History:
-    """The log, the newest state of every task, and which events have been seen.
+    """The log, the state that follows from it, and which events have been seen.
 
     Args:
-        max_events: Events kept for replay.
-        max_bytes: Bytes of frames kept for replay.
+        max_events: Events kept in memory for replay.
+        max_bytes: Bytes of frames kept in memory for replay.
         coalesce_bytes: How far a listener may lag before superseded progress is left out for it.
+        epoch: The name of this history; a new one by default.
+        stored: What the archive holds; with it, events have to be committed before they are seen.
     """
 
     def __init__(
-        self, *, max_events: int = 50_000, max_bytes: int = 16 * 2**20, coalesce_bytes: int = 2**20, epoch: str = ""
+        self,
+        *,
+        max_events: int = 10_000,
+        max_bytes: int = 4 * 2**20,
+        coalesce_bytes: int = 2**20,
+        epoch: str = "",
+        stored: Stored | None = None,
     ) -> None:
         self.epoch = epoch or secrets.token_hex(8)
         self.seq = 0
+        self.state = State()
+        self.publishers = Publishers(stored.numbers if stored is not None else None)
+        self.durable = stored is not None
         self._max_events = max_events
         self._max_bytes = max_bytes
         self._coalesce_bytes = coalesce_bytes
         self._entries: deque[_Entry] = deque()
         self._end = 0  # the bytes ever logged
-        self._newest: dict[TaskKey, _Entry] = {}
-        self._live: OrderedDict[TaskKey, Progress] = OrderedDict()
-        self._ended: deque[Progress] = deque(maxlen=MAX_ENDED_TASKS)
-        self._follow_ups: deque[FollowUpQuestions] = deque(maxlen=MAX_FOLLOW_UPS)
-        self._engines: list[Engine] = []
-        self._numbers: OrderedDict[str, Numbers] = OrderedDict()
+        self._newest: dict[TaskKey, _Entry] = {}  # the newest progress of each live task
+        self._horizon = 0  # the archive holds what follows this seq
+        self._last = 0  # the last seq given
+        self._pending: list[tuple[Record, Broadcast]] = []
+        self._forget: list[int] = []  # what the archive need not hold any longer
         self._runs: dict[tuple[int, int | None, frozenset[str] | None, int], tuple[bytes, int]] = {}
         self._gap: bytes | None = None
+        self.gaps = 0
+        """How often a listener had to be told of one."""
+        if stored is not None:
+            self._restore(stored)
+
+    def _restore(self, stored: Stored) -> None:
+        self.epoch = stored.epoch
+        self._horizon = stored.horizon
+        for record in stored.records:
+            entry = self._log(record, logged=record.seq > stored.log_after)
+            try:
+                self._remember(record, _decode(record.payload), entry)
+            except msgspec.MsgspecError:
+                continue  # of a version that had other messages: still to be replayed
+        self._last = self.seq = stored.seq
 
     # ------------------------------------------------------------------ writing
 
     def append(
         self, event: Broadcast, *, publisher: str = "", origin: Origin | UnsetType = UNSET, now: datetime | None = None
     ) -> Broadcast:
-        """Stamp ``event`` with epoch and seq (and time and origin where it has none) and log it.
+        """Stamp ``event`` with epoch and seq (and time and origin where it has none).
 
         Args:
             event: Any broadcast.
@@ -153,71 +130,144 @@ class History:
             now: The time to stamp it with if it has none, or none that can be read.
 
         Returns:
-            The event as listeners will get it.
+            The event as listeners will get it, once it is committed.
         """
-        self.seq += 1
+        self._last += 1
         stamped = msgspec.structs.replace(
             event,
             epoch=self.epoch,
-            seq=self.seq,
+            seq=self._last,
             time=event.time if _is_time(event.time) else (now or datetime.now(UTC)).isoformat(timespec="milliseconds"),
             origin=origin if event.origin is UNSET else event.origin,
         )
-        entry = _Entry(text_frame(encode(stamped)), str(type(stamped).__struct_config__.tag), self._end)
-        self._entries.append(entry)
-        self._end += len(entry.frame)
-        self._runs.clear()
-        self._gap = None
-        self._remember(stamped, entry, publisher)
-        entries = self._entries
-        while len(entries) > 1 and (self._end - entries[0].start > self._max_bytes or len(entries) > self._max_events):
-            entries.popleft()
+        record = Record(
+            seq=self._last,
+            topic=str(type(stamped).__struct_config__.tag),
+            publisher=publisher,
+            task=stamped.task_id if isinstance(stamped, Progress) else None,
+            ended=isinstance(stamped, Progress) and stamped.state in TERMINAL,
+            payload=encode(stamped),
+        )
+        self._pending.append((record, stamped))
+        if not self.durable:
+            self.commit(self.take())
         return stamped
 
-    def _remember(self, event: Broadcast, entry: _Entry, publisher: str) -> None:
-        if isinstance(event, FollowUpQuestions):
-            if len(entry.frame) <= SNAPSHOT_EVENT_BYTES:
-                self._follow_ups.append(event)
-        elif isinstance(event, EnginesChanged):
-            self._engines = event.engines
-        elif isinstance(event, Progress):
-            key = (publisher, event.task_id)
+    @property
+    def last(self) -> int:
+        """The last seq given; those after `seq` are not committed yet."""
+        return self._last
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether there is anything to `take`."""
+        return bool(self._pending)
+
+    def take(self) -> Batch:
+        """Return what has to be written to the archive before it can be committed. One batch at a time."""
+        batch = Batch(
+            epoch=self.epoch,
+            seq=self._last,
+            events=self._pending,
+            forget=self._forget,
+            numbers=self.publishers.take_changes(),
+        )
+        self._pending, self._forget = [], []
+        return batch
+
+    def commit(self, batch: Batch, *, horizon: int = 0) -> None:
+        """Let listeners see a batch.
+
+        Args:
+            batch: The last one taken; it is safe now.
+            horizon: Where the archive begins now; see `Archive.write`.
+        """
+        for record, event in batch.events:
+            self._remember(record, event, self._log(record))
+        self.seq = batch.seq
+        self._horizon = max(self._horizon, horizon)
+        self.publishers.commit(batch.numbers)
+
+    def renew(self, batch: Batch | None = None, *, epoch: str = "", seq: int = 0, durable: bool = False) -> None:
+        """Begin a new epoch with the same state; every listener gets a gap, and nothing is lost.
+
+        Args:
+            batch: One that could not be written. Its events come again, under the new epoch.
+            epoch: Its name, if the archive knows it already.
+            seq: The seq to begin at, if the archive knows it already.
+            durable: Whether events are to be written to the archive.
+        """
+        again = [*(batch.events if batch is not None else ()), *self._pending]
+        self._pending, self._forget = [], []
+        self.epoch = epoch or secrets.token_hex(8)
+        # One more than was ever given: so no cursor stands here, and each of them is due for a gap.
+        self._last = self.seq = self._horizon = max(seq, self._last + 1)
+        self._entries.clear()
+        self._newest.clear()
+        self._forget_frames()
+        self.durable = durable
+        self.publishers.touch_all()
+        if durable:  # or a restarted server would not know whose tasks it has to give up
+            for (publisher, _), event in self.state.live_tasks().items():
+                self.append(event, publisher=publisher)
+        for record, event in again:
+            self.append(event, publisher=record.publisher)
+
+    def _log(self, record: Record, *, logged: bool = True) -> _Entry:
+        entry = _Entry(record.seq, text_frame(record.payload), record.topic, self._end)
+        if not logged:
+            return entry
+        self.seq = record.seq
+        self._entries.append(entry)
+        self._end += len(entry.frame)
+        entries = self._entries
+        while len(entries) > 1 and (self._end - entries[0].start > self._max_bytes or len(entries) > self._max_events):
+            gone = entries.popleft()
+            if gone.superseded:
+                self._forget.append(gone.seq)
+        self._forget_frames()
+        return entry
+
+    def _remember(self, record: Record, event: Broadcast, entry: _Entry) -> None:
+        if record.task is not None:
+            key = (record.publisher, record.task)
             if (older := self._newest.pop(key, None)) is not None:
-                older.superseded = True
-            self._live.pop(key, None)
-            if event.state in TERMINAL:
-                self._ended.append(_for_snapshot(event, len(entry.frame)))
-            else:
+                self._supersede(older)
+            if not record.ended:
                 self._newest[key] = entry
-                self._live[key] = _for_snapshot(event, len(entry.frame))
-                if len(self._live) > MAX_LIVE_TASKS:
-                    oldest, _ = self._live.popitem(last=False)
-                    self._newest.pop(oldest, None)
+        forgotten = self.state.apply(event, publisher=record.publisher, size=len(entry.frame))
+        if forgotten is not None and (oldest := self._newest.pop(forgotten, None)) is not None:
+            self._supersede(oldest)
 
-    def is_new(self, publisher: str, n: int) -> bool:
-        """Note that event ``n`` of ``publisher`` has come; return whether it is the first time."""
-        numbers = self._numbers.get(publisher)
-        if numbers is None:
-            numbers = self._numbers[publisher] = Numbers()
-            if len(self._numbers) > MAX_PUBLISHERS:
-                self._numbers.popitem(last=False)
-        self._numbers.move_to_end(publisher)
-        return numbers.add(n)
+    def _supersede(self, entry: _Entry) -> None:
+        entry.superseded = True
+        if not self._entries or entry.seq < self._entries[0].seq:
+            self._forget.append(entry.seq)
 
-    def last_n(self, publisher: str) -> int:
-        """Return the highest number that has come from ``publisher``; 0 if none has."""
-        numbers = self._numbers.get(publisher)
-        return numbers.last if numbers is not None else 0
-
-    def live_tasks(self, publisher: str) -> list[Progress]:
-        """Return the newest event of each task of ``publisher`` that has not ended."""
-        return [event for (owner, _), event in self._live.items() if owner == publisher]
+    def _forget_frames(self) -> None:
+        self._runs.clear()
+        self._gap = None
 
     # ------------------------------------------------------------------ reading
+
+    @property
+    def log_events(self) -> int:
+        """How many are in the log."""
+        return len(self._entries)
+
+    @property
+    def log_bytes(self) -> int:
+        """How many bytes of frames are in the log."""
+        return self._end - self._entries[0].start if self._entries else 0
 
     def reaches(self, cursor: int) -> bool:
         """Return whether everything after ``cursor`` is still in the log."""
         return self.seq - len(self._entries) <= cursor <= self.seq
+
+    def archived_until(self, cursor: int) -> int | None:
+        """Return how far the archive has to be read for who stands at ``cursor``; None if it does not help."""
+        first = self.seq - len(self._entries)
+        return first if self.durable and self._horizon <= cursor < first else None
 
     def run(
         self, cursor: int, *, until: int | None = None, topics: frozenset[str] | None = None, max_bytes: int = 65_536
@@ -257,17 +307,11 @@ class History:
 
     def snapshot(self, *, id: str | UnsetType = UNSET) -> Snapshot:
         """Return the state as of the newest event: live and just ended tasks, engines, follow-ups."""
-        return Snapshot(
-            epoch=self.epoch,
-            seq=self.seq,
-            tasks=[*self._ended, *self._live.values()],
-            engines=self._engines,
-            follow_ups=list(self._follow_ups),
-            id=id,
-        )
+        return self.state.snapshot(epoch=self.epoch, seq=self.seq, id=id)
 
     def gap_frame(self) -> bytes:
         """Return `Gap` with the current snapshot as a frame; listeners share it."""
+        self.gaps += 1
         if self._gap is None:
             self._gap = text_frame(encode(Gap(snapshot=self.snapshot())))
         return self._gap
@@ -280,13 +324,3 @@ def _is_time(value: str | UnsetType) -> bool:
         return datetime.fromisoformat(value).tzinfo is not None
     except ValueError:
         return False
-
-
-def _for_snapshot(event: Progress, size: int) -> Progress:
-    # A thousand tasks with a hundred failures each would make a snapshot of many megabytes.
-    large = size > SNAPSHOT_EVENT_BYTES
-    if large and event.message is not None:
-        event = msgspec.structs.replace(event, message=event.message[:1_000])
-    if isinstance(event, IndexingProgress) and len(event.failures) > SNAPSHOT_FAILURES * (not large):
-        event = msgspec.structs.replace(event, failures=[] if large else event.failures[:SNAPSHOT_FAILURES])
-    return event

@@ -1,15 +1,14 @@
 """The hub: everybody who is connected, and what passes between them.
 
-`WebSocketManager` joins the parts: `History` (what was broadcast), `Engines` (who answers),
-sessions (what each party says) and transports (the sockets). It does no I/O itself: a `Transport`
-writes bytes, ``timers`` is an event loop or a fake.
+`WebSocketManager` joins the parts: `History` (what was broadcast), `Commits` (how it gets safe),
+`Engines` (who answers), sessions (what each party says) and transports (the sockets). It does no I/O
+itself: a `Transport` writes bytes, ``timers`` is an event loop or a fake.
 
-A broadcast is appended to the history, at once and in order; then, once per turn of the event
-loop, every listener that is behind is *pumped*: it gets all that it has not had in as few writes
-as possible, made once for everybody at the same place. A socket whose buffer is full is left alone
-until it has drained, so a slow listener costs one flag check per broadcast, and one that raises is
-dropped on the spot. Large audiences are pumped in slices, so that the server's other work gets
-its turn.
+Broadcasts are committed to the history in batches; after each, every listener that is behind is
+*pumped*: it gets all that it has not had in as few writes as possible, made once for everybody at the
+same place. A socket whose buffer is full is left alone until it has drained, so a slow listener costs
+one flag check per batch, and one that raises is dropped on the spot. Large audiences are pumped in
+slices, so that the server's other work gets its turn.
 """
 
 from __future__ import annotations
@@ -39,9 +38,13 @@ from ragkit.events import (
     Welcome,
     Withdraw,
 )
+from ragkit_server.archive import Archive
+from ragkit_server.commits import Acks, Commits, Thread
 from ragkit_server.engines import Engines, Timer, Timers
 from ragkit_server.history import History
-from ragkit_server.sessions import ListenerSession, PublisherSession, State, error
+from ragkit_server.inbound import error
+from ragkit_server.metrics import Counters
+from ragkit_server.sessions import ListenerSession, PublisherSession, State
 
 __all__ = ["Transport", "WebSocketManager"]
 
@@ -94,6 +97,9 @@ class WebSocketManager:
         query_timeout_seconds: See `Engines`.
         start_timeout_seconds: See `Engines`.
         max_queries_per_listener: See `Engines`.
+        max_queries_per_minute: See `Engines`.
+        archive: Where the history is kept; in memory without it.
+        thread: Where the archive is worked with.
     """
 
     def __init__(
@@ -107,8 +113,22 @@ class WebSocketManager:
         query_timeout_seconds: float = 120,
         start_timeout_seconds: float = 120,
         max_queries_per_listener: int = 8,
+        max_queries_per_minute: float = 120,
+        archive: Archive | None = None,
+        thread: Thread | None = None,
     ) -> None:
         self.history = history
+        self.counters = Counters()
+        self.commits = Commits(
+            history,
+            settled=self._settled,
+            fed=self._pump,
+            timers=timers,
+            log=log,
+            counters=self.counters,
+            archive=archive,
+            thread=thread,
+        )
         self.engines = Engines(
             tell_asker=self._tell_asker,
             tell_publisher=self._tell_publisher,
@@ -117,6 +137,7 @@ class WebSocketManager:
             query_timeout_seconds=query_timeout_seconds,
             start_timeout_seconds=start_timeout_seconds,
             max_queries_per_listener=max_queries_per_listener,
+            max_queries_per_minute=max_queries_per_minute,
         )
         self._timers = timers
         self._log = log
@@ -126,7 +147,6 @@ class WebSocketManager:
         self._publishers: dict[PublisherSession, _Link] = {}
         self._ready: dict[str, PublisherSession] = {}  # by the publisher's own id
         self._graces: dict[str, Timer] = {}
-        self._flushing = False
         self._closing: tuple[int, str] | None = None
         self._empty = asyncio.Event()
 
@@ -136,6 +156,7 @@ class WebSocketManager:
         """Add a listener; it gets every broadcast from now on (or ``since``), in order."""
         session = ListenerSession(self.history, since=since, max_reply_bytes=self._max_queue_bytes)
         self._listeners[session] = _Link(transport)
+        self.counters.connections["listener"] += 1
         if self._closing is not None:
             session.close(*self._closing)
         self._pump(session)
@@ -157,28 +178,29 @@ class WebSocketManager:
     ) -> Broadcast:
         """Stamp an event and send it to every listener.
 
-        Returns at once: the listeners are written to when the event loop next turns, and one that
-        is slow or dead neither delays nor breaks another.
+        Returns at once: the listeners are written to when it is safe, and one that is slow or dead
+        neither delays nor breaks another.
 
         Returns:
             The event with its ``epoch`` and ``seq``.
         """
-        stamped = self.history.append(event, publisher=publisher, origin=origin)
-        if not self._flushing:
-            self._flushing = True
-            self._timers.call_soon(self._flush)
+        stamped = self.commits.append(event, publisher=publisher, origin=origin)
+        self.counters.broadcasts[str(type(event).__struct_config__.tag)] += 1
         return stamped
 
-    def _flush(self) -> None:
-        self._flushing = False
-        self._flush_slice(list(self._listeners), 0)
-
-    def _flush_slice(self, listeners: list[ListenerSession], start: int) -> None:
-        end = start + SLICE
-        for session in listeners[start:end]:
+    def _settled(self, acks: Acks) -> None:
+        for session, n in acks.items():
+            session.acknowledge(n)
             self._pump(session)
+        self._pump_slice(list(self._listeners.items()), 0)
+
+    def _pump_slice(self, listeners: list[tuple[ListenerSession, _Link]], start: int) -> None:
+        end = start + SLICE
+        for session, link in listeners[start:end]:
+            if not link.blocked:
+                self._pump_link(session, link)
         if end < len(listeners):
-            self._timers.call_soon(self._flush_slice, listeners, end)
+            self._timers.call_soon(self._pump_slice, listeners, end)
 
     # ------------------------------------------------------------------ bytes out
 
@@ -199,24 +221,35 @@ class WebSocketManager:
 
     def _pump(self, session: Session) -> None:
         link = self._link(session)
-        if link is None or link.blocked or link.closing:
+        if link is not None and not link.blocked:
+            self._pump_link(session, link)
+
+    def _pump_link(self, session: Session, link: _Link) -> None:
+        if link.closing:
             return
         try:
             while data := session.data_to_send():
+                self.counters.writes += 1
+                self.counters.bytes += len(data)
                 if not link.transport.write(data):
                     link.blocked = True
                     return
+            if isinstance(session, ListenerSession) and session.wants is not None:
+                self.commits.fetch(session)
             if session.close_code is not None:
                 link.closing = True
                 link.transport.close(*session.close_code)
         except Exception as problem:
             # Whatever is wrong with this connection must not reach the others.
             self._log.debug("ragkit: a connection was dropped: %r", problem)
+            self.counters.dropped += 1
             self.disconnect(session)
             with contextlib.suppress(Exception):  # it is broken already
                 link.transport.close(1011, "the connection broke")
 
     def _tell_asker(self, session: ListenerSession, message: Struct) -> None:
+        if isinstance(message, Response | Error):
+            self.counters.replies[message.content.code if isinstance(message, Error) else "response"] += 1
         session.reply(message)
         self._pump(session)
 
@@ -231,6 +264,7 @@ class WebSocketManager:
         """Add a publisher's connection."""
         session = PublisherSession(max_queue_bytes=self._max_queue_bytes)
         self._publishers[session] = _Link(transport)
+        self.counters.connections["publisher"] += 1
         if self._closing is not None:
             session.close(*self._closing)
             self._pump(session)
@@ -263,12 +297,12 @@ class WebSocketManager:
         if (grace := self._graces.pop(hello.publisher, None)) is not None:
             grace.cancel()
         self._ready[hello.publisher] = session
-        session.send(Welcome(n=self.history.last_n(hello.publisher), epoch=self.history.epoch))
+        session.send(Welcome(n=self.history.publishers.last(hello.publisher), epoch=self.history.epoch))
 
     def _publish(self, session: PublisherSession, message: Publish) -> None:
         if session.hello is not None and self.adopt(session.hello, message) is None:
             session.send(error(ErrorCode.INVALID_MESSAGE, "Only the hub broadcasts 'engines'. Send 'offer' instead."))
-        session.acknowledge(message.n)
+        self.commits.acknowledge(session, message.n)
 
     def adopt(self, hello: Hello, message: Publish) -> bool | None:
         """Broadcast a publisher's event unless it has come before.
@@ -278,7 +312,8 @@ class WebSocketManager:
         """
         if isinstance(message.event, EnginesChanged):
             return None
-        if not self.history.is_new(hello.publisher, message.n):
+        if not self.history.publishers.is_new(hello.publisher, message.n):
+            self.counters.repeats += 1
             return False
         self.broadcast(message.event, publisher=hello.publisher, origin=hello.origin)
         return True
@@ -291,13 +326,13 @@ class WebSocketManager:
 
     def expect(self, publisher: str) -> None:
         """Give a publisher that is not here the grace period to come back; then its tasks failed."""
-        if publisher in self._ready or publisher in self._graces or not self.history.live_tasks(publisher):
+        if publisher in self._ready or publisher in self._graces or self._closing is not None:
             return
         self._graces[publisher] = self._timers.call_later(self._grace_seconds, self._give_up, publisher)
 
     def _give_up(self, publisher: str) -> None:
         self._graces.pop(publisher, None)
-        for task in self.history.live_tasks(publisher):
+        for task in self.history.state.live_tasks_of(publisher):
             self.broadcast(
                 msgspec.structs.replace(
                     task,
@@ -308,8 +343,35 @@ class WebSocketManager:
                 publisher=publisher,
             )
 
+    def resume(self) -> None:
+        """Go on from what the history tells of an earlier life of the server: nobody is here yet."""
+        if self.history.state.engines:
+            self._engines_changed([])
+        for publisher, _ in self.history.state.live_tasks():
+            self.expect(publisher)
+
     def _engines_changed(self, engines: list[Engine]) -> None:
         self.broadcast(EnginesChanged(engines=engines))
+
+    def gauges(self) -> dict[str, tuple[float, str]]:
+        """Return how it stands now: values and their meanings, by name."""
+        history = self.history
+        return {
+            "listeners": (len(self._listeners), "Open connections of listeners."),
+            "listeners_blocked": (
+                sum(link.blocked for link in self._listeners.values()),
+                "Listeners that do not read as fast as they are sent to.",
+            ),
+            "publishers": (len(self._ready), "Connected publishers."),
+            "engines": (len(self.engines.on_offer()), "Engines on offer."),
+            "queries": (self.engines.under_way, "Queries that are being answered."),
+            "tasks": (len(history.state.live_tasks()), "Tasks that have not ended."),
+            "history_seq": (history.seq, "The newest event."),
+            "history_events": (history.log_events, "Events kept in memory."),
+            "history_bytes": (history.log_bytes, "Bytes of events kept in memory."),
+            "history_gaps": (history.gaps, "How often a listener had missed more than could be replayed."),
+            "history_durable": (history.durable, "Whether the history survives a restart: 1 or 0."),
+        }
 
     # ------------------------------------------------------------------ the end
 
@@ -321,6 +383,8 @@ class WebSocketManager:
         for grace in self._graces.values():
             grace.cancel()
         self._graces.clear()
+        with contextlib.suppress(TimeoutError):  # a disk that hangs must not keep the server from ending
+            await asyncio.wait_for(self.commits.settle(), timeout_seconds)
         sessions: list[Session] = [*self._listeners, *self._publishers]
         self._empty.clear()
         for session in sessions:
@@ -334,3 +398,5 @@ class WebSocketManager:
             if link is not None and not link.closing:  # it has not even taken what was queued for it
                 link.transport.close(code, reason)
             self.disconnect(session)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.commits.close(), timeout_seconds)

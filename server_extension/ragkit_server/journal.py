@@ -2,9 +2,11 @@
 
 A journal is ``<journal_dir>/<publisher>.jsonl``: a `hello` line, then `publish` lines. Whoever works
 on it holds the file lock ``<publisher>.jsonl.lock``: its writer while it is open, and one adopter
-afterwards. The adopter renames it to ``.jsonl.adopted``, broadcasts its events with the time and
-origin that they have, and deletes it. Should the adopter die in between, the next one finds the
-renamed file; one that makes no sense is kept as ``.jsonl.rejected`` for people to look at.
+afterwards. The adopter claims it, by renaming it to ``.jsonl.claimed-<history>``, broadcasts its events with the
+time and origin that they have, and deletes it once they are safe in its history. Should it die in
+between, it alone knows how many of the events it has broadcast: so the file waits for the next server
+with that history, and only after ten minutes for anybody. One that makes no sense is kept as
+``.jsonl.rejected`` for people to look at.
 
 All file work happens in threads.
 """
@@ -13,9 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import glob
 import logging
 import os
+import re
 import stat
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -30,6 +35,7 @@ from ragkit_server.hub import WebSocketManager
 __all__ = ["Journals"]
 
 BATCH = 200  # events broadcast before other work of the event loop gets its turn
+CLAIM_SECONDS = 600  # by then, the server that died has been started again, or will not be
 
 
 class Journals:
@@ -38,6 +44,7 @@ class Journals:
     Args:
         folder: Where they are; it need not exist.
         manager: Where their events go.
+        history: The id of the history that they go into, the same after a restart.
         log: Where damage is reported.
         max_bytes: Larger journals are rejected.
         max_line_bytes: Larger events are skipped.
@@ -48,12 +55,14 @@ class Journals:
         folder: Path,
         *,
         manager: WebSocketManager,
+        history: str,
         log: logging.Logger,
         max_bytes: int = 256 * 2**20,
         max_line_bytes: int = 8 * 2**20,
     ) -> None:
         self._folder = folder
         self._manager = manager
+        self._claim = f".claimed-{history}"
         self._log = log
         self._max_bytes = max_bytes
         self._max_line_bytes = max_line_bytes
@@ -97,10 +106,12 @@ class Journals:
         except filelock.Timeout:
             return 0  # its writer lives, or another server adopts it
         try:
-            adopted = path.with_suffix(".jsonl.adopted")
-            count = await self._adopt_file(path.stem, adopted)  # left over by one that died
-            await asyncio.to_thread(_rename, path, adopted)
-            return count + await self._adopt_file(path.stem, adopted)
+            claim = path.with_name(path.name + self._claim)
+            count = await self._adopt_file(path.stem, claim)  # left over by an earlier life of this server
+            for file in [*await asyncio.to_thread(_abandoned, path), path]:
+                await asyncio.to_thread(_claim, file, claim)
+                count += await self._adopt_file(path.stem, claim)
+            return count
         finally:
             await asyncio.to_thread(_release, lock, path)
 
@@ -114,7 +125,7 @@ class Journals:
     def _find(self) -> list[Path]:
         if not self._folder.is_dir():
             return []
-        names = {path.name.removesuffix(".adopted") for path in self._folder.iterdir() if _is_journal(path)}
+        names = {_journal_name(path) for path in self._folder.iterdir() if _is_journal(path)}
         return [self._folder / name for name in sorted(names)]
 
     async def _adopt_file(self, publisher: str, path: Path) -> int:
@@ -132,6 +143,8 @@ class Journals:
                 for message in batch:
                     if isinstance(message, Publish) and self._manager.adopt(hello, message):
                         count += 1
+                await self._manager.commits.settle()  # a larger journal than the disk takes at once waits in its file
+        self._manager.counters.adopted += count
         self._manager.expect(publisher)
         await asyncio.to_thread(path.unlink)
         self._log.info("ragkit: adopted %d events of %s '%s'", count, hello.origin.kind, one_line(hello.origin.name))
@@ -176,8 +189,8 @@ class Journals:
                 yield message
 
     def _reject(self, path: Path, reason: str) -> None:
-        rejected = path.with_suffix(".rejected")
-        _rename(path, rejected)
+        rejected = path.with_name(f"{_journal_name(path)}.rejected")
+        path.rename(rejected)
         name = one_line(str(rejected))
         self._log.warning("ragkit: journal '%s' was not adopted: %s. Look at it, then delete it.", name, reason)
 
@@ -187,13 +200,25 @@ def _open_safely(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
 
 
+def _journal_name(path: Path) -> str:
+    return re.sub(r"\.claimed-[^.]*$", "", path.name)
+
+
 def _is_journal(path: Path) -> bool:
-    return path.name.endswith((".jsonl", ".jsonl.adopted")) and path.is_file() and not path.is_symlink()
+    return _journal_name(path).endswith(".jsonl") and path.is_file() and not path.is_symlink()
 
 
-def _rename(path: Path, to: Path) -> None:
+def _abandoned(path: Path) -> list[Path]:
+    """Return the claims on a journal whose servers have not come back for them."""
+    claims = path.parent.glob(f"{glob.escape(path.name)}.claimed-*")
+    now = time.time()
+    return [claim for claim in sorted(claims) if _is_journal(claim) and now - claim.stat().st_mtime > CLAIM_SECONDS]
+
+
+def _claim(path: Path, claim: Path) -> None:
     with contextlib.suppress(FileNotFoundError):  # somebody else has adopted it
-        path.rename(to)
+        os.utime(path, follow_symlinks=False)
+        path.rename(claim)
 
 
 def _release(lock: filelock.BaseFileLock, path: Path) -> None:

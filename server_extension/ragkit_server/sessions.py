@@ -12,21 +12,16 @@ from __future__ import annotations
 import enum
 import secrets
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
-import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from ragkit.events import (
     Ack,
     Cancel,
-    ClientMessage,
     EngineMessage,
-    Error,
     ErrorCode,
-    ErrorContent,
     Hello,
     Ping,
     Pong,
@@ -35,18 +30,15 @@ from ragkit.events import (
     ResponseDelta,
     Since,
     Subscribe,
-    decode_client_message,
-    decode_engine_message,
     encode,
 )
-from ragkit_server.frames import payloads, text_frame
+from ragkit_server.frames import text_frame
 from ragkit_server.history import TOPICS, History
+from ragkit_server.inbound import RejectedError, error, from_listener, from_publisher
 
-__all__ = ["Ask", "ListenerSession", "PublisherSession", "State", "Stop", "error"]
+__all__ = ["Ask", "Excerpt", "ListenerSession", "PublisherSession", "State", "Stop"]
 
 WRITE_BYTES = 65_536  # about one kernel socket buffer: more at once only moves the queue there
-Message = TypeVar("Message")
-
 
 class State(enum.Enum):
     """Where a session is in its life."""
@@ -66,72 +58,19 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
+class Excerpt:
+    """A part of the archive: what follows one seq, up to another, of these topics (None: all)."""
+
+    after: int
+    until: int
+    topics: frozenset[str] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Action: the listener wants the query with this id stopped."""
 
     id: str
-
-
-def error(code: ErrorCode, message: str, *, id: str | UnsetType = UNSET) -> Error:
-    """Return an `Error` message."""
-    return Error(content=ErrorContent(message=message, code=code), id=id)
-
-
-class _Envelope(Struct):
-    """As much of a message that did not validate as can be answered to."""
-
-    type: Any = None
-    id: Any = None
-
-
-_decode_envelope = msgspec.json.Decoder(_Envelope).decode
-
-
-def _types(union: Any) -> frozenset[str]:
-    return frozenset(str(member.__struct_config__.tag) for member in union.__args__)
-
-
-LISTENER_TYPES = _types(ClientMessage)
-PUBLISHER_TYPES = _types(EngineMessage)
-
-
-class _RejectedError(Exception):
-    """A frame that is not a message; ``reply`` tells its sender why."""
-
-    def __init__(self, reply: Error) -> None:
-        self.reply = reply
-        super().__init__(reply.content.message)
-
-
-def _decode(message: str | bytes, decode: Callable[[str], Message], known: frozenset[str]) -> Message:
-    if isinstance(message, bytes):
-        raise _RejectedError(
-            error(ErrorCode.INVALID_MESSAGE, "Binary frames are not used here. Send JSON in a text frame.")
-        )
-    try:
-        return decode(message)
-    except (msgspec.ValidationError, RecursionError) as problem:
-        raise _RejectedError(_explain(message, str(problem), known)) from problem
-    except ValueError as problem:  # msgspec.DecodeError, or a str that is not Unicode text
-        raise _RejectedError(
-            error(ErrorCode.INVALID_JSON, f"That is not JSON: {problem}. Send one JSON object in a text frame.")
-        ) from problem
-
-
-def _explain(message: str, reason: str, known: frozenset[str]) -> Error:
-    """Say what is wrong with a message that is JSON, under its id if it has one."""
-    try:
-        envelope = _decode_envelope(message)
-    except (ValueError, RecursionError):  # not an object, or nested too deep: there is no type or id to name
-        return error(ErrorCode.INVALID_MESSAGE, f"{reason}. Send one JSON object with a string 'type'.")
-    id = envelope.id if isinstance(envelope.id, str) and 0 < len(envelope.id) <= 128 else UNSET
-    if isinstance(envelope.type, str) and envelope.type not in known:
-        return error(
-            ErrorCode.UNKNOWN_TYPE,
-            f"There is no message type '{envelope.type[:100]}'. The types are: {', '.join(sorted(known))}.",
-            id=id,
-        )
-    return error(ErrorCode.INVALID_MESSAGE, f"{reason}.", id=id)
 
 
 class ListenerSession:
@@ -156,8 +95,11 @@ class ListenerSession:
         self._topics: frozenset[str] | None = None  # all
         self._cursor = history.seq
         self._max_reply_bytes = max_reply_bytes
-        self._replies: deque[tuple[int, bytes]] = deque()  # (not before this seq, frame)
+        self._replies: deque[tuple[int, bytes, str | UnsetType]] = deque()  # (not before this seq, frame, id)
         self._reply_bytes = 0
+        self._archived = b""
+        self.wants: Excerpt | None = None
+        """What has to be read from the archive before this listener can go on; see `feed`."""
         if since is not None:
             self._resume(since)
 
@@ -166,8 +108,8 @@ class ListenerSession:
     def receive(self, message: str | bytes) -> Ask | Stop | None:
         """Take one frame; every frame gets a reply, an error, or an action that will lead to one."""
         try:
-            decoded: ClientMessage = _decode(message, decode_client_message, LISTENER_TYPES)
-        except _RejectedError as rejected:
+            decoded = from_listener(message)
+        except RejectedError as rejected:
             self.reply(rejected.reply)
             return None
         match decoded:
@@ -204,8 +146,10 @@ class ListenerSession:
         self.reply(self._history.snapshot(id=message.id), after=self._history.seq)
 
     def _resume(self, since: Since) -> None:
-        same = since.epoch == self._history.epoch and self._history.reaches(since.seq)
-        self._cursor = since.seq if same else -1  # -1: no log reaches back there, so a gap is due
+        known = since.epoch == self._history.epoch and since.seq <= self._history.seq
+        self._cursor = since.seq if known else -1  # -1: no history reaches back there, so a gap is due
+        self._archived = b""
+        self.wants = None
 
     # ------------------------------------------------------------------ out
 
@@ -225,7 +169,7 @@ class ListenerSession:
             self._reply_bytes = 0
             self.close(1008, "replies were not read")
             return
-        self._replies.append((after, frame))
+        self._replies.append((after, frame, getattr(message, "id", UNSET)))
         self._reply_bytes += len(frame)
 
     @property
@@ -234,19 +178,29 @@ class ListenerSession:
         return self._reply_bytes > self._max_reply_bytes
 
     def data_to_send(self) -> bytes:
-        """Return the frames to write next, about 64 KiB at most; empty when there is nothing to say."""
+        """Return the frames to write next, about 64 KiB at most; empty when there is nothing to say (yet)."""
+        history = self._history
+        if not self._replies and not self._archived and self.state is State.OPEN and history.reaches(self._cursor):
+            # Nearly every call: a listener that keeps up and has nothing coming to it alone.
+            data, self._cursor = history.run(self._cursor, topics=self._topics, max_bytes=WRITE_BYTES)
+            return data
         parts: list[bytes] = []
         size = 0
-        history = self._history
         while size < WRITE_BYTES and self.state is not State.CLOSED:
             after = self._replies[0][0] if self._replies else None
-            if after is not None and after <= self._cursor:
+            if self._archived:
+                data, self._archived = self._archived, b""
+            elif after is not None and after <= self._cursor:
                 data = self._replies.popleft()[1]
                 self._reply_bytes -= len(data)
-            elif self._cursor == history.seq:
+            elif self._cursor == history.seq or self.wants is not None:
                 break
             elif history.reaches(self._cursor):
                 data, self._cursor = history.run(self._cursor, until=after, topics=self._topics, max_bytes=WRITE_BYTES)
+            elif (until := history.archived_until(self._cursor)) is not None:
+                until = until if after is None else min(until, after)
+                self.wants = Excerpt(self._cursor, until, self._topics)
+                break
             else:
                 data, self._cursor = history.gap_frame(), history.seq
                 self._renew_snapshots()
@@ -255,15 +209,27 @@ class ListenerSession:
                 size += len(data)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def feed(self, wanted: Excerpt, payloads: Iterable[bytes] | None, cursor: int) -> None:
+        """Take what `wants` asked for.
+
+        Args:
+            wanted: What was asked for; nothing happens if it is no longer wanted.
+            payloads: The messages; None if they cannot be read, which makes a gap.
+            cursor: The seq up to which they go.
+        """
+        if self.wants is wanted:
+            self.wants = None
+            self._archived = b"".join(map(text_frame, payloads or ()))
+            self._cursor = -1 if payloads is None else cursor
+
     def _renew_snapshots(self) -> None:
         # The gap has just told of newer events than those that wait here stand for.
         waiting, self._replies = self._replies, deque()
-        for after, frame in waiting:
+        for after, frame, id in waiting:
             if after >= 0:
-                (payload,) = payloads(frame)
-                frame = text_frame(encode(self._history.snapshot(id=_decode_envelope(payload).id or UNSET)))
-            self._replies.append((-1, frame))
-        self._reply_bytes = sum(len(frame) for _, frame in self._replies)
+                frame = text_frame(encode(self._history.snapshot(id=id)))
+            self._replies.append((-1, frame, id))
+        self._reply_bytes = sum(len(frame) for _, frame, _ in self._replies)
 
     def close(self, code: int, reason: str) -> None:
         """Say what is queued, then close."""
@@ -298,8 +264,8 @@ class PublisherSession:
     def receive(self, message: str | bytes) -> EngineMessage | None:
         """Take one frame; return the message that the hub has to act upon, if any."""
         try:
-            decoded: EngineMessage = _decode(message, decode_engine_message, PUBLISHER_TYPES)
-        except _RejectedError as rejected:
+            decoded = from_publisher(message)
+        except RejectedError as rejected:
             self.send(rejected.reply)
             if isinstance(rejected.reply.id, UnsetType):
                 return None

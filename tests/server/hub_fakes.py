@@ -26,6 +26,9 @@ class Clock:
         def cancel(self) -> None:
             self.cancelled = True
 
+    def time(self) -> float:
+        return self.now
+
     def call_soon(self, callback: Callable[..., object], /, *args: Any) -> Timer:
         return self.call_later(0, callback, *args)
 

@@ -217,7 +217,7 @@ def resident_mib(pid: int) -> float:
 async def test_a_listener_that_never_reads_has_bounded_memory_and_a_gap_when_it_does(
     start: StartServer,
 ) -> None:
-    server = start("--RagkitApp.history_bytes=2000000")
+    server = start("--RagkitApp.history_bytes=2000000", "--RagkitApp.history_disk_bytes=5000000")
     async with server.open() as listener, server.publisher() as publisher, server.open(max_queue=1) as stuck:
         stuck.transport.pause_reading()
         before = resident_mib(server.process.pid)

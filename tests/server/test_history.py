@@ -20,7 +20,9 @@ from ragkit.events import (
     decode_listener_message,
 )
 from ragkit_server.frames import payloads, text_frame
-from ragkit_server.history import SNAPSHOT_FAILURES, History, Numbers
+from ragkit_server.history import History
+from ragkit_server.publishers import Numbers
+from ragkit_server.snapshot import SNAPSHOT_FAILURES
 
 ORIGIN = Origin(kind="papermill", name="batch.ipynb", run_id="r1")
 
@@ -160,7 +162,7 @@ def test_snapshot_holds_live_tasks_recent_ends_engines_and_follow_ups() -> None:
     assert max(len(task.failures) for task in snapshot.tasks) == SNAPSHOT_FAILURES
     assert [engine.id for engine in snapshot.engines] == ["e"]
     assert len(snapshot.follow_ups) == 1
-    assert [task.task_id for task in history.live_tasks("p")] == ["a"]
+    assert [task.task_id for task in history.state.live_tasks_of("p")] == ["a"]
     (gap,) = payloads(history.gap_frame())
     assert decode_listener_message(gap).snapshot.seq == 7
 
@@ -189,9 +191,11 @@ def test_snapshots_stay_bounded() -> None:
 
 def test_each_publisher_has_its_own_numbers() -> None:
     history = History()
-    assert history.is_new("p", 1)
-    assert not history.is_new("p", 1)
-    assert history.is_new("q", 1)
-    assert history.is_new("p", 5)
-    assert history.is_new("p", 3), "a journal may come after what followed it"
-    assert (history.last_n("p"), history.last_n("q"), history.last_n("r")) == (5, 1, 0)
+    assert history.publishers.is_new("p", 1)
+    assert not history.publishers.is_new("p", 1)
+    assert history.publishers.is_new("q", 1)
+    assert history.publishers.is_new("p", 5)
+    assert history.publishers.is_new("p", 3), "a journal may come after what followed it"
+    assert history.publishers.last("p") == 0, "nothing is safe yet"
+    history.append(follow_ups())
+    assert [history.publishers.last(id) for id in "pqr"] == [5, 1, 0]

@@ -47,7 +47,7 @@ class Adopter:
         self.manager = WebSocketManager(history=History(), timers=clock, log=logging.getLogger("test"))
         self.wire = Wire()
         self.manager.connect(self.wire)
-        self.journals = Journals(folder, manager=self.manager, log=logging.getLogger("test"), **options)
+        self.journals = Journals(folder, manager=self.manager, history="h", log=logging.getLogger("test"), **options)
 
     async def adopt(self) -> list[Any]:
         await self.journals.adopt()
@@ -145,7 +145,7 @@ async def test_sizes_are_bounded(tmp_path: Path, clock: Clock, caplog: pytest.Lo
 async def test_what_an_adopter_that_died_left_behind_is_adopted_before_what_is_new(
     adopter: Adopter, tmp_path: Path
 ) -> None:
-    write(tmp_path, "p", "old").rename(tmp_path / "p.jsonl.adopted")
+    write(tmp_path, "p", "old").rename(tmp_path / "p.jsonl.claimed-h")
     (tmp_path / "p.jsonl").write_text("\n".join(lines("p", "new", start=2)))
     assert [m["questions"] for m in await adopter.adopt()] == [["old"], ["new"]]
 
@@ -173,12 +173,12 @@ async def test_neither_a_link_nor_a_pipe_takes_the_place_of_a_journal(
     target = write(tmp_path_factory.mktemp("elsewhere"), "a", "1")
     for name in "abc":
         write(tmp_path, name, f"of {name}")
-    (tmp_path / "a.jsonl.adopted").symlink_to(target)
-    os.mkfifo(tmp_path / "b.jsonl.adopted")  # opening it would wait for ever, and keep the server from ending
+    (tmp_path / "a.jsonl.claimed-h").symlink_to(target)
+    os.mkfifo(tmp_path / "b.jsonl.claimed-h")  # opening it would wait for ever, and keep the server from ending
     adopting = asyncio.create_task(adopter.adopt())
     done, _ = await asyncio.wait([adopting], timeout=5)
     if not done:  # let the thread go, so that the test ends
-        (tmp_path / "b.jsonl.adopted").open("wb", buffering=0).close()
+        (tmp_path / "b.jsonl.claimed-h").open("wb", buffering=0).close()
     assert done
     assert [m["questions"] for m in await adopting] == [["of b"], ["of c"]]
     assert target.exists()

@@ -1,0 +1,101 @@
+"""From a frame that somebody sent to a message, or to the error that its sender gets.
+
+Whatever comes in, exactly one of the two comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from ragkit.events import (
+    ClientMessage,
+    EngineMessage,
+    Error,
+    ErrorCode,
+    ErrorContent,
+    decode_client_message,
+    decode_engine_message,
+)
+
+__all__ = ["RejectedError", "error", "from_listener", "from_publisher"]
+
+Message = TypeVar("Message")
+
+
+class RejectedError(Exception):
+    """A frame is no message; ``reply`` tells its sender why."""
+
+    def __init__(self, reply: Error) -> None:
+        self.reply = reply
+        super().__init__(reply.content.message)
+
+
+def error(code: ErrorCode, message: str, *, id: str | UnsetType = UNSET) -> Error:
+    """Return an `Error` message."""
+    return Error(content=ErrorContent(message=message, code=code), id=id)
+
+
+def from_listener(frame: str | bytes) -> ClientMessage:
+    """Return what a listener said.
+
+    Raises:
+        RejectedError: It is no message.
+    """
+    message: ClientMessage = _decode(frame, decode_client_message, ClientMessage)
+    return message
+
+
+def from_publisher(frame: str | bytes) -> EngineMessage:
+    """Return what a publisher said.
+
+    Raises:
+        RejectedError: It is no message.
+    """
+    message: EngineMessage = _decode(frame, decode_engine_message, EngineMessage)
+    return message
+
+
+class _Envelope(Struct):
+    """As much of a message that did not validate as can be answered to."""
+
+    type: Any = None
+    id: Any = None
+
+
+_decode_envelope = msgspec.json.Decoder(_Envelope).decode
+
+
+def _decode(frame: str | bytes, decode: Callable[[str], Message], union: Any) -> Message:
+    if isinstance(frame, bytes):
+        raise RejectedError(
+            error(ErrorCode.INVALID_MESSAGE, "Binary frames are not used here. Send JSON in a text frame.")
+        )
+    try:
+        return decode(frame)
+    except (msgspec.ValidationError, RecursionError) as problem:
+        raise RejectedError(_explain(frame, str(problem), union)) from problem
+    except ValueError as problem:  # msgspec.DecodeError, or a str that is not Unicode text
+        raise RejectedError(
+            error(ErrorCode.INVALID_JSON, f"That is not JSON: {problem}. Send one JSON object in a text frame.")
+        ) from problem
+
+
+def _explain(frame: str, reason: str, union: Any) -> Error:
+    """Say what is wrong with a message that is JSON, under its id if it has one."""
+    try:
+        envelope = _decode_envelope(frame)
+    except (ValueError, RecursionError):  # not an object, or nested too deep: there is no type or id to name
+        return error(ErrorCode.INVALID_MESSAGE, f"{reason}. Send one JSON object with a string 'type'.")
+    id = envelope.id if isinstance(envelope.id, str) and 0 < len(envelope.id) <= 128 else UNSET
+    known = {str(member.__struct_config__.tag) for member in union.__args__}
+    if isinstance(envelope.type, str) and envelope.type not in known:
+        return error(
+            ErrorCode.UNKNOWN_TYPE,
+            f"There is no message type '{envelope.type[:100]}'. The types are: {', '.join(sorted(known))}.",
+            id=id,
+        )
+    return error(ErrorCode.INVALID_MESSAGE, f"{reason}.", id=id)
