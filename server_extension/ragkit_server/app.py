@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib.util
 import os
+import re
+import secrets
+import sqlite3
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import prometheus_client
 from jupyter_server.extension.application import ExtensionApp
 from jupyter_server.serverapp import ServerApp
 from traitlets import Bool, Float, Int, List, Unicode, default
 
 from ragkit.discovery import journal_dir
+from ragkit_server.archive import Archive, Stored, Worker, open_archive
 from ragkit_server.child import ChildEngine, child_environment
 from ragkit_server.handlers import EngineSocket, ListenerSocket
 from ragkit_server.history import History
 from ragkit_server.hub import WebSocketManager
 from ragkit_server.journal import Journals
+from ragkit_server.metrics import Exporter
+from ragkit_server.pages import AsyncAPIPage
 
 __all__ = ["RagkitApp", "main"]
 
@@ -52,8 +62,22 @@ class RagkitApp(ExtensionApp):
     max_queue_bytes = Int(2**20, help="What may wait for one connection before it is spared the details.").tag(
         config=True
     )
-    history_bytes = Int(16 * 2**20, help="Bytes of broadcasts kept for those who lag or come back.").tag(config=True)
-    history_events = Int(50_000, help="Broadcasts kept for those who lag or come back.").tag(config=True)
+    max_queries_per_minute = Float(
+        120.0, help="Queries of one connection in the long run; as many may come at once."
+    ).tag(config=True)
+    history_bytes = Int(4 * 2**20, help="Bytes of broadcasts kept in memory for those who lag or come back.").tag(
+        config=True
+    )
+    history_events = Int(10_000, help="Broadcasts kept in memory for those who lag or come back.").tag(config=True)
+    history_disk_bytes = Int(
+        64 * 2**20, help="Bytes of broadcasts kept on disk for those who come back later, or after a restart."
+    ).tag(config=True)
+    history_dir = Unicode(
+        "", help="The folder of the histories, one for each root_dir. Empty: ragkit/history in Jupyter's data folder."
+    ).tag(config=True)
+    keep_history = Bool(
+        True, help="Keep the history on disk. If not, a restart forgets it, and begins a new epoch."
+    ).tag(config=True)
     publisher_grace_seconds = Float(
         10.0,
         help="How long a notebook that lost its connection may stay away before its running tasks count as failed.",
@@ -96,18 +120,27 @@ class RagkitApp(ExtensionApp):
 
     def initialize_settings(self) -> None:
         """Make the hub."""
+        loop = self._server.io_loop.asyncio_loop
+        archive, stored = self._open_archive()
         self.manager = WebSocketManager(
             history=History(
-                max_events=self.history_events, max_bytes=self.history_bytes, coalesce_bytes=self.max_queue_bytes
+                max_events=self.history_events,
+                max_bytes=self.history_bytes,
+                coalesce_bytes=self.max_queue_bytes,
+                stored=stored,
             ),
-            timers=self._server.io_loop.asyncio_loop,
+            timers=loop,
             log=self.log,
             publisher_grace_seconds=self.publisher_grace_seconds,
             max_queue_bytes=self.max_queue_bytes,
             query_timeout_seconds=self.query_timeout_seconds,
             start_timeout_seconds=self.start_timeout_seconds,
             max_queries_per_listener=self.max_queries_per_listener,
+            max_queries_per_minute=self.max_queries_per_minute,
+            archive=archive,
+            thread=Worker(loop.call_soon_threadsafe) if archive is not None else None,
         )
+        self.metrics = Exporter(self.manager.counters, self.manager.gauges)
         self.child = ChildEngine(
             self.index,
             command=self.engine_command,
@@ -119,10 +152,35 @@ class RagkitApp(ExtensionApp):
         self.journals = Journals(
             journal_dir(),
             manager=self.manager,
+            history=archive.id if archive is not None else secrets.token_hex(8),
             log=self.log,
             max_bytes=self.max_journal_bytes,
             max_line_bytes=self.max_publisher_message_bytes,
         )
+
+    def _open_archive(self) -> tuple[Archive, Stored] | tuple[None, None]:
+        if not self.keep_history:
+            return None, None
+        root = os.path.abspath(self._server.root_dir)
+        folder = Path(self.history_dir or os.path.join(self._server.data_dir, "ragkit", "history"))
+        readable = re.sub(r"\W+", "-", os.path.basename(root)).strip("-")[:40] or "root"
+        try:
+            archive, stored, trouble = open_archive(
+                folder,
+                f"{readable}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}",
+                max_bytes=self.history_disk_bytes,
+                log_events=self.history_events,
+                log_bytes=self.history_bytes,
+            )
+        except (OSError, sqlite3.Error) as problem:
+            self.log.warning(
+                "ragkit: the history cannot be kept in '%s' (%s), so a restart will forget it. Set "
+                "--RagkitApp.history_dir to a folder that can be written to.", folder, problem,
+            )  # fmt: skip
+            return None, None
+        if trouble is not None:
+            self.log.warning("ragkit: %s, and the history begins anew", trouble)
+        return archive, stored
 
     def initialize_handlers(self) -> None:
         """Add the sockets; the base URL is put before them."""
@@ -130,6 +188,7 @@ class RagkitApp(ExtensionApp):
             [
                 (r"/api/v1/ws", ListenerSocket, {"ragkit": self}),
                 (r"/api/v1/engine", EngineSocket, {"ragkit": self}),
+                (r"/api/v1/asyncapi.json", AsyncAPIPage),
             ]
         )
 
@@ -138,6 +197,8 @@ class RagkitApp(ExtensionApp):
         return child_environment(url=_local_url(self._server), token=token)
 
     async def _start_jupyter_server_extension(self, serverapp: Any) -> None:
+        prometheus_client.REGISTRY.register(self.metrics)
+        self.manager.resume()
         if self.journal_scan_seconds > 0:
             self.journals.start(self.journal_scan_seconds)
 
@@ -145,6 +206,8 @@ class RagkitApp(ExtensionApp):
         """Say goodbye to everybody, and end the child."""
         if "manager" not in vars(self):
             return  # it was never set up: something else went wrong before
+        with contextlib.suppress(KeyError):  # it never started
+            prometheus_client.REGISTRY.unregister(self.metrics)
         await self.journals.stop()
         await self.child.stop()
         await self.manager.close(timeout_seconds=self.shutdown_timeout_seconds)

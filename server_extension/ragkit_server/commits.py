@@ -28,9 +28,9 @@ from msgspec import UNSET, UnsetType
 from ragkit.events import Broadcast, Origin
 from ragkit_server.archive import Archive, Batch
 from ragkit_server.engines import Timers
-from ragkit_server.history import History
+from ragkit_server.history import RUN_BYTES, History
 from ragkit_server.metrics import Counters
-from ragkit_server.sessions import WRITE_BYTES, Excerpt, ListenerSession, PublisherSession
+from ragkit_server.sessions import Excerpt, ListenerSession, PublisherSession
 
 __all__ = ["Commits", "Thread"]
 
@@ -187,7 +187,7 @@ class Commits:
             return
         session, wanted = self._readers[0]
         self._reading = True
-        work = partial(self._archive.read, wanted.after, wanted.until, wanted.topics, WRITE_BYTES)
+        work = partial(self._archive.read, wanted.after, wanted.until, wanted.topics, RUN_BYTES)
         self._thread.submit(work, self._have_read)
 
     def _have_read(self, result: tuple[list[bytes], int] | BaseException) -> None:

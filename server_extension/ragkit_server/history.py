@@ -42,10 +42,12 @@ from ragkit_server.frames import text_frame
 from ragkit_server.publishers import Publishers
 from ragkit_server.snapshot import Progress, State, TaskKey
 
-__all__ = ["TOPICS", "History"]
+__all__ = ["RUN_BYTES", "TOPICS", "History"]
 
 TOPICS = frozenset(str(event.__struct_config__.tag) for event in Broadcast.__args__)
 """The types that a listener may subscribe to."""
+
+RUN_BYTES = 65_536  # about one kernel socket buffer: more at once only moves the queue there
 
 _decode = msgspec.json.Decoder(Broadcast).decode
 
@@ -98,7 +100,9 @@ class History:
         self._last = 0  # the last seq given
         self._pending: list[tuple[Record, Broadcast]] = []
         self._forget: list[int] = []  # what the archive need not hold any longer
-        self._runs: dict[tuple[int, int | None, frozenset[str] | None, int], tuple[bytes, int]] = {}
+        self.runs: dict[int, tuple[bytes, int]] = {}
+        """What `run` returns for a cursor, as far as it has been asked."""
+        self._special_runs: dict[tuple[int, int | None, frozenset[str] | None, int], tuple[bytes, int]] = {}
         self._gap: bytes | None = None
         self.gaps = 0
         """How often a listener had to be told of one."""
@@ -245,7 +249,8 @@ class History:
             self._forget.append(entry.seq)
 
     def _forget_frames(self) -> None:
-        self._runs.clear()
+        self.runs.clear()
+        self._special_runs.clear()
         self._gap = None
 
     # ------------------------------------------------------------------ reading
@@ -270,7 +275,7 @@ class History:
         return first if self.durable and self._horizon <= cursor < first else None
 
     def run(
-        self, cursor: int, *, until: int | None = None, topics: frozenset[str] | None = None, max_bytes: int = 65_536
+        self, cursor: int, *, until: int | None = None, topics: frozenset[str] | None = None, max_bytes: int = RUN_BYTES
     ) -> tuple[bytes, int]:
         """Return the frames after ``cursor`` (up to seq ``until``), joined, and the cursor after them.
 
@@ -281,7 +286,7 @@ class History:
             ValueError: The log does not reach back to ``cursor``.
         """
         key = (cursor, until, topics, max_bytes)
-        if (known := self._runs.get(key)) is not None:
+        if (known := self._special_runs.get(key)) is not None:
             return known
         if not self.reaches(cursor):
             raise ValueError(f"the log no longer holds what follows seq {cursor}")
@@ -300,10 +305,13 @@ class History:
                 size += len(entry.frame)
             at += 1
         joined = frames[0] if len(frames) == 1 else b"".join(frames)
-        if len(self._runs) > 1_000:  # listeners at as many different places: sharing no longer pays
-            self._runs.clear()
-        self._runs[key] = joined, at
-        return joined, at
+        if len(self._special_runs) > 1_000:  # listeners at as many different places: sharing no longer pays
+            self._special_runs.clear()
+            self.runs.clear()
+        self._special_runs[key] = result = joined, at
+        if until is None and topics is None and max_bytes == RUN_BYTES:
+            self.runs[cursor] = result
+        return result
 
     def snapshot(self, *, id: str | UnsetType = UNSET) -> Snapshot:
         """Return the state as of the newest event: live and just ended tasks, engines, follow-ups."""

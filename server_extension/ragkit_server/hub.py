@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -74,12 +75,13 @@ class Transport(Protocol):
 
 
 class _Link:
-    """A session with its socket. ``blocked``: the socket's buffer is full."""
+    """A session with its socket. ``blocked``: nothing can be written now, or ever again (``closing``)."""
 
-    __slots__ = ("blocked", "closing", "transport")
+    __slots__ = ("blocked", "closing", "transport", "write")
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
+        self.write = transport.write
         self.blocked = False
         self.closing = False
 
@@ -196,9 +198,7 @@ class WebSocketManager:
 
     def _pump_slice(self, listeners: list[tuple[ListenerSession, _Link]], start: int) -> None:
         end = start + SLICE
-        for session, link in listeners[start:end]:
-            if not link.blocked:
-                self._pump_link(session, link)
+        self._pump_all(listeners[start:end])
         if end < len(listeners):
             self._timers.call_soon(self._pump_slice, listeners, end)
 
@@ -211,7 +211,7 @@ class WebSocketManager:
     def drained(self, session: Session) -> None:
         """Go on writing: the socket's buffer has emptied."""
         if (link := self._link(session)) is not None:
-            link.blocked = False
+            link.blocked = link.closing
             self._pump(session)
 
     def _link(self, session: Session) -> _Link | None:
@@ -220,32 +220,42 @@ class WebSocketManager:
         return self._publishers.get(session)
 
     def _pump(self, session: Session) -> None:
-        link = self._link(session)
-        if link is not None and not link.blocked:
-            self._pump_link(session, link)
+        if (link := self._link(session)) is not None:
+            self._pump_all(((session, link),))
 
-    def _pump_link(self, session: Session, link: _Link) -> None:
-        if link.closing:
-            return
-        try:
-            while data := session.data_to_send():
-                self.counters.writes += 1
-                self.counters.bytes += len(data)
-                if not link.transport.write(data):
-                    link.blocked = True
-                    return
-            if isinstance(session, ListenerSession) and session.wants is not None:
-                self.commits.fetch(session)
-            if session.close_code is not None:
-                link.closing = True
-                link.transport.close(*session.close_code)
-        except Exception as problem:
-            # Whatever is wrong with this connection must not reach the others.
-            self._log.debug("ragkit: a connection was dropped: %r", problem)
-            self.counters.dropped += 1
-            self.disconnect(session)
-            with contextlib.suppress(Exception):  # it is broken already
-                link.transport.close(1011, "the connection broke")
+    def _pump_all(self, pairs: Iterable[tuple[Session, _Link]]) -> None:
+        # The hub's inner loop: what is done here is done once for each listener of each broadcast.
+        writes = size = 0
+        for session, link in pairs:
+            if link.blocked:
+                continue
+            try:
+                while data := session.data_to_send():
+                    writes += 1
+                    size += len(data)
+                    if not link.write(data):
+                        link.blocked = True
+                        break
+                else:
+                    if session.waits:
+                        self._look_after(session, link)
+            except Exception as problem:
+                # Whatever is wrong with this connection must not reach the others.
+                self._log.debug("ragkit: a connection was dropped: %r", problem)
+                self.counters.dropped += 1
+                self.disconnect(session)
+                with contextlib.suppress(Exception):  # it is broken already
+                    link.transport.close(1011, "the connection broke")
+        self.counters.writes += writes
+        self.counters.bytes += size
+
+    def _look_after(self, session: Session, link: _Link) -> None:
+        if session.close_code is not None:
+            link.blocked = True
+            link.closing = True
+            link.transport.close(*session.close_code)
+        elif isinstance(session, ListenerSession):
+            self.commits.fetch(session)
 
     def _tell_asker(self, session: ListenerSession, message: Struct) -> None:
         if isinstance(message, Response | Error):

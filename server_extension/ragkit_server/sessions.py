@@ -33,12 +33,10 @@ from ragkit.events import (
     encode,
 )
 from ragkit_server.frames import text_frame
-from ragkit_server.history import TOPICS, History
+from ragkit_server.history import RUN_BYTES, TOPICS, History
 from ragkit_server.inbound import RejectedError, error, from_listener, from_publisher
 
 __all__ = ["Ask", "Excerpt", "ListenerSession", "PublisherSession", "State", "Stop"]
-
-WRITE_BYTES = 65_536  # about one kernel socket buffer: more at once only moves the queue there
 
 class State(enum.Enum):
     """Where a session is in its life."""
@@ -82,6 +80,11 @@ class ListenerSession:
         max_reply_bytes: What may wait for a listener that does not read its replies.
     """
 
+    __slots__ = (
+        "__weakref__", "_archived", "_cursor", "_history", "_max_reply_bytes", "_plain", "_replies", "_reply_bytes",
+        "_topics", "close_code", "state", "wants",
+    )  # fmt: skip
+
     def __init__(
         self,
         history: History,
@@ -98,8 +101,8 @@ class ListenerSession:
         self._replies: deque[tuple[int, bytes, str | UnsetType]] = deque()  # (not before this seq, frame, id)
         self._reply_bytes = 0
         self._archived = b""
-        self.wants: Excerpt | None = None
-        """What has to be read from the archive before this listener can go on; see `feed`."""
+        self._plain = False  # nothing but broadcasts, of all topics, is due
+        self.wants: Excerpt | None = None  # see `waits`
         if since is not None:
             self._resume(since)
 
@@ -140,6 +143,7 @@ class ListenerSession:
             )
             return
         self._topics = topics
+        self._plain = False
         if message.since is not None:
             self._resume(message.since)
         # Behind the events that it stands for, so that all that follows it is newer than it.
@@ -169,8 +173,14 @@ class ListenerSession:
             self._reply_bytes = 0
             self.close(1008, "replies were not read")
             return
+        self._plain = False
         self._replies.append((after, frame, getattr(message, "id", UNSET)))
         self._reply_bytes += len(frame)
+
+    @property
+    def waits(self) -> bool:
+        """Whether something other than writing has to be done for it: reading the archive, or closing."""
+        return self.wants is not None or self.close_code is not None
 
     @property
     def backlogged(self) -> bool:
@@ -180,13 +190,22 @@ class ListenerSession:
     def data_to_send(self) -> bytes:
         """Return the frames to write next, about 64 KiB at most; empty when there is nothing to say (yet)."""
         history = self._history
-        if not self._replies and not self._archived and self.state is State.OPEN and history.reaches(self._cursor):
-            # Nearly every call: a listener that keeps up and has nothing coming to it alone.
-            data, self._cursor = history.run(self._cursor, topics=self._topics, max_bytes=WRITE_BYTES)
-            return data
+        if self._plain:
+            # Nearly every call: a listener that keeps up, as others do, and has nothing coming to it alone.
+            if self._cursor == history.seq:
+                return b""
+            if (known := history.runs.get(self._cursor)) is not None:
+                data, self._cursor = known
+                return data
+        data = self._collect(history)
+        only_broadcasts = self._topics is None and not self._replies and not self._archived
+        self._plain = only_broadcasts and not self.waits and self.state is State.OPEN
+        return data
+
+    def _collect(self, history: History) -> bytes:
         parts: list[bytes] = []
         size = 0
-        while size < WRITE_BYTES and self.state is not State.CLOSED:
+        while size < RUN_BYTES and self.state is not State.CLOSED:
             after = self._replies[0][0] if self._replies else None
             if self._archived:
                 data, self._archived = self._archived, b""
@@ -196,7 +215,7 @@ class ListenerSession:
             elif self._cursor == history.seq or self.wants is not None:
                 break
             elif history.reaches(self._cursor):
-                data, self._cursor = history.run(self._cursor, until=after, topics=self._topics, max_bytes=WRITE_BYTES)
+                data, self._cursor = history.run(self._cursor, until=after, topics=self._topics, max_bytes=RUN_BYTES)
             elif (until := history.archived_until(self._cursor)) is not None:
                 until = until if after is None else min(until, after)
                 self.wants = Excerpt(self._cursor, until, self._topics)
@@ -219,6 +238,7 @@ class ListenerSession:
         """
         if self.wants is wanted:
             self.wants = None
+            self._plain = False
             self._archived = b"".join(map(text_frame, payloads or ()))
             self._cursor = -1 if payloads is None else cursor
 
@@ -234,11 +254,13 @@ class ListenerSession:
     def close(self, code: int, reason: str) -> None:
         """Say what is queued, then close."""
         if self.state is not State.CLOSED:
+            self._plain = False
             self.state = State.CLOSING
             self.close_code = self.close_code or (code, reason)
 
     def closed(self) -> None:
         """The socket is gone."""
+        self._plain = False
         self.state = State.CLOSED
         self._replies.clear()
         self._reply_bytes = 0
@@ -304,6 +326,11 @@ class PublisherSession:
         return True
 
     @property
+    def waits(self) -> bool:
+        """Whether something other than writing has to be done for it: closing."""
+        return self.close_code is not None
+
+    @property
     def backlogged(self) -> bool:
         """Whether so much waits for it that nothing more should be read from this publisher."""
         return self._queue_bytes > self._max_queue_bytes
@@ -316,7 +343,7 @@ class PublisherSession:
         if self._ack:
             parts.append(text_frame(encode(Ack(n=self._ack))))
             self._ack = 0
-        while self._queue and sum(map(len, parts)) < WRITE_BYTES:
+        while self._queue and sum(map(len, parts)) < RUN_BYTES:
             parts.append(self._queue.popleft())
             self._queue_bytes -= len(parts[-1])
         return b"".join(parts)

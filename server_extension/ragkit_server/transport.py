@@ -1,26 +1,25 @@
-"""How bytes leave a Tornado WebSocket, and how one that is sent too much ends.
+"""How bytes leave a Tornado WebSocket.
 
 The hub writes frames that are built once for everybody. Tornado's `write_message` would build each
-anew and start a task for each, at five times the cost, so `SocketTransport` writes to the stream
-itself where Tornado is as we know it, and falls back to `write_message` where it is not.
+anew and start a task for each, at many times the cost of the system call. So `SocketTransport` gives
+them straight to the socket while nothing waits in the stream before it, to the stream otherwise, and
+falls back to `write_message` where Tornado is not as we know it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from tornado.iostream import StreamClosedError
-from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
+from tornado.iostream import IOStream
+from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from ragkit_server.frames import payloads
+from ragkit_server.protocol import StrictProtocol
 
-__all__ = ["BoundedProtocol", "SocketTransport", "bounded"]
-
-LINGER_SECONDS = 5
-QUIET_SECONDS = 0.5  # nothing more comes: the client has seen the close frame
+__all__ = ["SocketTransport"]
 
 
 class SocketTransport:
@@ -32,34 +31,63 @@ class SocketTransport:
         lost: Called when it never will.
     """
 
+    __slots__ = ("_clear", "_drained", "_ended", "_handler", "_lost", "_send", "_stream", "_unwritten")
+
     def __init__(
         self, handler: WebSocketHandler, *, drained: Callable[[], None], lost: Callable[[], None], direct: bool = True
     ) -> None:
         self._handler = handler
         self._drained = drained
         self._lost = lost
-        self._direct = direct
-        self._clear = asyncio.Event()
-        self._clear.set()
+        self._clear: asyncio.Event | None = None  # made when it is first needed: most sockets never fill up
+        self._ended = False
+        self._stream: IOStream | None = None
+        self._send: Callable[[bytes], int] | None = None
+        self._unwritten: deque[Any] = deque()
+        connection = handler.ws_connection
+        if direct and type(connection) is StrictProtocol and connection._compressor is None:
+            connection.ending = self._end
+            self._stream = stream = connection.stream
+            # TLS, and what else a stream may do to the bytes, is its own affair.
+            if type(stream) is IOStream and isinstance(getattr(stream, "_write_futures", None), deque):
+                self._send, self._unwritten = stream.socket.send, stream._write_futures
+
+    def _end(self) -> None:
+        self._ended = True
 
     def write(self, data: bytes) -> bool:
         """Write whole frames; see `ragkit_server.hub.Transport`."""
+        if self._ended:
+            raise WebSocketClosedError
+        if self._send is None or self._unwritten:
+            return self._write_to_stream(data)
+        # What the stream would do, without the bookkeeping, which costs as much as the system call.
+        try:
+            sent = self._send(data)
+        except BlockingIOError:
+            sent = 0
+        return sent == len(data) or self._write_to_stream(memoryview(data)[sent:])
+
+    def _write_to_stream(self, data: bytes | memoryview) -> bool:
+        if self._stream is not None:
+            return self._wait_for(self._stream.write(data))
         connection = self._handler.ws_connection
         if connection is None or connection.is_closing():
             raise WebSocketClosedError
-        if self._direct and type(connection) is BoundedProtocol and connection._compressor is None:
-            written: asyncio.Future[Any] = connection.stream.write(data)
-        else:
-            written = asyncio.ensure_future(_write_messages(self._handler, data))
+        return self._wait_for(asyncio.ensure_future(_write_messages(self._handler, bytes(data))))
+
+    def _wait_for(self, written: asyncio.Future[Any]) -> bool:
         if written.done():
             written.result()
             return True
+        self._clear = self._clear or asyncio.Event()
         self._clear.clear()
         written.add_done_callback(self._on_written)
         return False
 
     def _on_written(self, written: asyncio.Future[Any]) -> None:
-        self._clear.set()
+        if self._clear is not None:
+            self._clear.set()
         if written.cancelled() or written.exception() is not None:
             self._lost()
         else:
@@ -67,7 +95,8 @@ class SocketTransport:
 
     async def wait_drained(self) -> None:
         """Return when nothing waits for the kernel, or the connection is gone."""
-        await self._clear.wait()
+        if self._clear is not None:
+            await self._clear.wait()
 
     def close(self, code: int, reason: str) -> None:
         """Send a close frame after what has been written; the reason may have 123 bytes."""
@@ -77,50 +106,3 @@ class SocketTransport:
 async def _write_messages(handler: WebSocketHandler, data: bytes) -> None:
     for payload in payloads(data):
         await handler.write_message(payload)
-
-
-class BoundedProtocol(WebSocketProtocol13):
-    """Tornado's protocol, but the close frame for a message that is too big gets through.
-
-    Tornado writes the close frame and closes the socket in the same breath. As the rest of the
-    message is still coming in, the kernel answers it with a reset, and the reason is often lost.
-    This reads on for a moment and throws away what comes.
-    """
-
-    explain_too_big: Callable[[], str]
-    """Tells the session; returns the reason for the close frame."""
-    _lingering: asyncio.Task[None] | None = None
-    _too_big = False
-
-    def close(self, code: int | None = None, reason: str | None = None) -> None:
-        if code == 1009 and not self.server_terminated:
-            self._too_big = True
-            reason = self.explain_too_big()
-        super().close(code, reason)
-
-    def _abort(self) -> None:
-        if self._too_big and self._lingering is None:
-            self.client_terminated = True  # ends the loop that reads frames
-            self._lingering = asyncio.ensure_future(self._linger())
-        elif self._lingering is None or self._lingering.done():
-            super()._abort()
-
-    async def _linger(self) -> None:
-        try:
-            with contextlib.suppress(StreamClosedError, TimeoutError):
-                async with asyncio.timeout(LINGER_SECONDS):
-                    while True:
-                        await asyncio.wait_for(self.stream.read_bytes(65_536, partial=True), QUIET_SECONDS)
-        finally:
-            super()._abort()
-
-
-def bounded(
-    handler: WebSocketHandler, protocol: WebSocketProtocol | None, *, explain_too_big: Callable[[], str]
-) -> WebSocketProtocol | None:
-    """Return ``protocol`` as a `BoundedProtocol`; unchanged if this Tornado is not as we know it."""
-    if type(protocol) is not WebSocketProtocol13:
-        return protocol
-    ours = BoundedProtocol(handler, False, protocol.params)
-    ours.explain_too_big = explain_too_big
-    return ours
