@@ -24,7 +24,7 @@ comes from outside.
 from __future__ import annotations
 
 import enum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -50,22 +50,29 @@ TERMINAL: frozenset[str] = frozenset({"done", "failed", "cancelled"})
 
 
 class ErrorCode(enum.StrEnum):
-    """Every value that ``content.code`` of an `Error` can have."""
+    """Every value that ``content.code`` of an `Error` can have, with its meaning."""
 
-    INVALID_JSON = "INVALID_JSON"  # the frame is not JSON
-    INVALID_MESSAGE = "INVALID_MESSAGE"  # JSON, but not the shape that its type asks for
-    UNKNOWN_TYPE = "UNKNOWN_TYPE"  # no such message type
-    MESSAGE_TOO_BIG = "MESSAGE_TOO_BIG"
-    EMPTY_QUESTION = "EMPTY_QUESTION"
-    NOT_AUTHORIZED = "NOT_AUTHORIZED"  # may listen, may not ask
-    NO_ENGINE = "NO_ENGINE"  # nobody offers an engine (or not the one named)
-    ENGINE_FAILED = "ENGINE_FAILED"  # the engine raised an error
-    ENGINE_LOST = "ENGINE_LOST"  # the engine's process went away in the middle of an answer
-    TIMEOUT = "TIMEOUT"
-    CANCELLED = "CANCELLED"
-    RATE_LIMITED = "RATE_LIMITED"  # too many queries at once on this connection
-    DUPLICATE_ID = "DUPLICATE_ID"  # a query with this id is still being answered
-    UNKNOWN_REQUEST = "UNKNOWN_REQUEST"  # cancel names no query that is being answered
+    meaning: str
+
+    def __new__(cls, code: str, meaning: str) -> Self:
+        member = str.__new__(cls, code)
+        member._value_, member.meaning = code, meaning
+        return member
+
+    INVALID_JSON = "INVALID_JSON", "The frame is not JSON."
+    INVALID_MESSAGE = "INVALID_MESSAGE", "Not the shape that its type asks for, a binary frame, or an unknown topic."
+    UNKNOWN_TYPE = "UNKNOWN_TYPE", "No such message type in this direction; the message lists those that there are."
+    MESSAGE_TOO_BIG = "MESSAGE_TOO_BIG", "Over the limit; the connection is closed with code 1009."
+    EMPTY_QUESTION = "EMPTY_QUESTION", "The question has no words."
+    NOT_AUTHORIZED = "NOT_AUTHORIZED", "You may listen here, but not ask."
+    NO_ENGINE = "NO_ENGINE", "Nobody offers an engine, or not the one that `context.index` names."
+    ENGINE_FAILED = "ENGINE_FAILED", "The engine raised an error (the message is its own) or could not be started."
+    ENGINE_LOST = "ENGINE_LOST", "The engine's process went away in the middle of the answer."
+    TIMEOUT = "TIMEOUT", "No answer within `query_timeout_seconds`, or no engine within `start_timeout_seconds`."
+    CANCELLED = "CANCELLED", "Somebody stopped it."
+    RATE_LIMITED = "RATE_LIMITED", "Too many queries of this connection under way, or engines of one publisher."
+    DUPLICATE_ID = "DUPLICATE_ID", "A query with this `id` is still being answered on this connection."
+    UNKNOWN_REQUEST = "UNKNOWN_REQUEST", "`cancel` names no query that is being answered; it may have just ended."
 
 
 class Origin(Struct, frozen=True, kw_only=True):
@@ -87,11 +94,14 @@ class Failure(Struct, frozen=True, kw_only=True):
 
 
 class _Broadcast(Struct, frozen=True, kw_only=True):
-    # epoch and seq are the hub's to give; time and origin are the publisher's.
     epoch: str | UnsetType = UNSET
+    """The hub's: names its history; another one means that counting began anew."""
     seq: int | UnsetType = UNSET
+    """The hub's: 1, 2, 3, ... within an epoch."""
     time: str | UnsetType = UNSET
+    """RFC 3339: when it was published; a batch run's journal may arrive days later."""
     origin: Origin | UnsetType = UNSET
+    """Who published; the hub's own `engines` has none."""
 
 
 class FollowUpQuestions(_Broadcast, frozen=True, kw_only=True, tag_field="type", tag="follow_up_questions"):
@@ -102,6 +112,7 @@ class FollowUpQuestions(_Broadcast, frozen=True, kw_only=True, tag_field="type",
     question: Text | UnsetType = UNSET
     """The question whose answer these follow."""
     request_id: Id | UnsetType = UNSET
+    """The ``id`` of that answer's query; for an ``engine.ask()`` in a notebook ``answer.id``."""
 
 
 class IndexingProgress(_Broadcast, frozen=True, kw_only=True, tag_field="type", tag="indexing_progress"):
@@ -132,6 +143,7 @@ class ExperimentProgress(_Broadcast, frozen=True, kw_only=True, tag_field="type"
     experiment: Name
     state: TaskState
     cells_done: Count = 0
+    """A cell is one system on one query set."""
     cells_total: Count | None = None
     eta_seconds: float | None = None
     message: Text | None = None
@@ -170,31 +182,35 @@ Broadcast = FollowUpQuestions | IndexingProgress | ExperimentProgress | Experime
 
 
 class QueryContent(Struct, frozen=True, kw_only=True):
-    """A question. ``context`` is free for the client; ragkit reads ``index`` (which engine) and ``k``."""
+    """A question, and what goes with it."""
 
     question: Text
     context: dict[str, Any] = {}
+    """Free for the client; ragkit reads ``index`` (which engine) and ``k`` (how many passages)."""
 
 
 class Query(Struct, frozen=True, kw_only=True, tag_field="type", tag="query"):
-    """Ask the engine. Without an ``id`` the hub makes one; every reply carries it."""
+    """Ask the engine."""
 
     content: QueryContent
     id: Id | UnsetType = UNSET
+    """Every reply carries it; without one the hub makes one."""
 
 
 class Since(Struct, frozen=True, kw_only=True):
-    """The last event that a listener saw."""
+    """A place in the hub's history."""
 
     epoch: Id
     seq: Count
 
 
 class Subscribe(Struct, frozen=True, kw_only=True, tag_field="type", tag="subscribe"):
-    """Choose topics (broadcast types; all without it), ask for what was missed ``since``."""
+    """Choose topics, and ask for what was missed."""
 
     topics: Annotated[list[Name], Meta(max_length=50)] | None = None
+    """Types of broadcasts; all without it."""
     since: Since | None = None
+    """The last event that was seen."""
     id: Id | UnsetType = UNSET
 
 
@@ -226,11 +242,13 @@ class Source(Struct, frozen=True, kw_only=True):
     """A passage that an answer cites: ``document.text[start:end] == text``."""
 
     number: Count
+    """The ``n`` of its ``[n]``."""
     document_id: Name
     title: Name
     source: Name
     text: str
     start: Count
+    """Offsets count characters (Unicode code points: Python's, not JavaScript's UTF-16 units)."""
     end: Count
     quotes: list[tuple[int, int]] = []
     """Parts of the passage that the answer repeats word for word, as offsets into the document."""
@@ -245,6 +263,7 @@ class ResponseContent(Struct, frozen=True, kw_only=True):
     answer: str
     sources: list[Source]
     abstained: bool = False
+    """The documents hold no answer; there are no sources."""
     index: Name | UnsetType = UNSET
     model: Name | UnsetType = UNSET
     seconds: float | UnsetType = UNSET
@@ -305,9 +324,10 @@ ListenerMessage = Broadcast | Response | ResponseDelta | Error | Snapshot | Gap 
 
 
 class Hello(Struct, frozen=True, kw_only=True, tag_field="type", tag="hello"):
-    """A publisher's first message. ``publisher`` stays the same over reconnects."""
+    """A publisher's first message."""
 
     publisher: Id
+    """Stays the same over reconnections."""
     origin: Origin
 
 
@@ -344,12 +364,14 @@ class Withdraw(Struct, frozen=True, kw_only=True, tag_field="type", tag="withdra
 
 
 class EngineQuery(Struct, frozen=True, kw_only=True, tag_field="type", tag="engine_query"):
-    """A query on its way to an engine. ``id`` is the hub's; ``request_id`` is what the asker calls it."""
+    """A query on its way to an engine."""
 
     id: Id
+    """The hub's, unique among all listeners; replies carry it."""
     engine_id: Id
     content: QueryContent
     request_id: Id | UnsetType = UNSET
+    """What the asker calls it."""
 
 
 EngineMessage = Hello | Publish | Offer | Withdraw | Response | ResponseDelta | Error | Ping | Pong

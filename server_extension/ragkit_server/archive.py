@@ -23,14 +23,15 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import queue
 import secrets
 import sqlite3
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ragkit.events import Broadcast
 
@@ -56,7 +57,6 @@ CREATE TABLE events (
     payload BLOB NOT NULL    -- the message as listeners get it
 );
 CREATE INDEX tasks ON events (publisher, task, seq) WHERE task IS NOT NULL;
-CREATE INDEX topics ON events (topic, seq);
 CREATE TABLE publishers (id TEXT PRIMARY KEY, numbers TEXT NOT NULL, seq INTEGER NOT NULL) WITHOUT ROWID;
 PRAGMA user_version = {FORMAT};
 """
@@ -163,12 +163,13 @@ class Archive:
             if version == 0:
                 for statement in SCHEMA.split(";\n"):
                     self._db.execute(statement)
-            meta = dict(self._db.execute("SELECT key, value FROM meta"))
+            meta = self._meta()
             if not meta.get("closed") and meta.get("boot") != _boot():
                 # New, or the machine went down: what was shown last may be missing, so nothing is replayed.
-                self._set(epoch=secrets.token_hex(8), horizon=meta.get("seq", 0))
+                self._set(epoch=secrets.token_hex(8), horizon=meta["seq"])
             self.id = str(meta.get("id") or secrets.token_hex(8))
-            self._set(id=self.id, closed=0, boot=_boot(), seq=meta.get("seq", 0))
+            self._set(id=self.id, closed=0, boot=_boot(), seq=meta["seq"])
+            self._horizon: int = self._meta()["horizon"]
         size = f"SELECT coalesce(sum(length(payload) + {ROW_BYTES}), 0) FROM events"
         (self._bytes,) = self._db.execute(size).fetchone()
 
@@ -178,7 +179,7 @@ class Archive:
         Raises:
             sqlite3.Error: The file is damaged.
         """
-        meta = dict(self._db.execute("SELECT key, value FROM meta"))
+        meta = self._meta()
         log: list[Record] = []
         size = 0
         log_after = meta["seq"]
@@ -217,26 +218,22 @@ class Archive:
         Raises:
             sqlite3.Error: The disk refused; nothing has changed.
         """
-        added = sum(len(record.payload) + ROW_BYTES for record, _ in batch.events)
+        rows = [(r.seq, r.topic, r.publisher, r.task, r.ended, r.payload) for r, _ in batch.events]
+        heard = [(id, numbers, batch.seq) for id, numbers in batch.numbers.items() if numbers is not None]
+        gone = [(id,) for id, numbers in batch.numbers.items() if numbers is None]
+        size = self._bytes + sum(len(record.payload) + ROW_BYTES for record, _ in batch.events)
+        horizon = self._horizon
         with self._transaction():
-            self._db.executemany(
-                "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)",
-                ((r.seq, r.topic, r.publisher, r.task, r.ended, r.payload) for r, _ in batch.events),
-            )
-            freed = self._delete(batch.forget)
-            self._db.executemany(
-                "INSERT OR REPLACE INTO publishers VALUES (?, ?, ?)",
-                ((id, numbers, batch.seq) for id, numbers in batch.numbers.items() if numbers is not None),
-            )
-            gone = [(id,) for id, numbers in batch.numbers.items() if numbers is None]
-            self._db.executemany("DELETE FROM publishers WHERE id = ?", gone)
-            self._set(seq=batch.seq)
-            size = self._bytes + added - freed
+            self._db.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", rows)
+            self._db.executemany("INSERT OR REPLACE INTO publishers VALUES (?, ?, ?)", heard)
+            if gone:
+                self._db.executemany("DELETE FROM publishers WHERE id = ?", gone)
+            size -= self._delete(batch.forget)
             if size > self._max_bytes:
-                size -= self._trim(size - self._max_bytes * 9 // 10)
-            ((horizon,),) = self._db.execute("SELECT value FROM meta WHERE key = 'horizon'")
-        self._bytes = size
-        return int(horizon)
+                freed, horizon = self._trim(size - self._max_bytes * 9 // 10)
+                size -= freed
+        self._bytes, self._horizon = size, horizon
+        return horizon
 
     def reset(self, *, epoch: str, seq: int) -> None:
         """Forget everything and begin again, after the disk had refused.
@@ -252,7 +249,7 @@ class Archive:
             self._db.execute("DELETE FROM events")
             self._db.execute("DELETE FROM publishers")
             self._set(epoch=epoch, seq=seq, horizon=seq)
-        self._bytes = 0
+        self._bytes, self._horizon = 0, seq
 
     def read(self, after: int, until: int, topics: frozenset[str] | None, max_bytes: int) -> tuple[list[bytes], int]:
         """Return the payloads after one seq and up to another, about ``max_bytes`` of them, and how far they go.
@@ -296,6 +293,11 @@ class Archive:
                 self._db.execute("ROLLBACK")
             raise
 
+    def _meta(self) -> dict[str, Any]:
+        meta = dict(self._db.execute("SELECT key, value FROM meta"))
+        ((newest,),) = self._db.execute("SELECT max(seq) FROM events")
+        return meta | {"seq": max(newest or 0, meta.get("seq", 0))}
+
     def _set(self, **values: object) -> None:
         self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
 
@@ -311,8 +313,8 @@ class Archive:
             freed += sum(length + ROW_BYTES for (length,) in deleted)
         return freed
 
-    def _trim(self, excess: int) -> int:
-        freed, doomed = 0, []
+    def _trim(self, excess: int) -> tuple[int, int]:
+        freed, doomed = 0, [self._horizon]
         for seq, length in self._db.execute(
             "SELECT seq, length(payload) FROM events WHERE task IS NULL OR ended ORDER BY seq"
         ):
@@ -320,10 +322,9 @@ class Archive:
                 break
             doomed.append(seq)
             freed += length + ROW_BYTES
-        if doomed:
-            self._db.executemany("DELETE FROM events WHERE seq = ?", ((seq,) for seq in doomed))
-            self._set(horizon=doomed[-1])
-        return freed
+        self._db.executemany("DELETE FROM events WHERE seq = ?", ((seq,) for seq in doomed))
+        self._set(horizon=max(doomed))
+        return freed, max(doomed)
 
 
 class Worker:
@@ -336,20 +337,31 @@ class Worker:
 
     def __init__(self, call_back: Callable[..., object]) -> None:
         self._call_back = call_back
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ragkit-archive")
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="ragkit-archive", daemon=True)
+        self._thread.start()
 
     def submit(self, work: Callable[[], Result], done: Callable[[Result | BaseException], object]) -> None:
         """Do ``work``; then call ``done`` with what it returned or raised."""
 
-        def finished(future: Future[Result]) -> None:
+        def job() -> None:
+            try:
+                result: Result | BaseException = work()
+            except BaseException as problem:
+                result = problem
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody wants to know
-                self._call_back(done, future.exception() or future.result())
+                self._call_back(done, result)
 
-        self._thread.submit(work).add_done_callback(finished)
+        self._jobs.put(job)
 
     def stop(self) -> None:
         """Finish what was submitted, and end."""
-        self._thread.shutdown()
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
 
 
 def _boot() -> str:

@@ -17,8 +17,10 @@ from tornado.websocket import WebSocketHandler, WebSocketProtocol
 
 from ragkit.events import ErrorCode, Since
 from ragkit_server.hub import WebSocketManager
-from ragkit_server.sessions import Ask, ListenerSession, PublisherSession, State, Stop, error
-from ragkit_server.transport import SocketTransport, bounded
+from ragkit_server.inbound import error
+from ragkit_server.protocol import strict
+from ragkit_server.sessions import Ask, ListenerSession, PublisherSession, State, Stop
+from ragkit_server.transport import SocketTransport
 
 if TYPE_CHECKING:
     from ragkit_server.app import RagkitApp
@@ -70,7 +72,7 @@ class _Socket(WebSocketMixin, WebSocketHandler, JupyterHandler):
         return float(self.ragkit.ping_interval_seconds)
 
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
-        return bounded(self, super().get_websocket_protocol(), explain_too_big=self._explain_too_big)
+        return strict(self, super().get_websocket_protocol(), explain_too_big=self._explain_too_big)
 
     def transport(self) -> SocketTransport:
         return SocketTransport(
