@@ -1,20 +1,18 @@
-"""docs/protocol.md says what the code does: its examples decode, its tables are complete."""
+"""docs/protocol.md says what the code does: its examples decode, its tables are made from it."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+import runpy
+from collections.abc import Callable
+from typing import Any, get_args
 
 import msgspec
 import pytest
 
 from ragkit import events
-from ragkit_server.app import RagkitApp
-
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "protocol.md"
+from tests.protocol_page import EXAMPLES, PAGE, Example
 
 DIRECTIONS: dict[str, tuple[Callable[[str], msgspec.Struct], Any]] = {
     "listener → hub": (events.decode_client_message, events.ClientMessage),
@@ -22,36 +20,7 @@ DIRECTIONS: dict[str, tuple[Callable[[str], msgspec.Struct], Any]] = {
     "publisher → hub": (events.decode_engine_message, events.EngineMessage),
     "hub → publisher": (events.decode_hub_message, events.HubMessage),
 }
-
-
-class Example(NamedTuple):
-    line: int
-    directions: tuple[str, ...]
-    text: str
-
-
-def examples() -> Iterator[Example]:
-    """Every ```json block, with the directions of the last line that begins with "Goes:"."""
-    directions: tuple[str, ...] = ()
-    block: list[str] | None = None
-    began = 0
-    for number, line in enumerate(PAGE.read_text(encoding="utf-8").splitlines(), start=1):
-        if block is not None:
-            if line == "```":
-                yield Example(began, directions, "\n".join(block))
-                block = None
-            else:
-                block.append(line)
-        elif line.startswith("#"):
-            directions = ()
-        elif line.startswith("Goes: "):
-            directions = tuple(line.removeprefix("Goes: ").rstrip(".").split(", "))
-        elif line == "```json":
-            block, began = [], number
-    assert block is None
-
-
-EXAMPLES = list(examples())
+MESSAGES = list(dict.fromkeys(message for _, union in DIRECTIONS.values() for message in get_args(union)))
 
 
 def tags(union: Any) -> set[str]:
@@ -92,21 +61,18 @@ def test_every_broadcast_is_shown_with_its_stamp() -> None:
     assert tags(events.Broadcast) - shown == set()
 
 
-def first_column(header: str) -> set[str]:
-    """The code names in the first column of the table with this header."""
-    lines = PAGE.read_text(encoding="utf-8").splitlines()
-    found: set[str] = set()
-    for line in lines[lines.index(header) + 2 :]:
-        if not line.startswith("|"):
-            return found
-        (name,) = re.findall(r"^\| `(\w+)` \|", line)
-        found.add(name)
-    return found
+def test_the_tables_are_those_that_the_code_makes() -> None:
+    generate = runpy.run_path(str(PAGE.with_name("generate.py")))["generate"]
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == generate(page), "docs/protocol.md is not what `make docs` makes of it"
 
 
-def test_the_error_codes_are_those_that_there_are() -> None:
-    assert first_column("| code | meaning |") == {str(code) for code in events.ErrorCode}
-
-
-def test_the_traits_are_those_that_there_are() -> None:
-    assert first_column("| trait | default | limits |") == set(RagkitApp.class_own_traits(config=True))
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: message.__struct_config__.tag)
+def test_every_key_is_told_of_where_its_message_is(message: type[msgspec.Struct]) -> None:
+    """In a table, in the text, or at least in an example."""
+    tag = message.__struct_config__.tag
+    sections = re.split(r"^###? ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    (section,) = (section for section in sections if tag in section.partition("\n")[0].split(" and "))
+    (broadcasts,) = (section for section in sections if section.startswith("Broadcasts\n"))
+    told = set(re.findall(r"[`\".](\w+)[`\"]", section + broadcasts))
+    assert set(message.__struct_fields__) - told == set()

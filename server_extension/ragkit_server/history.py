@@ -103,7 +103,8 @@ class History:
         self.runs: dict[int, tuple[bytes, int]] = {}
         """What `run` returns for a cursor, as far as it has been asked."""
         self._special_runs: dict[tuple[int, int | None, frozenset[str] | None, int], tuple[bytes, int]] = {}
-        self._gap: bytes | None = None
+        self._gap: tuple[bytes, int] | None = None
+        self._first_gap: tuple[bytes, int] | None = None  # what stands between the last epoch and this one
         self.gaps = 0
         """How often a listener had to be told of one."""
         if stored is not None:
@@ -211,6 +212,7 @@ class History:
         self._forget_frames()
         self.durable = durable
         self.publishers.touch_all()
+        self._first_gap = self._make_gap()
         if durable:  # or a restarted server would not know whose tasks it has to give up
             for (publisher, _), event in self.state.live_tasks().items():
                 self.append(event, publisher=publisher)
@@ -317,12 +319,17 @@ class History:
         """Return the state as of the newest event: live and just ended tasks, engines, follow-ups."""
         return self.state.snapshot(epoch=self.epoch, seq=self.seq, id=id)
 
-    def gap_frame(self) -> bytes:
-        """Return `Gap` with the current snapshot as a frame; listeners share it."""
+    def gap(self) -> tuple[bytes, int]:
+        """Return `Gap` with a snapshot as a frame, which listeners share, and the seq that it stands for."""
         self.gaps += 1
+        if self._first_gap is not None and self.reaches(self._first_gap[1]):
+            return self._first_gap
         if self._gap is None:
-            self._gap = text_frame(encode(Gap(snapshot=self.snapshot())))
+            self._gap = self._make_gap()
         return self._gap
+
+    def _make_gap(self) -> tuple[bytes, int]:
+        return text_frame(encode(Gap(snapshot=self.snapshot()))), self.seq
 
 
 def _is_time(value: str | UnsetType) -> bool:

@@ -221,7 +221,7 @@ class ListenerSession:
                 self.wants = Excerpt(self._cursor, until, self._topics)
                 break
             else:
-                data, self._cursor = history.gap_frame(), history.seq
+                data, self._cursor = history.gap()
                 self._renew_snapshots()
             if data:
                 parts.append(data)
@@ -248,7 +248,7 @@ class ListenerSession:
         for after, frame, id in waiting:
             if after >= 0:
                 frame = text_frame(encode(self._history.snapshot(id=id)))
-            self._replies.append((-1, frame, id))
+            self._replies.append((self._history.seq if after >= 0 else -1, frame, id))
         self._reply_bytes = sum(len(frame) for _, frame, _ in self._replies)
 
     def close(self, code: int, reason: str) -> None:

@@ -37,6 +37,11 @@ class Clock:
         heapq.heappush(self._due, (self.now + delay, next(self._order), timer))
         return timer
 
+    @property
+    def due(self) -> bool:
+        """Whether something is to be done now."""
+        return any(at <= self.now and not timer.cancelled for at, _, timer in self._due)
+
     def advance(self, seconds: float = 0) -> None:
         """Run what is due within ``seconds``, in order."""
         end = self.now + seconds
@@ -79,3 +84,31 @@ class Wire:
         messages = [json.loads(payload) for payload in payloads(self.data)]
         self.data = b""
         return [message for message in messages if not types or message["type"] in types]
+
+
+class Later:
+    """A thread of the archive that works when it is told to."""
+
+    def __init__(self) -> None:
+        self.jobs: list[tuple[Callable[[], Any], Callable[[Any], object]]] = []
+
+    def submit(self, work: Callable[[], Any], done: Callable[[Any], object]) -> None:
+        self.jobs.append((work, done))
+
+    def run(self) -> None:
+        """Do everything that is to be done, and say so."""
+        while self.jobs:
+            self.run_one()
+
+    def run_one(self, *, tell: bool = True) -> None:
+        """Do the next thing; if the server is killed then, nobody hears of it."""
+        work, done = self.jobs.pop(0)
+        try:
+            result = work()
+        except Exception as problem:
+            result = problem
+        if tell:
+            done(result)
+
+    def stop(self) -> None:
+        self.run()

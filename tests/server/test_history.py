@@ -163,7 +163,7 @@ def test_snapshot_holds_live_tasks_recent_ends_engines_and_follow_ups() -> None:
     assert [engine.id for engine in snapshot.engines] == ["e"]
     assert len(snapshot.follow_ups) == 1
     assert [task.task_id for task in history.state.live_tasks_of("p")] == ["a"]
-    (gap,) = payloads(history.gap_frame())
+    (gap,) = payloads(history.gap()[0])
     assert decode_listener_message(gap).snapshot.seq == 7
 
 
@@ -173,7 +173,7 @@ def test_large_events_are_remembered_in_short() -> None:
     for number in range(20):
         history.append(progress(f"t{number}", failures=failures, message="x" * 100_000))
         history.append(follow_ups("x" * 100_000))
-    assert len(history.gap_frame()) < 100_000
+    assert len(history.gap()[0]) < 100_000
     assert len(history.snapshot().tasks) == 20
 
 
