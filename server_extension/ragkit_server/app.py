@@ -21,14 +21,15 @@ from jupyter_server.serverapp import ServerApp
 from traitlets import Bool, Float, Int, List, Unicode, default
 
 from ragkit.discovery import journal_dir
-from ragkit_server.archive import Archive, Stored, Worker, open_archive
+from ragkit_server.archive import Archive, Stored, open_archive
 from ragkit_server.child import ChildEngine, child_environment
 from ragkit_server.handlers import EngineSocket, ListenerSocket
 from ragkit_server.history import History
 from ragkit_server.hub import WebSocketManager
 from ragkit_server.journal import Journals
 from ragkit_server.metrics import Exporter
-from ragkit_server.pages import AsyncAPIPage
+from ragkit_server.pages import AsyncAPIPage, StatusPage
+from ragkit_server.worker import Worker
 
 __all__ = ["RagkitApp", "main"]
 
@@ -188,6 +189,7 @@ class RagkitApp(ExtensionApp):
             [
                 (r"/api/v1/ws", ListenerSocket, {"ragkit": self}),
                 (r"/api/v1/engine", EngineSocket, {"ragkit": self}),
+                (r"/api/v1/status", StatusPage, {"ragkit": self}),
                 (r"/api/v1/asyncapi.json", AsyncAPIPage),
             ]
         )

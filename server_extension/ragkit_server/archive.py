@@ -15,7 +15,7 @@ that by the boot id, and begins a new epoch; the end of a server is waited for, 
 What is kept: every event but superseded progress, up to ``max_bytes``; then the oldest go, except the
 newest state of tasks that still run. `Stored.horizon` is how far back a replay can go.
 
-Everything here blocks; `Worker` runs it in a thread.
+Everything here blocks; `ragkit_server.worker` runs it in a thread.
 """
 
 from __future__ import annotations
@@ -23,19 +23,17 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import queue
 import secrets
 import sqlite3
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ragkit.events import Broadcast
 
-__all__ = ["Archive", "ArchiveLockedError", "Batch", "Record", "Stored", "Worker", "open_archive"]
+__all__ = ["Archive", "ArchiveLockedError", "Batch", "Record", "Stored", "open_archive"]
 
 FORMAT = 1
 ROW_BYTES = 100  # what a row costs beside its payload, about
@@ -60,8 +58,6 @@ CREATE INDEX tasks ON events (publisher, task, seq) WHERE task IS NOT NULL;
 CREATE TABLE publishers (id TEXT PRIMARY KEY, numbers TEXT NOT NULL, seq INTEGER NOT NULL) WITHOUT ROWID;
 PRAGMA user_version = {FORMAT};
 """
-
-Result = TypeVar("Result")
 
 
 class ArchiveLockedError(Exception):
@@ -193,13 +189,14 @@ class Archive:
             old = self._db.execute(f"SELECT seq FROM events WHERE seq <= ? AND {SUPERSEDED}", (log_after,)).fetchall()
             freed = self._delete(seq for (seq,) in old)
         self._bytes -= freed
-        newest = "SELECT seq FROM events WHERE seq <= ?1 AND {} ORDER BY seq DESC LIMIT {}".format
-        before = self._records(
-            f"WHERE seq <= ?1 AND task IS NOT NULL AND NOT ended OR seq IN ({newest('ended', SAID)}) OR "
-            f"""seq IN ({newest("topic = 'follow_up_questions'", SAID)}) OR seq IN ({newest("topic = 'engines'", 1)}) """
-            "ORDER BY seq",
-            log_after,
+        newest = "seq IN (SELECT seq FROM events WHERE seq <= ?1 AND {} ORDER BY seq DESC LIMIT {})".format
+        told = (
+            "seq <= ?1 AND task IS NOT NULL AND NOT ended",  # of those still there, what runs
+            newest("ended", SAID),
+            newest("topic = 'follow_up_questions'", SAID),
+            newest("topic = 'engines'", 1),
         )
+        before = self._records(f"WHERE {' OR '.join(told)} ORDER BY seq", log_after)
         return Stored(
             epoch=meta["epoch"],
             seq=meta["seq"],
@@ -325,43 +322,6 @@ class Archive:
         self._db.executemany("DELETE FROM events WHERE seq = ?", ((seq,) for seq in doomed))
         self._set(horizon=max(doomed))
         return freed, max(doomed)
-
-
-class Worker:
-    """A thread that does one thing after another, and brings the results back.
-
-    Args:
-        call_back: Runs a function on the thread that wants to know, for example an event loop's
-            ``call_soon_threadsafe``.
-    """
-
-    def __init__(self, call_back: Callable[..., object]) -> None:
-        self._call_back = call_back
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="ragkit-archive", daemon=True)
-        self._thread.start()
-
-    def submit(self, work: Callable[[], Result], done: Callable[[Result | BaseException], object]) -> None:
-        """Do ``work``; then call ``done`` with what it returned or raised."""
-
-        def job() -> None:
-            try:
-                result: Result | BaseException = work()
-            except BaseException as problem:
-                result = problem
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody wants to know
-                self._call_back(done, result)
-
-        self._jobs.put(job)
-
-    def stop(self) -> None:
-        """Finish what was submitted, and end."""
-        self._jobs.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job()
 
 
 def _boot() -> str:

@@ -42,7 +42,7 @@ Result = TypeVar("Result")
 
 
 class Thread(Protocol):
-    """As much of `ragkit_server.archive.Worker` as is needed here."""
+    """As much of `ragkit_server.worker.Worker` as is needed here."""
 
     def submit(self, work: Callable[[], Result], done: Callable[[Result | BaseException], object]) -> None: ...
     def stop(self) -> None: ...
@@ -91,9 +91,7 @@ class Commits:
 
     # ------------------------------------------------------------------ writing
 
-    def append(
-        self, event: Broadcast, *, publisher: str = "", origin: Origin | UnsetType = UNSET
-    ) -> Broadcast:
+    def append(self, event: Broadcast, *, publisher: str = "", origin: Origin | UnsetType = UNSET) -> Broadcast:
         """Stamp an event, and commit it soon."""
         stamped = self.history.append(event, publisher=publisher, origin=origin)
         self._schedule()
@@ -165,7 +163,7 @@ class Commits:
             work = partial(self._archive.reset, epoch=epoch, seq=seq)
             self._thread.submit(work, partial(self._tried_again, epoch, seq))
 
-    def _tried_again(self, epoch: str, seq: int, result: None | BaseException) -> None:
+    def _tried_again(self, epoch: str, seq: int, result: BaseException | None) -> None:
         if isinstance(result, BaseException):
             self._timers.call_later(RETRY_SECONDS, self._try_again)
             return
@@ -185,7 +183,7 @@ class Commits:
     def _read_next(self) -> None:
         if self._reading or not self._readers or self._archive is None or self._thread is None:
             return
-        session, wanted = self._readers[0]
+        _, wanted = self._readers[0]
         self._reading = True
         work = partial(self._archive.read, wanted.after, wanted.until, wanted.topics, RUN_BYTES)
         self._thread.submit(work, self._have_read)

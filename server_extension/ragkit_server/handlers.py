@@ -40,6 +40,7 @@ class _Socket(WebSocketMixin, WebSocketHandler, JupyterHandler):
     def initialize(self, ragkit: RagkitApp) -> None:
         self.ragkit = ragkit
         self.session: ListenerSession | PublisherSession | None = None
+        self.gone = False
 
     @property
     def manager(self) -> WebSocketManager:
@@ -51,7 +52,8 @@ class _Socket(WebSocketMixin, WebSocketHandler, JupyterHandler):
         """Open the socket for a user who may ``action``; 403 for anybody else."""
         if not await self.may(self.action):
             raise HTTPError(403, f"not authorized to {self.action} {AUTH_RESOURCE}")
-        await super().get(*args, **kwargs)
+        if not self.gone:  # it may have left while its rights were looked up, and nobody would say so again
+            await super().get(*args, **kwargs)
 
     async def may(self, action: str) -> bool:
         """Return whether the server's authorizer lets this user do ``action``."""
@@ -100,6 +102,7 @@ class _Socket(WebSocketMixin, WebSocketHandler, JupyterHandler):
         return text
 
     def on_close(self) -> None:
+        self.gone = True
         if self.session is not None:
             self.manager.disconnect(self.session)
 
@@ -131,7 +134,7 @@ class ListenerSocket(_Socket):
                 Since,
                 strict=False,
             )
-        except msgspec.ValidationError:
+        except (msgspec.ValidationError, HTTPError):  # HTTPError: it is not UTF-8
             return None  # harmless: a new listener, which gets everything from now on
 
     async def on_message(self, message: str | bytes) -> None:

@@ -18,7 +18,6 @@ import contextlib
 import logging
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Protocol
 
 import msgspec
 from msgspec import Struct
@@ -44,46 +43,15 @@ from ragkit_server.commits import Acks, Commits, Thread
 from ragkit_server.engines import Engines, Timer, Timers
 from ragkit_server.history import History
 from ragkit_server.inbound import error
+from ragkit_server.links import Link, Transport
 from ragkit_server.metrics import Counters
 from ragkit_server.sessions import ListenerSession, PublisherSession, State
 
-__all__ = ["Transport", "WebSocketManager"]
+__all__ = ["WebSocketManager"]
 
 Session = ListenerSession | PublisherSession
 
 SLICE = 500  # listeners pumped before other work of the event loop gets its turn: some 5 ms
-
-
-class Transport(Protocol):
-    """A socket, as the hub sees it. Neither method blocks."""
-
-    def write(self, data: bytes) -> bool:
-        """Write whole frames.
-
-        Returns:
-            True if the kernel has taken them all; False if the rest waits, in which case
-            `WebSocketManager.drained` is called once it has gone.
-
-        Raises:
-            Exception: Any; the connection is then given up.
-        """
-        ...
-
-    def close(self, code: int, reason: str) -> None:
-        """Send a close frame after what has been written."""
-        ...
-
-
-class _Link:
-    """A session with its socket. ``blocked``: nothing can be written now, or ever again (``closing``)."""
-
-    __slots__ = ("blocked", "closing", "transport", "write")
-
-    def __init__(self, transport: Transport) -> None:
-        self.transport = transport
-        self.write = transport.write
-        self.blocked = False
-        self.closing = False
 
 
 class WebSocketManager:
@@ -145,8 +113,8 @@ class WebSocketManager:
         self._log = log
         self._grace_seconds = publisher_grace_seconds
         self._max_queue_bytes = max_queue_bytes
-        self._listeners: dict[ListenerSession, _Link] = {}
-        self._publishers: dict[PublisherSession, _Link] = {}
+        self._listeners: dict[ListenerSession, Link] = {}
+        self._publishers: dict[PublisherSession, Link] = {}
         self._ready: dict[str, PublisherSession] = {}  # by the publisher's own id
         self._graces: dict[str, Timer] = {}
         self._closing: tuple[int, str] | None = None
@@ -157,7 +125,7 @@ class WebSocketManager:
     def connect(self, transport: Transport, *, since: Since | None = None) -> ListenerSession:
         """Add a listener; it gets every broadcast from now on (or ``since``), in order."""
         session = ListenerSession(self.history, since=since, max_reply_bytes=self._max_queue_bytes)
-        self._listeners[session] = _Link(transport)
+        self._listeners[session] = Link(transport)
         self.counters.connections["listener"] += 1
         if self._closing is not None:
             session.close(*self._closing)
@@ -196,7 +164,7 @@ class WebSocketManager:
             self._pump(session)
         self._pump_slice(list(self._listeners.items()), 0)
 
-    def _pump_slice(self, listeners: list[tuple[ListenerSession, _Link]], start: int) -> None:
+    def _pump_slice(self, listeners: list[tuple[ListenerSession, Link]], start: int) -> None:
         end = start + SLICE
         self._pump_all(listeners[start:end])
         if end < len(listeners):
@@ -214,7 +182,7 @@ class WebSocketManager:
             link.blocked = link.closing
             self._pump(session)
 
-    def _link(self, session: Session) -> _Link | None:
+    def _link(self, session: Session) -> Link | None:
         if isinstance(session, ListenerSession):
             return self._listeners.get(session)
         return self._publishers.get(session)
@@ -223,7 +191,7 @@ class WebSocketManager:
         if (link := self._link(session)) is not None:
             self._pump_all(((session, link),))
 
-    def _pump_all(self, pairs: Iterable[tuple[Session, _Link]]) -> None:
+    def _pump_all(self, pairs: Iterable[tuple[Session, Link]]) -> None:
         # The hub's inner loop: what is done here is done once for each listener of each broadcast.
         writes = size = 0
         for session, link in pairs:
@@ -249,7 +217,7 @@ class WebSocketManager:
         self.counters.writes += writes
         self.counters.bytes += size
 
-    def _look_after(self, session: Session, link: _Link) -> None:
+    def _look_after(self, session: Session, link: Link) -> None:
         if session.close_code is not None:
             link.blocked = True
             link.closing = True
@@ -273,7 +241,7 @@ class WebSocketManager:
     def attach(self, transport: Transport) -> PublisherSession:
         """Add a publisher's connection."""
         session = PublisherSession(max_queue_bytes=self._max_queue_bytes)
-        self._publishers[session] = _Link(transport)
+        self._publishers[session] = Link(transport)
         self.counters.connections["publisher"] += 1
         if self._closing is not None:
             session.close(*self._closing)
@@ -362,6 +330,11 @@ class WebSocketManager:
 
     def _engines_changed(self, engines: list[Engine]) -> None:
         self.broadcast(EnginesChanged(engines=engines))
+
+    @property
+    def publishers(self) -> list[Origin]:
+        """Who is connected to publish."""
+        return [session.hello.origin for session in self._ready.values() if session.hello is not None]
 
     def gauges(self) -> dict[str, tuple[float, str]]:
         """Return how it stands now: values and their meanings, by name."""

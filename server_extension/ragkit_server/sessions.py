@@ -38,6 +38,7 @@ from ragkit_server.inbound import RejectedError, error, from_listener, from_publ
 
 __all__ = ["Ask", "Excerpt", "ListenerSession", "PublisherSession", "State", "Stop"]
 
+
 class State(enum.Enum):
     """Where a session is in its life."""
 

@@ -49,14 +49,15 @@ class SocketTransport:
             connection.ending = self._end
             self._stream = stream = connection.stream
             # TLS, and what else a stream may do to the bytes, is its own affair.
-            if type(stream) is IOStream and isinstance(getattr(stream, "_write_futures", None), deque):
+            plain = type(stream) is IOStream and isinstance(getattr(stream, "_write_futures", None), deque)
+            if plain and not stream.closed():  # it may have left during the handshake
                 self._send, self._unwritten = stream.socket.send, stream._write_futures
 
     def _end(self) -> None:
         self._ended = True
 
     def write(self, data: bytes) -> bool:
-        """Write whole frames; see `ragkit_server.hub.Transport`."""
+        """Write whole frames; see `ragkit_server.links.Transport`."""
         if self._ended:
             raise WebSocketClosedError
         if self._send is None or self._unwritten:

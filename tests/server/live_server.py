@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import secrets
 import signal
 import socket
@@ -84,6 +85,11 @@ class Server:
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
 
+    def kill(self) -> None:
+        """End it as a crash does."""
+        self.process.kill()
+        self.process.wait()
+
     def stop(self) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
@@ -95,21 +101,40 @@ class Server:
                 raise
 
 
+async def eventually(condition: Callable[[], object]) -> None:
+    """Return when the condition has come true."""
+    async with asyncio.timeout(3 * DEADLINE_SECONDS):
+        while not condition():  # noqa: ASYNC110 - it is another process that makes it true
+            await asyncio.sleep(0.05)
+
+
 def is_listening(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def start_server(folder: Path, *arguments: str, app: str = "server", base_url: str = "/", **environ: str) -> Server:
-    """Start ``jupyter server`` (or lab, ...) with the extension and nothing of this machine's own settings."""
+def free_port() -> int:
+    """Return a port that is free, and that no client gets as its own end while a server is down."""
+    while True:
+        port = random.randrange(12_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def start_server(
+    folder: Path, *arguments: str, app: str = "server", base_url: str = "/", port: int = 0, **environ: str
+) -> Server:
+    """Start ``jupyter server`` (or lab, ...) with the extension and nothing of this machine's own settings.
+
+    In the same ``folder`` and on the same ``port`` as an earlier one, it is that one started again.
+    """
     for name in ("config", "data", "runtime", "root", "journal"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     (folder / "config" / "jupyter_server_config.json").write_text(
         json.dumps({"ServerApp": {"jpserver_extensions": {"ragkit_server": True}}})
     )
-    with socket.socket() as probe:  # one that is free now; the system does not give it out again at once
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = port or free_port()
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "server_extension")]),
         "HOME": str(folder),
@@ -126,7 +151,7 @@ def start_server(folder: Path, *arguments: str, app: str = "server", base_url: s
         "ragkit": ["-c", "from ragkit_server.app import main; main()"],  # as the script jupyter-ragkit does
     }[app]
     log_path = folder / f"{app}.log"
-    with log_path.open("wb") as log:
+    with log_path.open("ab") as log:
         process = subprocess.Popen(
             [
                 sys.executable,

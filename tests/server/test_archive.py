@@ -15,8 +15,9 @@ import pytest
 
 from ragkit.events import EnginesChanged, FollowUpQuestions, IndexingProgress
 from ragkit_server import archive as module
-from ragkit_server.archive import Archive, ArchiveLockedError, Stored, Worker, open_archive
+from ragkit_server.archive import Archive, ArchiveLockedError, Stored, open_archive
 from ragkit_server.history import History
+from ragkit_server.worker import Worker
 from tests.server.live_server import ROOT
 
 

@@ -6,17 +6,18 @@ import asyncio
 import json
 import logging
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ragkit.events import FollowUpQuestions, IndexingProgress, Since
-from ragkit_server.archive import Archive, Worker, open_archive
+from ragkit_server.archive import Archive, open_archive
 from ragkit_server.history import History
 from ragkit_server.hub import WebSocketManager
+from ragkit_server.worker import Worker
 from tests.server.hub_fakes import Clock, Later, Wire
+from tests.server.live_server import eventually
 from tests.server.test_hub import Hub
 
 
@@ -257,12 +258,6 @@ def test_a_full_disk_is_a_new_epoch_in_memory_and_back_again(
     again.kill()
 
 
-async def within(seconds: float, condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 def test_the_end_makes_safe_what_is_left(hub: DurableHub, tmp_path: Path) -> None:
     wire = hub.listen()
 
@@ -278,7 +273,7 @@ def test_the_end_makes_safe_what_is_left(hub: DurableHub, tmp_path: Path) -> Non
         session = manager.connect(wire)
         manager.broadcast(FollowUpQuestions(questions=["last words"]))
         closing = asyncio.create_task(manager.close())
-        await within(5, lambda: wire.closed)
+        await eventually(lambda: wire.closed)
         manager.disconnect(session)
         await closing
 

@@ -312,3 +312,29 @@ def test_offers_are_announced_newest_first_with_the_origin_of_their_publisher(ro
     assert room.offered == [["a"], ["b", "a"]]
     assert all(engine.origin.name == "n" for engine in room.engines.on_offer())
     assert [engine.id for engine in room.engines.on_offer()] == ["b", "a"]
+
+
+def test_who_asks_too_often_has_to_wait_and_is_told_how_long(clock: Clock) -> None:
+    room = Room(clock, max_queries_per_minute=30)
+    room.publisher("e=i")
+    other = ListenerSession(History())
+
+    def ask(count: int) -> list[str]:
+        for _ in range(count):
+            room.ask("x")
+            room.engines.cancel(room.listener, "x")
+        return [code for _, code in codes(room.listener)]
+
+    assert ask(30) == ["CANCELLED"] * 30
+    room.ask("31")
+    (refusal,) = said(room.listener)
+    assert refusal["content"]["code"] == "RATE_LIMITED"
+    assert "in 2 seconds" in refusal["content"]["message"]
+    room.ask("1", listener=other)
+    assert said(other) == [], "each connection has its own limit"
+    clock.advance(20)
+    assert ask(11).count("CANCELLED") == 10
+    clock.advance(3_600)
+    assert ask(31).count("CANCELLED") == 30, "who has been quiet for long may not ask for hours in a row"
+    room.engines.asker_gone(room.listener)
+    assert room.listener not in room.engines._asked

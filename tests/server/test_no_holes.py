@@ -49,7 +49,8 @@ class Truth:
         """Whether newer progress of its task, up to seq ``newest``, makes this event worthless."""
         event = self.events[epoch, seq]
         return event["type"] == "indexing_progress" and any(
-            self.events.get((epoch, later), {}).get("task_id") == event["task_id"] for later in range(seq + 1, newest + 1)
+            self.events.get((epoch, later), {}).get("task_id") == event["task_id"]
+            for later in range(seq + 1, newest + 1)
         )
 
 

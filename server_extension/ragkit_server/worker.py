@@ -1,0 +1,50 @@
+"""A thread for what blocks."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+__all__ = ["Worker"]
+
+Result = TypeVar("Result")
+
+
+class Worker:
+    """A thread that does one thing after another, and brings the results back.
+
+    Args:
+        call_back: Runs a function on the thread that wants to know, for example an event loop's
+            ``call_soon_threadsafe``.
+    """
+
+    def __init__(self, call_back: Callable[..., object]) -> None:
+        self._call_back = call_back
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="ragkit-archive", daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Callable[[], Result], done: Callable[[Result | BaseException], object]) -> None:
+        """Do ``work``; then call ``done`` with what it returned or raised."""
+
+        def job() -> None:
+            try:
+                result: Result | BaseException = work()
+            except BaseException as problem:
+                result = problem
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody wants to know
+                self._call_back(done, result)
+
+        self._jobs.put(job)
+
+    def stop(self) -> None:
+        """Finish what was submitted, and end."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
