@@ -5,6 +5,8 @@ They authenticate, authorise, and move frames; what the frames mean is for `sess
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,7 +17,7 @@ from jupyter_server.base.websocket import WebSocketMixin
 from tornado.web import HTTPError
 from tornado.websocket import WebSocketHandler, WebSocketProtocol
 
-from ragkit.events import ErrorCode, Since
+from ragkit.events import ErrorCode, QueryContent, Since
 from ragkit_server.hub import WebSocketManager
 from ragkit_server.inbound import error
 from ragkit_server.protocol import strict
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AUTH_RESOURCE", "EngineSocket", "ListenerSocket"]
 
+BACKLOG_SECONDS = 0.01
 AUTH_RESOURCE = "ragkit"
 """What an Authorizer is asked about: read to listen, execute to ask, write to publish and serve."""
 
@@ -40,6 +43,7 @@ class _Socket(WebSocketMixin, WebSocketHandler, JupyterHandler):
     def initialize(self, ragkit: RagkitApp) -> None:
         self.ragkit = ragkit
         self.session: ListenerSession | PublisherSession | None = None
+        self._transport: SocketTransport | None = None
         self.gone = False
 
     @property
@@ -80,6 +84,15 @@ class _Socket(WebSocketMixin, WebSocketHandler, JupyterHandler):
         return SocketTransport(
             self, drained=self._on_drained, lost=self._on_lost, direct=bool(self.ragkit.write_frames_directly)
         )
+
+    def until_read(self) -> Awaitable[None] | None:
+        """Return what to wait for before more is read from one that writes and does not read; mostly nothing."""
+        return self._until_read(self.session) if self.session is not None and self.session.backlogged else None
+
+    async def _until_read(self, session: ListenerSession | PublisherSession) -> None:
+        while session.backlogged and session.state is State.OPEN and self._transport is not None:
+            await self._transport.wait_drained()
+            await asyncio.sleep(BACKLOG_SECONDS)  # replies may also wait for the archive
 
     def _on_drained(self) -> None:
         if self.session is not None:
@@ -137,21 +150,26 @@ class ListenerSocket(_Socket):
         except (msgspec.ValidationError, HTTPError):  # HTTPError: it is not UTF-8
             return None  # harmless: a new listener, which gets everything from now on
 
-    async def on_message(self, message: str | bytes) -> None:
+    def on_message(self, message: str | bytes) -> Awaitable[None] | None:
         session = self.session
         match session.receive(message):
             case Ask(id=id, content=content):
-                if not await self.may("execute"):
-                    refusal = "You may listen here, but not ask. Ask the server's owner for the right to execute."
-                    session.reply(error(ErrorCode.NOT_AUTHORIZED, refusal, id=id))
-                elif session.state is State.OPEN:  # it may have left while its rights were looked up
-                    self.manager.engines.ask(session, id, content)
+                return self._ask(id, content)
             case Stop(id=id):
                 self.manager.engines.cancel(session, id)
         self.manager.wake(session)
-        while session.backlogged and session.state is State.OPEN:
-            # It asks and does not read: so neither do we, until it has.
-            await self._transport.wait_drained()
+        return self.until_read()
+
+    async def _ask(self, id: str, content: QueryContent) -> None:
+        session = self.session
+        if not await self.may("execute"):
+            refusal = "You may listen here, but not ask. Ask the server's owner for the right to execute."
+            session.reply(error(ErrorCode.NOT_AUTHORIZED, refusal, id=id))
+            self.manager.wake(session)
+        elif session.state is State.OPEN:  # it may have left while its rights were looked up
+            self.manager.engines.ask(session, id, content)
+        if (waiting := self.until_read()) is not None:
+            await waiting
 
 
 class EngineSocket(_Socket):
@@ -169,7 +187,6 @@ class EngineSocket(_Socket):
         self._transport = self.transport()
         self.session = self.manager.attach(self._transport)
 
-    async def on_message(self, message: str | bytes) -> None:
+    def on_message(self, message: str | bytes) -> Awaitable[None] | None:
         self.manager.receive(self.session, message)
-        while self.session.backlogged and self.session.state is State.OPEN:
-            await self._transport.wait_drained()
+        return self.until_read()

@@ -48,6 +48,7 @@ class StrictProtocol(WebSocketProtocol13):
     """Tells the session; returns the reason for the close frame."""
     ending: Callable[[], object] = staticmethod(lambda: None)
     """Called when nothing may be written any more (5.5.1), at least once."""
+    _inbox: bytearray  # come, and not yet interpreted
     _text: bool  # what the message is that comes in fragments
     _discarding = False
 
@@ -99,6 +100,15 @@ class StrictProtocol(WebSocketProtocol13):
             max_size=max(self._room(), MAX_CONTROL_BYTES),  # a ping may come when a message has no room left
         )
         return frame
+
+    async def _read_bytes(self, n: int) -> bytes:
+        inbox = self._inbox
+        while len(inbox) < n:  # one read for all that has come, and not three or four for each frame
+            inbox += await self.stream.read_bytes(READ_BYTES, partial=True)
+        self._wire_bytes_in += n
+        data = bytes(inbox[:n])
+        del inbox[:n]
+        return data
 
     def _room(self) -> int:
         return self.params.max_message_size - len(self._fragmented_message_buffer or b"")
@@ -158,12 +168,12 @@ class StrictProtocol(WebSocketProtocol13):
         self.handler.on_ws_connection_close(self.close_code, self.close_reason)
 
     async def _discard(self) -> None:
-        try:
-            async with asyncio.timeout(QUIET_SECONDS):
-                self._wire_bytes_in += len(await self.stream.read_bytes(READ_BYTES, partial=True))
-        except TimeoutError:
+        self._inbox.clear()
+        read = asyncio.ensure_future(self.stream.read_bytes(READ_BYTES, partial=True))
+        while not (await asyncio.wait([read], timeout=QUIET_SECONDS))[0]:
             if not self.stream.writing():
                 self._abort()  # nothing more comes: the client has seen the close frame
+        self._wire_bytes_in += len(await read)
 
     def _shut_down(self, _: object) -> None:
         if not self.stream.closed():
@@ -179,4 +189,5 @@ def strict(
         return protocol
     ours = StrictProtocol(handler, False, protocol.params)
     ours.explain_too_big = explain_too_big
+    ours._inbox = bytearray()
     return ours

@@ -79,11 +79,15 @@ class ListenerSession:
         history: What is broadcast.
         since: The last event that it saw, to resume without a race; from now on without it.
         max_reply_bytes: What may wait for a listener that does not read its replies.
+
+    Attributes:
+        cursor: The seq up to which it has had everything.
+        plain: True while nothing but broadcasts, of all topics, is due.
     """
 
     __slots__ = (
-        "__weakref__", "_archived", "_cursor", "_history", "_max_reply_bytes", "_plain", "_replies", "_reply_bytes",
-        "_topics", "close_code", "state", "wants",
+        "_archived", "_history", "_max_reply_bytes", "_replies", "_reply_bytes",
+        "_topics", "close_code", "cursor", "plain", "state", "wants",
     )  # fmt: skip
 
     def __init__(
@@ -97,12 +101,12 @@ class ListenerSession:
         self.close_code: tuple[int, str] | None = None
         self._history = history
         self._topics: frozenset[str] | None = None  # all
-        self._cursor = history.seq
+        self.cursor = history.seq
         self._max_reply_bytes = max_reply_bytes
         self._replies: deque[tuple[int, bytes, str | UnsetType]] = deque()  # (not before this seq, frame, id)
         self._reply_bytes = 0
         self._archived = b""
-        self._plain = False  # nothing but broadcasts, of all topics, is due
+        self.plain = False
         self.wants: Excerpt | None = None  # see `waits`
         if since is not None:
             self._resume(since)
@@ -144,7 +148,7 @@ class ListenerSession:
             )
             return
         self._topics = topics
-        self._plain = False
+        self.plain = False
         if message.since is not None:
             self._resume(message.since)
         # Behind the events that it stands for, so that all that follows it is newer than it.
@@ -152,7 +156,7 @@ class ListenerSession:
 
     def _resume(self, since: Since) -> None:
         known = since.epoch == self._history.epoch and since.seq <= self._history.seq
-        self._cursor = since.seq if known else -1  # -1: no history reaches back there, so a gap is due
+        self.cursor = since.seq if known else -1  # -1: no history reaches back there, so a gap is due
         self._archived = b""
         self.wants = None
 
@@ -174,7 +178,7 @@ class ListenerSession:
             self._reply_bytes = 0
             self.close(1008, "replies were not read")
             return
-        self._plain = False
+        self.plain = False
         self._replies.append((after, frame, getattr(message, "id", UNSET)))
         self._reply_bytes += len(frame)
 
@@ -190,17 +194,9 @@ class ListenerSession:
 
     def data_to_send(self) -> bytes:
         """Return the frames to write next, about 64 KiB at most; empty when there is nothing to say (yet)."""
-        history = self._history
-        if self._plain:
-            # Nearly every call: a listener that keeps up, as others do, and has nothing coming to it alone.
-            if self._cursor == history.seq:
-                return b""
-            if (known := history.runs.get(self._cursor)) is not None:
-                data, self._cursor = known
-                return data
-        data = self._collect(history)
+        data = self._collect(self._history)
         only_broadcasts = self._topics is None and not self._replies and not self._archived
-        self._plain = only_broadcasts and not self.waits and self.state is State.OPEN
+        self.plain = only_broadcasts and not self.waits and self.state is State.OPEN
         return data
 
     def _collect(self, history: History) -> bytes:
@@ -210,19 +206,19 @@ class ListenerSession:
             after = self._replies[0][0] if self._replies else None
             if self._archived:
                 data, self._archived = self._archived, b""
-            elif after is not None and after <= self._cursor:
+            elif after is not None and after <= self.cursor:
                 data = self._replies.popleft()[1]
                 self._reply_bytes -= len(data)
-            elif self._cursor == history.seq or self.wants is not None:
+            elif self.cursor == history.seq or self.wants is not None:
                 break
-            elif history.reaches(self._cursor):
-                data, self._cursor = history.run(self._cursor, until=after, topics=self._topics, max_bytes=RUN_BYTES)
-            elif (until := history.archived_until(self._cursor)) is not None:
+            elif history.reaches(self.cursor):
+                data, self.cursor = history.run(self.cursor, until=after, topics=self._topics, max_bytes=RUN_BYTES)
+            elif (until := history.archived_until(self.cursor)) is not None:
                 until = until if after is None else min(until, after)
-                self.wants = Excerpt(self._cursor, until, self._topics)
+                self.wants = Excerpt(self.cursor, until, self._topics)
                 break
             else:
-                data, self._cursor = history.gap()
+                data, self.cursor = history.gap()
                 self._renew_snapshots()
             if data:
                 parts.append(data)
@@ -239,9 +235,9 @@ class ListenerSession:
         """
         if self.wants is wanted:
             self.wants = None
-            self._plain = False
+            self.plain = False
             self._archived = b"".join(map(text_frame, payloads or ()))
-            self._cursor = -1 if payloads is None else cursor
+            self.cursor = -1 if payloads is None else cursor
 
     def _renew_snapshots(self) -> None:
         # The gap has just told of newer events than those that wait here stand for.
@@ -255,13 +251,13 @@ class ListenerSession:
     def close(self, code: int, reason: str) -> None:
         """Say what is queued, then close."""
         if self.state is not State.CLOSED:
-            self._plain = False
+            self.plain = False
             self.state = State.CLOSING
             self.close_code = self.close_code or (code, reason)
 
     def closed(self) -> None:
         """The socket is gone."""
-        self._plain = False
+        self.plain = False
         self.state = State.CLOSED
         self._replies.clear()
         self._reply_bytes = 0

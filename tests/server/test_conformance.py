@@ -180,6 +180,35 @@ async def test_4_2_a_client_that_leaves_during_the_handshake(server: Server, pat
                 client.shutdown(socket.SHUT_WR)
 
 
+SLOW = """
+import asyncio
+from jupyter_server.auth import Authorizer
+
+class Slow(Authorizer):
+    async def is_authorized(self, handler, user, action, resource):
+        await asyncio.sleep(0.3)
+        return True
+
+c.ServerApp.authorizer_class = Slow
+"""
+
+
+async def test_4_2_nobody_is_kept_who_left_while_the_rights_were_looked_up(start: StartServer, tmp_path: Path) -> None:
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "jupyter_server_config.py").write_text(SLOW)
+    slow = start()
+    async with slow.open(), aiohttp.ClientSession(headers={"Authorization": f"token {TOKEN}"}) as session:
+        for _ in range(5):
+            async with tcp(slow) as (_, writer):
+                writer.write(request(slow, LISTENERS))
+                await within(writer.drain())
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)
+        async with session.get(slow.url("metrics").replace("ws", "http", 1)) as response:
+            assert "\nragkit_listeners 1.0\n" in await response.text()
+    assert "Traceback" not in slow.log()
+
+
 # ---------------------------------------------------------------------- 5.1 masking
 
 
@@ -785,35 +814,3 @@ async def test_both_clients_hear_that_a_message_is_too_big(server: Server, path:
         assert (await within(page.receive_json()))["content"]["code"] == "MESSAGE_TOO_BIG"
         said = await within(page.receive())
         assert (said.type, said.data) == (aiohttp.WSMsgType.CLOSE, 1009)
-
-
-# ---------------------------------------------------------------------- a server that takes its time
-
-SLOW = """
-import asyncio
-from jupyter_server.auth import Authorizer
-
-class Slow(Authorizer):
-    async def is_authorized(self, handler, user, action, resource):
-        await asyncio.sleep(0.3)
-        return True
-
-c.ServerApp.authorizer_class = Slow
-"""
-
-
-@both
-async def test_4_2_nobody_is_kept_who_left_while_the_rights_were_looked_up(
-    start: StartServer, tmp_path: Path, path: str
-) -> None:
-    (tmp_path / "config").mkdir()
-    (tmp_path / "config" / "jupyter_server_config.py").write_text(SLOW)
-    slow = start()
-    async with raw(slow, path) as client:
-        for _ in range(5):
-            async with tcp(slow) as (_, writer):
-                writer.write(request(slow, path))
-                await within(writer.drain())
-        await asyncio.sleep(0.5)
-        assert await client.answers()
-    assert "Traceback" not in slow.log()
