@@ -38,8 +38,8 @@ from benchmarks.servers import (
     end_children,
     hello,
     hub,
+    prepare,
     publishing,
-    raise_file_limit,
     rss_bytes,
 )
 from ragkit.events import FollowUpQuestions, IndexingProgress, encode
@@ -362,7 +362,7 @@ def main() -> int:
     if unknown := set(chosen) - set(ROWS):
         print(f"There is no row '{min(unknown)}'. The rows are: {', '.join(ROWS)}.", file=sys.stderr)
         return 2
-    raise_file_limit()
+    prepare()
     figures: list[Figure] = []
     try:
         for name in chosen:
@@ -371,6 +371,8 @@ def main() -> int:
                     verdict = "ok" if figure.ok else "MISSED"
                     print(f"{figure.row:36} | {figure.figure:66} | {figure.bar:8} | {verdict}", flush=True)
                     figures.append(figure)
+    except KeyboardInterrupt:
+        return 130
     finally:
         end_children()
     return int(not all(figure.ok for figure in figures))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from ragkit.events import Hello, Origin, Publish, encode
 from tests.server.live_server import TOKEN, Server, is_listening, start_server
 
 __all__ = [
-    "ORIGIN", "TOKEN", "contestant", "cpu_seconds", "end_children", "hello", "hub", "publishing", "raise_file_limit",
+    "ORIGIN", "TOKEN", "contestant", "cpu_seconds", "end_children", "hello", "hub", "prepare", "publishing",
     "rss_bytes",
 ]  # fmt: skip
 
@@ -27,8 +28,10 @@ START_SECONDS = 60.0
 ORIGIN = Origin(kind="notebook", name="01_quickstart.ipynb", run_id="5d0c0f7be3aa4d0d8a7a1d1c0f1f5f0a")
 
 
-def raise_file_limit() -> None:
-    """Allow this process, and those that it starts, as many open files as it may have."""
+def prepare() -> None:
+    """Allow as many open files as there may be, and let Ctrl-C and SIGTERM end the benchmark in good order."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.default_int_handler)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

@@ -1,0 +1,198 @@
+"""The verdict of a soak: what publishers say that they published, against what listeners saw; and what the server used.
+
+A publisher notes each event that must not be lost *before* it publishes it, and notes ``flushed`` when all
+noted before is safe. So of one that was killed, what it had flushed must arrive; what it noted later may;
+nothing may arrive twice. And its tasks, which nobody else can end, must be ended by the hub, as failed.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Ledger", "Record", "Sample", "judge", "judge_other", "judge_replies", "judge_use"]
+
+MAX_GROWTH_BYTES = 10 * 10**6
+MAX_MORE_FILES = 5
+TERMINAL = {"done", "failed", "cancelled"}
+Said = tuple[str, str]  # ended, follow_up or result; and its id
+
+
+def must_arrive(message: dict[str, Any]) -> Said | None:
+    """Return what a broadcast says that must be neither lost nor doubled, if anything."""
+    match message:
+        case {"type": "follow_up_questions", "questions": [id, *_]}:
+            return "follow_up", id
+        case {"type": "experiment_result", "row": {"id": id}}:
+            return "result", id
+        case {"task_id": id, "state": state} if state in TERMINAL:
+            return "ended", id
+    return None
+
+
+@dataclass(slots=True)
+class Sample:
+    """What the server uses. ``files``: descriptors that are no living connection."""
+
+    at: float
+    rss: int
+    files: int
+    connections: int
+
+
+class Record:
+    """What one listener saw, over all its connections.
+
+    Attributes:
+        said: By seq, what must be neither lost nor doubled.
+        failed: The tasks that ended as failed.
+        running: The tasks that were seen to run.
+        skipped: Events that a resumed connection left out; they have to be superseded progress.
+        faults: Counts of what must not happen.
+    """
+
+    def __init__(self) -> None:
+        self.epoch = ""
+        self.seq = self.first = 0
+        self.events = self.skipped = self.connections = 0
+        self.said: dict[int, Said] = {}
+        self.failed: set[str] = set()
+        self.running: set[str] = set()
+        self.faults: Counter[str] = Counter()
+        self._resumed = False
+
+    def connected(self) -> None:
+        """A connection begins, after the last event seen."""
+        self.connections += 1
+        self._resumed = True
+
+    def take(self, message: dict[str, Any]) -> None:
+        """Take a message as it came."""
+        if message["type"] == "gap":
+            self.faults["gap"] += 1
+            self.epoch, self.seq = message["snapshot"]["epoch"], message["snapshot"]["seq"]
+            return
+        if "seq" not in message or message["type"] == "snapshot":
+            return
+        epoch, seq = message["epoch"], message["seq"]
+        if self.epoch and epoch != self.epoch:
+            self.faults["another epoch"] += 1
+        elif self.epoch and seq <= self.seq:
+            self.faults["seq goes back"] += 1
+        elif self.epoch and seq > self.seq + 1:
+            if self._resumed:
+                self.skipped += seq - self.seq - 1
+            else:
+                self.faults["hole in seq"] += 1
+        if seq == self.seq + 1:
+            self._resumed = False  # what is left out by a resumption is left out before the newest
+        self.first = self.first or seq
+        self.epoch, self.seq = epoch, seq
+        self.events += 1
+        if (said := must_arrive(message)) is not None:
+            self.said[seq] = said
+            if message.get("state") == "failed":
+                self.failed.add(message["task_id"])
+        elif "task_id" in message and "state" in message:
+            self.running.add(message["task_id"])
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What one publisher noted."""
+
+    name: str
+    killed: bool
+    noted: tuple[Said, ...]
+    flushed: int
+    """How many of those it knew to be safe."""
+    ended: bool
+    lost: str
+    """What it counted as dropped or rejected, at its end."""
+
+    @classmethod
+    def read(cls, path: Path, *, killed: bool) -> Ledger:
+        noted: list[Said] = []
+        flushed, ended, lost = 0, False, ""
+        # A killed one may have been in the middle of a line.
+        for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+            word, _, rest = line.partition(" ")
+            if word == "flushed":
+                flushed = len(noted)
+            elif word == "closed":
+                ended, lost = True, rest
+            else:
+                noted.append((word, rest))
+        return cls(path.stem, killed, tuple(noted), flushed, ended, lost)
+
+    @property
+    def certain(self) -> tuple[Said, ...]:
+        """What must have arrived."""
+        return self.noted[: self.flushed] if self.killed else self.noted
+
+
+def judge(record: Record, ledgers: list[Ledger]) -> list[str]:
+    """Return what the auditor did not see as it should have; empty if all is well."""
+    seen = Counter(record.said.values())
+    problems = [f"the auditor saw: {fault}, {count} times" for fault, count in record.faults.items()]
+
+    def complain(what: str, which: list[Said] | list[str]) -> None:
+        if which:
+            problems.append(f"{len(which)} {what}: {', '.join(map(str, which[:5]))}")
+
+    complain("doubled", [said for said, times in seen.items() if times > 1])
+    complain("lost", [said for ledger in ledgers for said in ledger.certain if said not in seen])
+    complain("did not end by themselves", [each.name for each in ledgers if not (each.killed or each.ended)])
+    complain("lost events by their own count", [f"{each.name} ({each.lost})" for each in ledgers if each.lost])
+    noted = {said for ledger in ledgers for said in ledger.noted}
+    killed = {ledger.name for ledger in ledgers if ledger.killed}
+    ended = {id for kind, id in seen if kind == "ended"}
+    complain("failed though their publisher lived", [id for id in record.failed if id.split("-")[0] not in killed])
+    complain("were never published", [said for said in seen if said not in noted and said[1] not in record.failed])
+    complain("tasks never ended", sorted(record.running - ended))
+    return problems
+
+
+def judge_other(record: Record, auditor: Record) -> list[str]:
+    """Return in what a listener that came and went differs from the auditor, between its first and last event."""
+    problems = [f"{fault}, {count} times" for fault, count in record.faults.items()]
+    expected = {seq: said for seq, said in auditor.said.items() if record.first <= seq <= record.seq}
+    if missing := expected.keys() - record.said.keys():
+        problems.append(f"{len(missing)} lost: {', '.join(str(expected[seq]) for seq in sorted(missing)[:5])}")
+    return problems
+
+
+def judge_replies(replies: Counter[str]) -> list[str]:
+    """Return what came of queries and should not have, or should have and did not."""
+    problems = [
+        f"replies: {replies[outcome]} {outcome}"
+        for outcome in replies.keys() - {"response", "ENGINE_LOST", "NO_ENGINE", "connection lost"}
+    ]
+    return problems + [f"replies: not one {outcome}" for outcome in ("response", "ENGINE_LOST") if not replies[outcome]]
+
+
+def judge_use(lives: list[list[Sample]], settle_seconds: float) -> list[str]:
+    """Compare the first and the last samples of each life once it has settled."""
+    problems = []
+    for number, life in enumerate(lives, 1):
+        settled = [sample for sample in life if sample.at - life[0].at >= settle_seconds]
+        if len(settled) < 2:
+            print(f"life {number}: too short to judge what the server uses")
+            continue
+        edge = max(1, min(3, len(settled) // 2))
+        first, last = settled[:edge], settled[-edge:]
+        rss = [statistics.median(sample.rss for sample in samples) for samples in (first, last)]
+        files = [statistics.median(sample.files for sample in samples) for samples in (first, last)]
+        print(
+            f"life {number}: {life[0].rss / 1e6:.1f} MB at first, {rss[0] / 1e6:.1f} MB settled, {rss[1] / 1e6:.1f} MB "
+            f"{settled[-1].at - settled[0].at:.0f} s later ({(rss[1] - rss[0]) / 1e6:+.1f}); "
+            f"files {files[0]:.0f}, then {files[1]:.0f}"
+        )
+        if rss[1] - rss[0] > MAX_GROWTH_BYTES:
+            problems.append(f"life {number}: memory grew by {(rss[1] - rss[0]) / 1e6:.1f} MB")
+        if files[1] - files[0] > MAX_MORE_FILES:
+            problems.append(f"life {number}: {files[1] - files[0]:.0f} more files")
+    return problems
