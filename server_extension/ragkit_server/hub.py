@@ -113,6 +113,9 @@ class WebSocketManager:
         self._grace_seconds = publisher_grace_seconds
         self._max_queue_bytes = max_queue_bytes
         self._listeners: dict[ListenerSession, Link] = {}
+        # The same, in a row that is made anew when somebody comes or goes. For each broadcast, its pairs would make
+        # Python look for garbage in all that thousands of connections hold: half a second, every few seconds.
+        self._audience: list[tuple[ListenerSession, Link]] | None = None
         self._publishers: dict[PublisherSession, Link] = {}
         self._ready: dict[str, PublisherSession] = {}  # by the publisher's own id
         self._graces: dict[str, Timer] = {}
@@ -125,6 +128,7 @@ class WebSocketManager:
         """Add a listener; it gets every broadcast from now on (or ``since``), in order."""
         session = ListenerSession(self.history, since=since, max_reply_bytes=self._max_queue_bytes)
         self._listeners[session] = Link(transport)
+        self._audience = None
         self.counters.connections["listener"] += 1
         if self._closing is not None:
             session.close(*self._closing)
@@ -136,6 +140,7 @@ class WebSocketManager:
         session.closed()
         if isinstance(session, ListenerSession):
             if self._listeners.pop(session, None) is not None:
+                self._audience = None
                 self.engines.asker_gone(session)
         elif self._publishers.pop(session, None) is not None:
             self._publisher_gone(session)
@@ -161,7 +166,9 @@ class WebSocketManager:
         for session, n in acks.items():
             session.acknowledge(n)
             self._pump(session)
-        self._pump_slice(list(self._listeners.items()), 0)
+        if self._audience is None:
+            self._audience = list(self._listeners.items())
+        self._pump_slice(self._audience, 0)
 
     def _pump_slice(self, listeners: list[tuple[ListenerSession, Link]], start: int) -> None:
         end = start + SLICE

@@ -498,8 +498,21 @@ async def test_7_1_7_the_server_ends_it_after_a_violation_too(server: Server, pa
     async with raw(server, path) as client:
         client.send(frame(0x3))
         assert (await client.closed()).code == 1002
+        started = time.monotonic()
         client.send(text(), frame(PING), close(1002))  # an answer as it should be; the first two are not heard
         assert await client.end() == b""
+        assert time.monotonic() - started < 3
+
+
+@each("ending", violation=frame(0x3), close=close(1000))
+async def test_7_1_7_the_others_hear_of_the_end_at_once(server: Server, ending: bytes) -> None:
+    async with server.open() as listener, raw(server, PUBLISHERS, hello()) as client:
+        client.send(text('{"type":"offer","engine":{"id":"e","index":"i"}}'))
+        assert len((await receive_type(listener, "engines"))["engines"]) == 1
+        started = time.monotonic()
+        client.send(ending)
+        assert (await receive_type(listener, "engines"))["engines"] == []
+        assert time.monotonic() - started < 0.4, "not when the TCP connection has ended at last"
 
 
 @both
