@@ -40,13 +40,14 @@ def client_frame(payload: bytes, opcode: int = 1) -> bytes:
     return struct.pack("!BBQ4x", first, 0x80 | 127, size) + payload
 
 
-def handshake(port: int, path: str, token: str = "") -> bytes:
-    """Return the request that opens a WebSocket."""
+def handshake(port: int, path: str, token: str = "", *, compression: bool = True) -> bytes:
+    """Return the request that opens a WebSocket; browsers offer ``compression``, and cannot be told not to."""
+    extension = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n" if compression else ""
     authorization = f"Authorization: token {token}\r\n" if token else ""
     return (
         f"GET {path} HTTP/1.1\r\nHost: {HOST}:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
-        f"{authorization}\r\n"
+        f"{extension}{authorization}\r\n"
     ).encode()
 
 
@@ -91,7 +92,7 @@ class _Socket:
                 length = int.from_bytes(data[at + 2 : start]) if start <= size else size
             if (end := start + length) > size:
                 break
-            if data[at] == 0x81:
+            if data[at] & 0x8F == 0x81:  # a whole text, compressed or not
                 group.frames += 1
                 if group.delays is not None:
                     stamp = data.index(b'"@', start, end) + 2
@@ -126,7 +127,16 @@ class Crowd:
 
     # ------------------------------------------------------------------ orders
 
-    def join(self, name: str, port: int, count: int, *, token: str = "", bytes_per_second: int | None = None) -> float:
+    def join(
+        self,
+        name: str,
+        port: int,
+        count: int,
+        *,
+        token: str = "",
+        bytes_per_second: int | None = None,
+        compression: bool = True,
+    ) -> float:
         """Add listeners to a group; return the seconds that took.
 
         Those with a number of ``bytes_per_second``, which may be 0, read no more than that after the
@@ -136,7 +146,9 @@ class Crowd:
         group = self._groups.setdefault(name, _Group())
         for done in range(0, count, BATCH):
             batch = [
-                self._connect(group, port, "/api/v1/ws", token, small=bytes_per_second is not None)
+                self._connect(
+                    group, port, "/api/v1/ws", token, small=bytes_per_second is not None, compression=compression
+                )
                 for _ in range(min(BATCH, count - done))
             ]
             self._await(lambda batch=batch: all(one.open for one in batch), f"{name}: handshakes")
@@ -222,14 +234,16 @@ class Crowd:
 
     # ------------------------------------------------------------------ sockets
 
-    def _connect(self, group: _Group, port: int, path: str, token: str, *, small: bool = False) -> _Socket:
+    def _connect(
+        self, group: _Group, port: int, path: str, token: str, *, small: bool = False, compression: bool = False
+    ) -> _Socket:
         connected = socket.socket()
         if small:
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
         connected.settimeout(DEADLINE_SECONDS)
         connected.connect((HOST, port))
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connected.sendall(handshake(port, path, token))
+        connected.sendall(handshake(port, path, token, compression=compression))
         connected.setblocking(False)
         one = self._sockets[connected.fileno()] = _Socket(connected, group)
         self._epoll.register(connected, select.EPOLLIN)
