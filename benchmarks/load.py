@@ -98,7 +98,8 @@ class _Socket:
                     stamp = data.index(b'"@', start, end) + 2
                     group.delays.append(time.monotonic_ns() - int(data[stamp : data.index(b'"', stamp)]))
             elif data[at] == 0x89:
-                self.socket.send(client_frame(bytes(data[start:end]), 10))
+                with contextlib.suppress(OSError):  # it has gone, which the next read finds out
+                    self.socket.send(client_frame(bytes(data[start:end]), 10))
             at = end
             if at == size:
                 group.last = bytes(data[start:end])
@@ -316,7 +317,7 @@ class Crowd:
                 continue
             try:
                 name, arguments, options = orders.recv()
-            except EOFError:
+            except (EOFError, ConnectionResetError):
                 return
             try:
                 orders.send((True, getattr(self, name)(*arguments, **options)))
