@@ -135,9 +135,8 @@ def fan_out(load: Load) -> Iterator[Figure]:
                 load.do("join", each.name, each.port, listeners - joined, token=TOKEN, compression=compression)
             joined = listeners
             yield from _compare(load, contestants, listeners)
-        load.do("leave", "hub")
-        load.do("leave", "bare")
-        load.do("leave", "fastapi")
+        for each in contestants:
+            load.do("leave", each.name)
 
 
 def _compare(load: Load, contestants: list[Contestant], listeners: int) -> Iterator[Figure]:

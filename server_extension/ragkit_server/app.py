@@ -141,7 +141,7 @@ class RagkitApp(ExtensionApp):
             archive=archive,
             thread=Worker(loop.call_soon_threadsafe) if archive is not None else None,
         )
-        self.metrics = Exporter(self.manager.counters, self.manager.gauges)
+        self.metrics = Exporter(self.manager)
         self.child = ChildEngine(
             self.index,
             command=self.engine_command,

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Collection
 from datetime import UTC, datetime
 
 import msgspec
@@ -351,29 +352,14 @@ class WebSocketManager:
         self.broadcast(EnginesChanged(engines=engines))
 
     @property
+    def listeners(self) -> Collection[Link]:
+        """The connections of all who listen."""
+        return self._listeners.values()
+
+    @property
     def publishers(self) -> list[Origin]:
         """Who is connected to publish."""
         return [session.hello.origin for session in self._ready.values() if session.hello is not None]
-
-    def gauges(self) -> dict[str, tuple[float, str]]:
-        """Return how it stands now: values and their meanings, by name."""
-        history = self.history
-        return {
-            "listeners": (len(self._listeners), "Open connections of listeners."),
-            "listeners_blocked": (
-                sum(link.blocked for link in self._listeners.values()),
-                "Listeners that do not read as fast as they are sent to.",
-            ),
-            "publishers": (len(self._ready), "Connected publishers."),
-            "engines": (len(self.engines.on_offer()), "Engines on offer."),
-            "queries": (self.engines.under_way, "Queries that are being answered."),
-            "tasks": (len(history.state.live_tasks()), "Tasks that have not ended."),
-            "history_seq": (history.seq, "The newest event."),
-            "history_events": (history.log_events, "Events kept in memory."),
-            "history_bytes": (history.log_bytes, "Bytes of events kept in memory."),
-            "history_gaps": (history.gaps, "How often a listener had missed more than could be replayed."),
-            "history_durable": (history.durable, "Whether the history survives a restart: 1 or 0."),
-        }
 
     # ------------------------------------------------------------------ the end
 

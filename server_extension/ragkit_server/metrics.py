@@ -6,14 +6,16 @@ Counting is adding to an integer; what it takes to make a page of it is done whe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
-__all__ = ["Counters", "Exporter"]
+    from ragkit_server.hub import WebSocketManager
+
+__all__ = ["Counters", "Exporter", "gauges"]
 
 
 @dataclass(slots=True)
@@ -47,17 +49,34 @@ class Counters:
     commit_failures: int = 0
 
 
+def gauges(hub: WebSocketManager) -> dict[str, tuple[float, str]]:
+    """Return how a hub stands now: values and their meanings, by name."""
+    history = hub.history
+    blocked = sum(link.blocked for link in hub.listeners)
+    return {
+        "listeners": (len(hub.listeners), "Open connections of listeners."),
+        "listeners_blocked": (blocked, "Listeners that do not read as fast as they are sent to."),
+        "publishers": (len(hub.publishers), "Connected publishers."),
+        "engines": (len(hub.engines.on_offer()), "Engines on offer."),
+        "queries": (hub.engines.under_way, "Queries that are being answered."),
+        "tasks": (len(history.state.live_tasks()), "Tasks that have not ended."),
+        "history_seq": (history.seq, "The newest event."),
+        "history_events": (history.log_events, "Events kept in memory."),
+        "history_bytes": (history.log_bytes, "Bytes of events kept in memory."),
+        "history_gaps": (history.gaps, "How often a listener had missed more than could be replayed."),
+        "history_durable": (history.durable, "Whether the history survives a restart: 1 or 0."),
+    }
+
+
 class Exporter:
     """A collector for `prometheus_client.REGISTRY`, which the Jupyter server shows at ``/metrics``.
 
     Args:
-        counters: What has been counted.
-        gauges: Says how it stands now: a value, and what it means, by name.
+        hub: Whose counters and gauges are shown.
     """
 
-    def __init__(self, counters: Counters, gauges: Callable[[], dict[str, tuple[float, str]]]) -> None:
-        self._counters = counters
-        self._gauges = gauges
+    def __init__(self, hub: WebSocketManager) -> None:
+        self._hub = hub
 
     def collect(self) -> Iterator[Metric]:
         """Yield everything, as Prometheus wants it."""
@@ -69,7 +88,7 @@ class Exporter:
                 family.add_metric([value], count)
             return family
 
-        c = self._counters
+        c = self._hub.counters
         yield labelled("connections", "Connections opened.", "kind", c.connections)
         yield labelled("broadcasts", "Messages broadcast.", "type", c.broadcasts)
         yield labelled("replies", "What queries ended in.", "result", c.replies)
@@ -84,5 +103,5 @@ class Exporter:
             ("commit_failures", c.commit_failures, "Transactions that the disk refused."),
         ):
             yield CounterMetricFamily(f"ragkit_{name}", help, value)
-        for name, (value, help) in self._gauges().items():
+        for name, (value, help) in gauges(self._hub).items():
             yield GaugeMetricFamily(f"ragkit_{name}", help, value)

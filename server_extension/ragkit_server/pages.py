@@ -12,6 +12,7 @@ from tornado import web
 import ragkit
 from ragkit_server.asyncapi import document
 from ragkit_server.handlers import AUTH_RESOURCE
+from ragkit_server.metrics import gauges
 
 if TYPE_CHECKING:
     from ragkit_server.app import RagkitApp
@@ -52,7 +53,7 @@ class StatusPage(APIHandler):
                     "version": ragkit.__version__,
                     "epoch": manager.history.epoch,
                     "seq": manager.history.seq,
-                    "now": {name: value for name, (value, _) in manager.gauges().items()},
+                    "now": {name: value for name, (value, _) in gauges(manager).items()},
                     "since_start": manager.counters,
                     "publishers": manager.publishers,
                     "engines": manager.engines.on_offer(),

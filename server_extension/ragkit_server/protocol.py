@@ -5,8 +5,10 @@ nothing, and lets the rest pass: frames without a mask, close codes that do not 
 knows the rules, so its parser reads the frames here, from Tornado's stream. Section numbers below
 are the RFC's. A connection::
 
-    OPEN --violation, or the client's close frame--> DISCARDING (says why, reads on) --> CLOSED
-    OPEN --close()--> CLOSING (says nothing more) --violation, close frame, 5 s--> DISCARDING, CLOSED
+    OPEN --violation or close frame--> DISCARDING (has answered; reads, until nothing comes) --> CLOSED
+    OPEN --close()--> CLOSING (says nothing, takes no message) --violation or close frame--> DISCARDING
+
+and is CLOSED after 5 s in any case.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ READ_BYTES = 65_536
 # What is overridden or called of Tornado's.
 PARTS = (
     "_fragmented_message_buffer", "_handle_message", "_handle_websocket_headers", "_parse_extensions_header",
-    "_read_bytes", "_receive_frame", "_receive_frame_loop", "_run_callback", "_waiting", "_wire_bytes_in",
+    "_read_bytes", "_receive_frame", "_run_callback", "_wire_bytes_in",
 )  # fmt: skip
 
 
