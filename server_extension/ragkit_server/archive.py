@@ -227,6 +227,7 @@ class Archive:
                 self._db.executemany("DELETE FROM publishers WHERE id = ?", gone)
             size -= self._delete(batch.forget)
             if size > self._max_bytes:
+                self._set(seq=batch.seq)  # the newest event may be among those that go
                 freed, horizon = self._trim(size - self._max_bytes * 9 // 10)
                 size -= freed
         self._bytes, self._horizon = size, horizon
@@ -248,12 +249,18 @@ class Archive:
             self._set(epoch=epoch, seq=seq, horizon=seq)
         self._bytes, self._horizon = 0, seq
 
-    def read(self, after: int, until: int, topics: frozenset[str] | None, max_bytes: int) -> tuple[list[bytes], int]:
+    def read(
+        self, after: int, until: int, topics: frozenset[str] | None, max_bytes: int
+    ) -> tuple[list[bytes] | None, int]:
         """Return the payloads after one seq and up to another, about ``max_bytes`` of them, and how far they go.
+
+        None in their place: they are no longer there.
 
         Raises:
             sqlite3.Error: The disk refused.
         """
+        if after < self._horizon:
+            return None, self._horizon
         payloads: list[bytes] = []
         size = rows = 0
         for seq, topic, payload in self._db.execute(
@@ -370,4 +377,6 @@ def open_archive(
             if trouble is not None:
                 raise
             trouble = f"'{path}' is damaged ({problem}); it is kept as '{path.name}.damaged'"
-            path.replace(path.with_name(f"{path.name}.damaged"))
+            for file in (path, path.with_name(f"{path.name}-wal")):  # or it would be replayed into the new one
+                with contextlib.suppress(FileNotFoundError):
+                    file.replace(file.with_name(f"{file.name}.damaged"))

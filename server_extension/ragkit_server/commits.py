@@ -18,7 +18,6 @@ import asyncio
 import logging
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -35,6 +34,7 @@ from ragkit_server.sessions import Excerpt, ListenerSession, PublisherSession
 __all__ = ["Commits", "Thread"]
 
 RETRY_SECONDS = 60
+MAX_PENDING_BYTES = 8 * 2**20  # besides as much that is being written
 MARGIN = 1_000_000  # more events than come while the archive is made ready again
 
 Acks = dict[PublisherSession, int]
@@ -86,8 +86,8 @@ class Commits:
         self._scheduled = False
         self._writing = False
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
-        self._readers: deque[tuple[ListenerSession, Excerpt]] = deque()
-        self._reading = False
+        self._readers: dict[ListenerSession, Excerpt] = {}  # who waits longest comes first
+        self._reading: Excerpt | None = None
 
     # ------------------------------------------------------------------ writing
 
@@ -102,6 +102,11 @@ class Commits:
         self._acks[session] = max(n, self._acks.get(session, 0))
         self._schedule()
 
+    @property
+    def backlogged(self) -> bool:
+        """Whether so much waits for the disk that publishers should wait, too; see `settle`."""
+        return self.history.pending_bytes > MAX_PENDING_BYTES
+
     def _schedule(self) -> None:
         if not self._scheduled and not self._writing:
             self._scheduled = True
@@ -109,6 +114,8 @@ class Commits:
 
     def _flush(self) -> None:
         self._scheduled = False
+        if self._writing:
+            return  # it goes on when that is done
         acks, self._acks = self._acks, {}
         if self._archive is None or self._thread is None or not self.history.has_pending:
             self._settle(acks)
@@ -175,22 +182,26 @@ class Commits:
     # ------------------------------------------------------------------ reading
 
     def fetch(self, session: ListenerSession) -> None:
-        """Get a listener what it `wants`."""
-        if session.wants is not None and (session, session.wants) not in self._readers:
-            self._readers.append((session, session.wants))
+        """Get a listener what it `wants`, when its turn comes; asking again changes nothing."""
+        if session.wants is not None and session.wants is not self._reading:
+            self._readers[session] = session.wants
             self._read_next()
 
     def _read_next(self) -> None:
-        if self._reading or not self._readers or self._archive is None or self._thread is None:
+        if self._archive is None or self._thread is None:
             return
-        _, wanted = self._readers[0]
-        self._reading = True
-        work = partial(self._archive.read, wanted.after, wanted.until, wanted.topics, RUN_BYTES)
-        self._thread.submit(work, self._have_read)
+        while self._reading is None and self._readers:
+            session = next(iter(self._readers))
+            wanted = self._readers.pop(session)
+            if session.wants is wanted:  # and not gone, or asking for something else by now
+                self._reading = wanted
+                work = partial(self._archive.read, wanted.after, wanted.until, wanted.topics, RUN_BYTES)
+                self._thread.submit(work, partial(self._have_read, session, wanted))
 
-    def _have_read(self, result: tuple[list[bytes], int] | BaseException) -> None:
-        self._reading = False
-        session, wanted = self._readers.popleft()
+    def _have_read(
+        self, session: ListenerSession, wanted: Excerpt, result: tuple[list[bytes] | None, int] | BaseException
+    ) -> None:
+        self._reading = None
         if isinstance(result, BaseException):
             self._log.warning("ragkit: the history could not be read for a listener (%s); it gets a gap", result)
             session.feed(wanted, None, -1)
@@ -210,7 +221,12 @@ class Commits:
         if self.history.has_pending and not self._writing:
             self._flush()
         await self.settle()
-        self._thread.submit(self._archive.close, closed.set_result)
+
+        def done(result: BaseException | None) -> None:
+            if not closed.done():  # whoever waited has given up
+                closed.set_result(result)
+
+        self._thread.submit(self._archive.close, done)
         problem = await closed
         if isinstance(problem, BaseException):
             self._log.warning("ragkit: the history could not be closed (%s)", problem)

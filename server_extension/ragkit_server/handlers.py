@@ -90,7 +90,7 @@ class _Socket(WebSocketMixin, WebSocketHandler, JupyterHandler):
         return self._until_read(self.session) if self.session is not None and self.session.backlogged else None
 
     async def _until_read(self, session: ListenerSession | PublisherSession) -> None:
-        while session.backlogged and session.state is State.OPEN and self._transport is not None:
+        while session.backlogged and session.state in (State.NEW, State.OPEN) and self._transport is not None:
             await self._transport.wait_drained()
             await asyncio.sleep(BACKLOG_SECONDS)  # replies may also wait for the archive
 
@@ -189,4 +189,6 @@ class EngineSocket(_Socket):
 
     def on_message(self, message: str | bytes) -> Awaitable[None] | None:
         self.manager.receive(self.session, message)
+        if self.manager.commits.backlogged:
+            return self.manager.commits.settle()
         return self.until_read()

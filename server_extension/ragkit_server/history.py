@@ -40,7 +40,7 @@ from ragkit.events import TERMINAL, Broadcast, Gap, Origin, Snapshot, encode
 from ragkit_server.archive import Batch, Record, Stored
 from ragkit_server.frames import text_frame
 from ragkit_server.publishers import Publishers
-from ragkit_server.snapshot import Progress, State, TaskKey
+from ragkit_server.snapshot import Progress, State, TaskKey, task_name
 
 __all__ = ["RUN_BYTES", "TOPICS", "History"]
 
@@ -99,6 +99,8 @@ class History:
         self._horizon = 0  # the archive holds what follows this seq
         self._last = 0  # the last seq given
         self._pending: list[tuple[Record, Broadcast]] = []
+        self.pending_bytes = 0
+        """What waits to be taken."""
         self._forget: list[int] = []  # what the archive need not hold any longer
         self.runs: dict[int, tuple[bytes, int]] = {}
         """What `run` returns for a cursor, as far as it has been asked."""
@@ -117,8 +119,10 @@ class History:
             entry = self._log(record, logged=record.seq > stored.log_after)
             try:
                 self._remember(record, _decode(record.payload), entry)
-            except msgspec.MsgspecError:
+            except (msgspec.MsgspecError, RecursionError):
                 continue  # of a version that had other messages: still to be replayed
+            if record.seq <= stored.log_after:
+                entry.frame = b""
         self._last = self.seq = stored.seq
 
     # ------------------------------------------------------------------ writing
@@ -137,23 +141,24 @@ class History:
         Returns:
             The event as listeners will get it, once it is committed.
         """
-        self._last += 1
         stamped = msgspec.structs.replace(
             event,
             epoch=self.epoch,
-            seq=self._last,
+            seq=self._last + 1,
             time=event.time if _is_time(event.time) else (now or datetime.now(UTC)).isoformat(timespec="milliseconds"),
             origin=origin if event.origin is UNSET else event.origin,
         )
         record = Record(
-            seq=self._last,
+            seq=self._last + 1,
             topic=str(type(stamped).__struct_config__.tag),
             publisher=publisher,
-            task=stamped.task_id if isinstance(stamped, Progress) else None,
+            task=task_name(stamped) if isinstance(stamped, Progress) else None,
             ended=isinstance(stamped, Progress) and stamped.state in TERMINAL,
             payload=encode(stamped),
         )
+        self._last += 1  # now that nothing can go wrong any more
         self._pending.append((record, stamped))
+        self.pending_bytes += len(record.payload)
         if not self.durable:
             self.commit(self.take())
         return stamped
@@ -178,6 +183,7 @@ class History:
             numbers=self.publishers.take_changes(),
         )
         self._pending, self._forget = [], []
+        self.pending_bytes = 0
         return batch
 
     def commit(self, batch: Batch, *, horizon: int = 0) -> None:
@@ -204,6 +210,7 @@ class History:
         """
         again = [*(batch.events if batch is not None else ()), *self._pending]
         self._pending, self._forget = [], []
+        self.pending_bytes = 0
         self.epoch = epoch or secrets.token_hex(8)
         # One more than was ever given: so no cursor stands here, and each of them is due for a gap.
         self._last = self.seq = self._horizon = max(seq, self._last + 1)
@@ -229,6 +236,7 @@ class History:
         entries = self._entries
         while len(entries) > 1 and (self._end - entries[0].start > self._max_bytes or len(entries) > self._max_events):
             gone = entries.popleft()
+            gone.frame = b""  # the newest of a live task is still known by its seq
             if gone.superseded:
                 self._forget.append(gone.seq)
         self._forget_frames()

@@ -17,12 +17,16 @@ from ragkit.events import (
     Error,
     ErrorCode,
     ErrorContent,
+    ExperimentResult,
+    Publish,
+    Query,
     decode_client_message,
     decode_engine_message,
 )
 
 __all__ = ["RejectedError", "error", "from_listener", "from_publisher"]
 
+MAX_DEPTH = 50
 Message = TypeVar("Message")
 
 
@@ -46,6 +50,8 @@ def from_listener(frame: str | bytes) -> ClientMessage:
         RejectedError: It is no message.
     """
     message: ClientMessage = _decode(frame, decode_client_message, ClientMessage)
+    if isinstance(message, Query):
+        _check_depth(message.content.context, id=message.id)
     return message
 
 
@@ -56,6 +62,8 @@ def from_publisher(frame: str | bytes) -> EngineMessage:
         RejectedError: It is no message.
     """
     message: EngineMessage = _decode(frame, decode_engine_message, EngineMessage)
+    if isinstance(message, Publish) and isinstance(message.event, ExperimentResult):
+        _check_depth([message.event.row, message.event.leaderboard])
     return message
 
 
@@ -82,6 +90,21 @@ def _decode(frame: str | bytes, decode: Callable[[str], Message], union: Any) ->
         raise RejectedError(
             error(ErrorCode.INVALID_JSON, f"That is not JSON: {problem}. Send one JSON object in a text frame.")
         ) from problem
+
+
+def _check_depth(value: object, *, id: str | UnsetType = UNSET) -> None:
+    """Refuse what could be decoded here, and would be too deep to be encoded or decoded elsewhere."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ())
+        ]
+        if not level:
+            return
+    problem = f"It is nested more than {MAX_DEPTH} levels deep. Send a flatter object."
+    raise RejectedError(error(ErrorCode.INVALID_MESSAGE, problem, id=id))
 
 
 def _explain(frame: str, reason: str, union: Any) -> Error:

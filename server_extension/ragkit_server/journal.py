@@ -28,13 +28,16 @@ from typing import BinaryIO
 
 import filelock
 
-from ragkit.events import Hello, Publish, decode_engine_message
+from ragkit.events import Hello, Publish
 from ragkit.terminal import one_line
 from ragkit_server.hub import WebSocketManager
+from ragkit_server.inbound import RejectedError, from_publisher
 
 __all__ = ["Journals"]
 
 BATCH = 200  # events broadcast before other work of the event loop gets its turn
+STOP_SECONDS = 2
+MAX_REPORTS = 10  # damaged lines of one journal that are told of
 CLAIM_SECONDS = 600  # by then, the server that died has been started again, or will not be
 
 
@@ -67,7 +70,7 @@ class Journals:
         self._max_bytes = max_bytes
         self._max_line_bytes = max_line_bytes
         self._task: asyncio.Task[None] | None = None
-        self._last_report: tuple[str, str] | None = None
+        self._reports: dict[Path, str] = {}
 
     def start(self, every_seconds: float) -> None:
         """Look now, and again and again."""
@@ -77,7 +80,7 @@ class Journals:
         """Look no more; a journal half adopted is left for the next server."""
         if self._task is not None:
             self._task.cancel()
-            await asyncio.wait([self._task])
+            await asyncio.wait([self._task], timeout=STOP_SECONDS)  # a disk may hang
             self._task = None
 
     async def _watch(self, every_seconds: float) -> None:
@@ -116,8 +119,8 @@ class Journals:
             await asyncio.to_thread(_release, lock, path)
 
     def _report(self, path: Path, problem: Exception) -> None:
-        if (report := (str(path), repr(problem))) != self._last_report:  # not every few seconds
-            self._last_report = report
+        if self._reports.get(path) != repr(problem) and len(self._reports) < 1_000:  # not every few seconds
+            self._reports[path] = repr(problem)
             self._log.warning(
                 "ragkit: '%s' could not be adopted: %r. It will be tried again.", one_line(str(path)), problem
             )
@@ -172,21 +175,25 @@ class Journals:
         return file
 
     def _read(self, file: BinaryIO, path: Path) -> Iterator[Hello | Publish]:
-        number = 0
+        number = damaged = 0
         while line := file.readline(self._max_line_bytes):
             number += 1
             if not line.endswith(b"\n"):
                 while (rest := file.readline(self._max_line_bytes)) and not rest.endswith(b"\n"):
                     pass
             try:
-                message = decode_engine_message(line)
-            except (ValueError, RecursionError) as problem:  # msgspec.DecodeError, or bytes that are not UTF-8
+                message = from_publisher(line.decode())
+            except (RejectedError, UnicodeDecodeError) as problem:
                 # Cut short by a crash or a full disk: the line is lost, the others are not.
-                name = one_line(path.name)
-                self._log.warning("ragkit: line %d of journal '%s' is damaged: %s", number, name, problem)
+                damaged += 1
+                if damaged <= MAX_REPORTS:
+                    name, what = one_line(path.name), one_line(str(problem))
+                    self._log.warning("ragkit: line %d of journal '%s' is damaged: %s", number, name, what)
                 continue
             if isinstance(message, Hello | Publish):
                 yield message
+        if damaged > MAX_REPORTS:
+            self._log.warning("ragkit: %d lines of journal '%s' are damaged", damaged, one_line(path.name))
 
     def _reject(self, path: Path, reason: str) -> None:
         rejected = path.with_name(f"{_journal_name(path)}.rejected")

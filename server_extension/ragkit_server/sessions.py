@@ -258,6 +258,7 @@ class ListenerSession:
     def closed(self) -> None:
         """The socket is gone."""
         self.plain = False
+        self.wants = None
         self.state = State.CLOSED
         self._replies.clear()
         self._reply_bytes = 0

@@ -22,7 +22,7 @@ from ragkit.events import (
     Snapshot,
 )
 
-__all__ = ["Progress", "State", "TaskKey"]
+__all__ = ["Progress", "State", "TaskKey", "task_name"]
 
 Progress = IndexingProgress | ExperimentProgress
 
@@ -30,9 +30,14 @@ MAX_LIVE_TASKS = 1_000
 MAX_ENDED_TASKS = 20
 MAX_FOLLOW_UPS = 20
 SNAPSHOT_FAILURES = 20
-SNAPSHOT_EVENT_BYTES = 65_536  # of one event; what is larger is remembered in short, or not at all
+SNAPSHOT_EVENT_BYTES = 8_192  # of one event; what is larger is remembered in short, or not at all
 
-TaskKey = tuple[str, str]  # publisher id (or "" for the hub's own), task id
+TaskKey = tuple[str, str]  # publisher id (or "" for the hub's own), task name
+
+
+def task_name(event: Progress) -> str:
+    """Name a task among those of its publisher: an experiment may have the id of an indexing."""
+    return f"{event.__struct_config__.tag} {event.task_id}"
 
 
 class State:
@@ -61,7 +66,7 @@ class State:
         elif isinstance(event, EnginesChanged):
             self.engines = event.engines
         elif isinstance(event, Progress):
-            key = (publisher, event.task_id)
+            key = (publisher, task_name(event))
             self._live.pop(key, None)
             self._ended.pop(key, None)
             if event.state in TERMINAL:

@@ -173,6 +173,40 @@ def test_a_listener_from_long_ago_reads_the_archive(hub: DurableHub) -> None:
     assert history.gaps == 0
 
 
+def test_each_listener_is_read_for_in_its_turn_and_once(hub: DurableHub) -> None:
+    for number in range(200):
+        hub.broadcast(f"{number} " + "x" * 500)
+        hub.turn()
+    since = Since(epoch=hub.manager.history.epoch, seq=0)
+    wires = [Wire() for _ in range(50)]
+    sessions = [hub.manager.connect(wire, since=since) for wire in wires]
+    for number in range(10):  # while they wait, the others get what is new, and they ask for nothing twice
+        hub.broadcast(f"new {number}")
+        hub.clock.advance()
+    assert len(hub.manager.commits._readers) == 49
+    hub.manager.disconnect(sessions[0])
+    hub.manager.disconnect(sessions[1])
+    sessions[2].receive(json.dumps({"type": "subscribe", "since": {"epoch": since.epoch, "seq": 100}}))
+    hub.manager.wake(sessions[2])
+    hub.turn()
+    assert not hub.manager.commits._readers
+    assert [wires[number].read() for number in (0, 1)] == [[], []]
+    assert [m["seq"] for m in wires[2].read("follow_up_questions")] == list(range(101, 211))
+    for wire in wires[3:]:
+        assert [m["seq"] for m in wire.read()] == list(range(1, 211))
+
+
+def test_publishers_wait_for_a_slow_disk(hub: DurableHub) -> None:
+    session, _ = hub.publisher()
+    n = 0
+    while not hub.manager.commits.backlogged:
+        hub.publish(session, n := n + 1, questions=["x" * 100_000])
+        hub.clock.advance()
+    assert n < 100
+    hub.turn()
+    assert not hub.manager.commits.backlogged
+
+
 def test_topics_are_chosen_in_the_archive_too(hub: DurableHub) -> None:
     for number in range(100):
         hub.broadcast(str(number))

@@ -149,16 +149,16 @@ async def test_4_2_2_no_extension_is_negotiated(server: Server, path: str, offer
     async with tcp(server) as (reader, writer):
         writer.write(request(server, path, Sec_WebSocket_Extensions=offer))
         status, headers = await handshake(reader)
-        assert status in (101, 400)
+        assert status == 101
         assert "sec-websocket-extensions" not in headers
-        assert status == 400 or await RawClient(reader, writer).answers()
+        assert await RawClient(reader, writer).answers()
 
 
 @both
 async def test_4_2_2_frames_may_travel_with_the_handshake(server: Server, path: str) -> None:
     async with raw(server, path, text(), frame(PING, b"early")) as client:
-        assert await client.frame() in [(TEXT, b'{"type":"pong"}'), (PONG, b"early")]
-        assert await client.frame() in [(TEXT, b'{"type":"pong"}'), (PONG, b"early")]
+        assert await client.message() == {"type": "pong"}
+        assert await client.frame() == (PONG, b"early")
 
 
 @each("query", "epoch=%ff&seq=1", "epoch=e&seq=-1", "epoch=e&seq=1e400", "epoch=" + 500 * "e" + "&seq=1", "seq=1&seq=2")
@@ -728,7 +728,7 @@ async def test_10_4_fragments_that_are_too_big_together(server: Server, path: st
 
 @both
 @each("length", 2**32, 2**63 - 1, 2**63, 2**64 - 1)
-async def test_5_2_lengths_that_nobody_has(server: Server, path: str, length: int) -> None:
+async def test_10_4_lengths_that_nobody_has(server: Server, path: str, length: int) -> None:
     async with raw(server, path) as client:
         client.send(text(b"", length=length))
         await too_big(client, path)
