@@ -27,7 +27,6 @@ from ragkit.events import (
     Engine,
     EnginesChanged,
     Error,
-    ErrorCode,
     Hello,
     Offer,
     Origin,
@@ -42,7 +41,7 @@ from ragkit_server.archive import Archive
 from ragkit_server.commits import Acks, Commits, Thread
 from ragkit_server.engines import Engines, Timer, Timers
 from ragkit_server.history import History
-from ragkit_server.inbound import error
+from ragkit_server.inbound import RejectedError, check_event
 from ragkit_server.links import Link, Transport
 from ragkit_server.metrics import Counters
 from ragkit_server.sessions import ListenerSession, PublisherSession, State
@@ -298,18 +297,20 @@ class WebSocketManager:
         session.send(Welcome(n=self.history.publishers.last(hello.publisher), epoch=self.history.epoch))
 
     def _publish(self, session: PublisherSession, message: Publish) -> None:
-        if session.hello is not None and self.adopt(session.hello, message) is None:
-            session.send(error(ErrorCode.INVALID_MESSAGE, "Only the hub broadcasts 'engines'. Send 'offer' instead."))
+        if session.hello is not None:
+            try:
+                self.adopt(session.hello, message)
+            except RejectedError as rejected:
+                session.send(rejected.reply)
         self.commits.acknowledge(session, message.n)
 
-    def adopt(self, hello: Hello, message: Publish) -> bool | None:
-        """Broadcast a publisher's event unless it has come before.
+    def adopt(self, hello: Hello, message: Publish) -> bool:
+        """Broadcast a publisher's event unless it has come before; return whether it is new.
 
-        Returns:
-            True if it was broadcast, False if it has come before, None if it is not for publishers.
+        Raises:
+            RejectedError: It is no event that a publisher may broadcast.
         """
-        if isinstance(message.event, EnginesChanged):
-            return None
+        check_event(message.event)
         if not self.history.publishers.is_new(hello.publisher, message.n):
             self.counters.repeats += 1
             return False

@@ -12,19 +12,20 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from ragkit.events import (
+    Broadcast,
     ClientMessage,
     EngineMessage,
+    EnginesChanged,
     Error,
     ErrorCode,
     ErrorContent,
     ExperimentResult,
-    Publish,
     Query,
     decode_client_message,
     decode_engine_message,
 )
 
-__all__ = ["RejectedError", "error", "from_listener", "from_publisher"]
+__all__ = ["RejectedError", "check_event", "error", "from_listener", "from_publisher"]
 
 MAX_DEPTH = 50
 Message = TypeVar("Message")
@@ -62,9 +63,21 @@ def from_publisher(frame: str | bytes) -> EngineMessage:
         RejectedError: It is no message.
     """
     message: EngineMessage = _decode(frame, decode_engine_message, EngineMessage)
-    if isinstance(message, Publish) and isinstance(message.event, ExperimentResult):
-        _check_depth([message.event.row, message.event.leaderboard])
     return message
+
+
+def check_event(event: Broadcast) -> None:
+    """Check that a publisher may broadcast an event.
+
+    Raises:
+        RejectedError: It may not; it need not send it again.
+    """
+    if isinstance(event, EnginesChanged):
+        raise RejectedError(
+            error(ErrorCode.INVALID_MESSAGE, "Only the hub broadcasts 'engines'. Send 'offer' instead.")
+        )
+    if isinstance(event, ExperimentResult):
+        _check_depth([event.row, event.leaderboard])
 
 
 class _Envelope(Struct):

@@ -136,6 +136,7 @@ class Journals:
         if file is None:
             return 0
         count = 0
+        refused: list[str] = []
         with file:
             messages = self._read(file, path)
             hello = await asyncio.to_thread(next, messages, None)
@@ -144,12 +145,17 @@ class Journals:
                 return 0
             while batch := await asyncio.to_thread(lambda: list(islice(messages, BATCH))):
                 for message in batch:
-                    if isinstance(message, Publish) and self._manager.adopt(hello, message):
-                        count += 1
+                    try:
+                        count += isinstance(message, Publish) and self._manager.adopt(hello, message)
+                    except RejectedError as problem:
+                        refused.append(str(problem))
                 await self._manager.commits.settle()  # a larger journal than the disk takes at once waits in its file
         self._manager.counters.adopted += count
         self._manager.expect(publisher)
         await asyncio.to_thread(path.unlink)
+        if refused:
+            name = one_line(hello.origin.name)
+            self._log.warning("ragkit: %d events of '%s' were refused: %s", len(refused), name, refused[-1])
         self._log.info("ragkit: adopted %d events of %s '%s'", count, hello.origin.kind, one_line(hello.origin.name))
         return count
 

@@ -7,6 +7,7 @@ together with the event (`ragkit_server.archive`).
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Mapping
 
@@ -79,7 +80,10 @@ class Publishers:
     """
 
     def __init__(self, stored: Mapping[str, str] | None = None) -> None:
-        self._numbers = OrderedDict((id, Numbers(text)) for id, text in (stored or {}).items())
+        self._numbers: OrderedDict[str, Numbers] = OrderedDict()
+        for id, text in (stored or {}).items():
+            with contextlib.suppress(ValueError):  # damaged; its publisher may say something twice, the server starts
+                self._numbers[id] = Numbers(text)
         self._changed: set[str] = set()
         self._gone: list[str] = []
 

@@ -207,6 +207,54 @@ def test_publishers_wait_for_a_slow_disk(hub: DurableHub) -> None:
     assert not hub.manager.commits.backlogged
 
 
+def test_an_end_that_waits_for_a_slow_disk_is_not_overtaken_by_a_failure(hub: DurableHub) -> None:
+    wire = hub.listen()
+    session, _ = hub.publisher()
+    hub.progress(session, 1, "t")
+    hub.turn()
+    hub.progress(session, 2, "t", "done")
+    hub.manager.disconnect(session)
+    hub.clock.advance(15)  # more than the grace, and the disk still works
+    hub.turn()
+    hub.clock.advance(15)
+    hub.turn()
+    assert [m["state"] for m in wire.read("indexing_progress")] == ["running", "done"]
+
+
+def test_what_goes_while_a_listener_waits_for_it_is_a_gap(tmp_path: Path) -> None:
+    hub = DurableHub(tmp_path, max_bytes=100_000)
+    for number in range(80):
+        hub.broadcast(f"{number}")
+        hub.turn()
+    wire = Wire()
+    hub.manager.connect(wire, since=Since(epoch=hub.manager.history.epoch, seq=0))
+    hub.broadcast("x" * 95_000)  # what it asked for is deleted for this
+    write = next(job for job in hub.thread.jobs)
+    hub.thread.jobs.remove(write)
+    hub.clock.advance()
+    hub.thread.jobs.append(write)
+    hub.turn()
+    gap, *rest = wire.read()
+    assert (gap["type"], gap["snapshot"]["seq"], rest) == ("gap", 81, [])
+    hub.kill()
+
+
+def test_an_event_larger_than_the_archive_is_seen_and_then_gone(tmp_path: Path) -> None:
+    hub = DurableHub(tmp_path, max_bytes=100_000)
+    wire = hub.listen()
+    for text in ("small", "x" * 200_000):
+        hub.broadcast(text)
+        hub.turn()
+    assert [m["seq"] for m in wire.read()] == [1, 2]
+    hub.kill()
+    again = DurableHub(tmp_path, max_bytes=100_000)
+    wire = again.listen()
+    again.broadcast("after")
+    again.turn()
+    assert [m["seq"] for m in wire.read()] == [3], "no number is given twice"
+    again.kill()
+
+
 def test_topics_are_chosen_in_the_archive_too(hub: DurableHub) -> None:
     for number in range(100):
         hub.broadcast(str(number))

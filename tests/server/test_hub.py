@@ -87,6 +87,25 @@ def test_a_burst_is_one_write(hub: Hub) -> None:
     assert len(wire.read()) == 50
 
 
+def test_a_row_nested_too_deep_is_refused_and_takes_no_number(hub: Hub) -> None:
+    wire = hub.listen()
+    session, back = hub.publisher()
+    row: Any = 1
+    for _ in range(60):
+        row = {"deeper": row}
+    event = {"type": "experiment_result", "task_id": "t", "experiment": "e"}
+    hub.publish(session, 1, **event, row=row)
+    hub.publish(session, 2, **event, row={"flat": 1})
+    hub.clock.advance()
+    (error,) = back.read("error")
+    assert error["content"]["code"] == "INVALID_MESSAGE"
+    assert "50 levels" in error["content"]["message"]
+    assert [(m["seq"], m["row"]) for m in wire.read()] == [(1, {"flat": 1})]
+    hub.publish(session, 3, **event, row=row)
+    hub.clock.advance()
+    assert [m["n"] for m in back.read("ack")] == [3], "it need not be sent again"
+
+
 def test_a_large_audience_is_served_in_slices_and_completely(hub: Hub) -> None:
     wires = [hub.listen() for _ in range(2 * SLICE + 1)]
     hub.broadcast("1")

@@ -107,6 +107,29 @@ async def test_a_damaged_line_loses_only_itself_and_is_logged(
     assert "line 7" in caplog.text
 
 
+async def test_a_journal_of_nothing_but_damage_does_not_fill_the_log(
+    adopter: Adopter, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, "p", "1", end="{nonsense\x1b[2J\n" * 10_000)
+    assert [m["questions"] for m in await adopter.adopt()] == [["1"]]
+    assert len([r for r in caplog.records if r.levelname == "WARNING"]) == 11
+    assert "10000 lines" in caplog.text
+    assert "\x1b" not in caplog.text
+
+
+async def test_what_a_publisher_may_not_broadcast_is_refused_and_logged(
+    adopter: Adopter, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    deep = {"type": "experiment_result", "task_id": "t", "experiment": "e", "row": {"deep": eval("[" * 60 + "]" * 60)}}
+    refused = [
+        {"type": "publish", "n": n, "event": e} for n, e in enumerate([{"type": "engines", "engines": []}, deep], 5)
+    ]
+    write(tmp_path, "p", "1", end="\n".join(map(json.dumps, refused)) + "\n")
+    assert [m["questions"] for m in await adopter.adopt()] == [["1"]]
+    assert "2 events of 'batch.ipynb' were refused: It is nested" in caplog.text
+    assert os.listdir(tmp_path) == []
+
+
 async def test_a_whole_last_line_without_its_end_counts(adopter: Adopter, tmp_path: Path) -> None:
     path = write(tmp_path, "p", "1", "2")
     path.write_text(path.read_text().rstrip("\n"))
