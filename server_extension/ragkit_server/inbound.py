@@ -77,7 +77,7 @@ def check_event(event: Broadcast) -> None:
             error(ErrorCode.INVALID_MESSAGE, "Only the hub broadcasts 'engines'. Send 'offer' instead.")
         )
     if isinstance(event, ExperimentResult):
-        _check_depth([event.row, event.leaderboard])
+        _check_depth(event.row, event.leaderboard)
 
 
 class _Envelope(Struct):
@@ -105,15 +105,11 @@ def _decode(frame: str | bytes, decode: Callable[[str], Message], union: Any) ->
         ) from problem
 
 
-def _check_depth(value: object, *, id: str | UnsetType = UNSET) -> None:
+def _check_depth(*level: object, id: str | UnsetType = UNSET) -> None:
     """Refuse what could be decoded here, and would be too deep to be encoded or decoded elsewhere."""
-    level = [value]
     for _ in range(MAX_DEPTH):
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ())
-        ]
+        inner = (part for outer in level for part in (outer.values() if isinstance(outer, dict) else outer))  # type: ignore[attr-defined]
+        level = tuple(part for part in inner if isinstance(part, dict | list))
         if not level:
             return
     problem = f"It is nested more than {MAX_DEPTH} levels deep. Send a flatter object."

@@ -21,6 +21,7 @@ from websockets.asyncio.client import ClientConnection
 from ragkit.events import (
     Cancel,
     EnginesChanged,
+    ExperimentResult,
     Gap,
     Hello,
     Ping,
@@ -182,8 +183,11 @@ class Mutator:
         return "".join(r.choices(CHARACTERS, k=r.randrange(longest + 1)))
 
     def nested(self) -> str:
-        levels, (opening, closing) = self.random.choice((50, 300, 30_000)), self.random.choice(("[]", ('{"a":', "}")))
-        return opening * levels + ("0" if opening != "[" else "") + closing * levels
+        depth, (opening, closing) = (
+            self.random.choice((40, 50, 300, 30_000)),
+            self.random.choice(("[]", ('{"a":', "}"))),
+        )
+        return opening * depth + ("0" if opening != "[" else "") + closing * depth
 
     def garble(self, text: str) -> str:
         """Change the text, with no regard for what it says."""
@@ -260,9 +264,18 @@ def decoded(message: str | bytes, decode: Callable[[str], Any]) -> Any:
         return {"INVALID_JSON"}
 
 
+def levels(value: object) -> int:
+    """How deep objects and lists lie in each other."""
+    if not isinstance(value, dict | list):
+        return 0
+    return 1 + max(map(levels, value.values() if isinstance(value, dict) else value), default=0)
+
+
 def listener_gets(message: str | bytes) -> set[str]:
     """What the one reply to a listener's message may be; nothing where there is none."""
     match decoded(message, decode_client_message):
+        case Query(content=content) if levels(content.context) > 50:
+            return {"INVALID_MESSAGE"}
         case Query():
             return {"NO_ENGINE", "EMPTY_QUESTION", "RATE_LIMITED"}
         case Subscribe():
@@ -312,6 +325,8 @@ def publisher_gets(message: str | bytes, *, greeted: bool) -> tuple[set[str], in
         case _ if not greeted:
             return {"INVALID_MESSAGE"}, 0
         case Publish(n=n, event=EnginesChanged()):
+            return {"INVALID_MESSAGE"}, n
+        case Publish(n=n, event=ExperimentResult(row=row, leaderboard=board)) if max(levels(row), levels(board)) > 50:
             return {"INVALID_MESSAGE"}, n
         case Publish(n=n):
             return set(), n
