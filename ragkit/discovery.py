@@ -28,6 +28,7 @@ process it cannot see, which from a kernel in another container is a server that
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import ipaddress
@@ -43,6 +44,7 @@ from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from ragkit.errors import AmbiguousServerError, ServerNotFoundError
 from ragkit.events import Origin
@@ -310,17 +312,22 @@ def find_origin(*, kind: Kind | None = None, name: str | None = None, env: Mappi
 
     Returns:
         The origin. Its ``run_id`` is unique for each process; what a papermill run forks keeps the run's.
+        Its ``path`` is left out where who knows better says that this is something else.
     """
-    found_kind, found_name, _ = _identify(env)
-    kind = kind or found_kind
+    found_kind, found_name, path = _identify(env)
+    kind, name = kind or found_kind, name or found_name
     return Origin(
-        kind=kind, name=(name or found_name)[:1_024], run_id=_run_id(0 if kind == "papermill" else os.getpid())
+        kind=kind,
+        name=name[:1_024].encode(errors="replace").decode(),  # files may have names that are not UTF-8
+        run_id=_run_id(0 if kind == "papermill" else os.getpid()),
+        path=_file(path) if path is not None and (kind, name) == (found_kind, found_name) else UNSET,
     )
 
 
 def find_notebook(*, env: Mapping[str, str] = os.environ) -> Path | None:
     """The path of the notebook that this process runs, or None where that cannot be known."""
-    return _identify(env)[2]
+    kind, _, path = _identify(env)
+    return path if kind != "script" else None
 
 
 @functools.cache
@@ -330,10 +337,12 @@ def _run_id(_key: int) -> str:
 
 def _identify(env: Mapping[str, str]) -> tuple[Kind, str, Path | None]:
     if not _in_kernel():
-        script = Path(sys.argv[0] if sys.argv else "")
+        script = file = Path(sys.argv[0] if sys.argv else "")
         if script.name == "__main__.py":
             script = script.parent  # python -m package
-        return "script", script.name if script.name not in ("", "-c", "-m") else "python", None
+        if script.name in ("", "-c", "-m"):
+            return "script", "python", None
+        return "script", script.name, file
 
     namespace = vars(sys.modules["__main__"])
     _, parent = next(_ancestors(), (0, []))
@@ -367,6 +376,16 @@ def _papermill_input(command: Sequence[str]) -> str | None:
             rest = command[at + 1 :]
             return next((word for word in rest if word.endswith(".ipynb")), None)
     return None
+
+
+def _file(path: Path) -> str | UnsetType:
+    with contextlib.suppress(OSError, ValueError):  # the working directory is gone; or the name is not UTF-8
+        file = os.path.abspath(path)  # not resolved: the Jupyter server knows it by its links, too
+        file.encode()
+        # A Jupyter session may be a console's, and VS Code knows notebooks that were never saved.
+        if len(file) <= 1_024 and os.path.isfile(file):
+            return file
+    return UNSET
 
 
 def _existing(path: str) -> Path | None:

@@ -12,13 +12,10 @@ Three parties speak. A *listener* (browser, widget, program) holds a socket on `
 - A **query** goes from a listener to the hub, from there to one publisher that has made an
   `Offer`, and its replies travel back to the asker alone, under the query's ``id``.
 
-Every message is one JSON object in one text frame, told apart by its string ``type``. The first
-four shapes below (`FollowUpQuestions`, `Query`, `Response`, `Error`) are a contract with clients
-that exist: they may gain keys, they never lose or rename one. A receiver ignores keys that it
-does not know.
-
-The structs validate what they decode; sizes are bounded here because everything on the socket
-comes from outside.
+Every message is one JSON object in one text frame, told apart by its string ``type``. The first four shapes below
+(`FollowUpQuestions`, `Query`, `Response`, `Error`) are a contract with clients that exist: they may gain keys, they
+never lose or rename one. A receiver ignores keys that it does not know. The structs validate what they decode;
+sizes are bounded here because everything on the socket comes from outside.
 """
 
 from __future__ import annotations
@@ -81,6 +78,8 @@ class Origin(Struct, frozen=True, kw_only=True):
     kind: Literal["notebook", "papermill", "script", "cli"]
     name: Name
     run_id: Id
+    path: Name | UnsetType = UNSET
+    """The notebook's or script's file, absolute, as its own machine names it; absent where that is not known."""
 
 
 class Failure(Struct, frozen=True, kw_only=True):

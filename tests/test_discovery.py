@@ -11,9 +11,11 @@ from typing import Any
 
 import nbformat
 import pytest
+from msgspec import UNSET
 
 from ragkit.discovery import Server, find_notebook, find_origin, find_server, journal_dir
 from ragkit.errors import AmbiguousServerError, ServerNotFoundError
+from ragkit.events import Hello, encode
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -252,6 +254,61 @@ def test_a_script() -> None:
     assert find_origin(kind="cli", name="ragkit index", env={}).name == "ragkit index"
 
 
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """This process takes itself for that script."""
+    path = tmp_path / "batch.py"
+    path.touch()
+    monkeypatch.setattr(sys, "argv", [str(path)])
+    return path
+
+
+def test_a_script_says_which_file_it_is(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_origin(env={}).path == str(script)
+    (script.parent / "sub").mkdir()
+    monkeypatch.chdir(script.parent / "sub")
+    monkeypatch.setattr(sys, "argv", ["../batch.py"])
+    assert find_origin(env={}).path == str(script)
+    package = script.with_name("__main__.py")
+    package.touch()
+    monkeypatch.setattr(sys, "argv", [str(package)])  # python -m package
+    origin = find_origin(env={})
+    assert (origin.name, origin.path) == (script.parent.name, str(package))
+    assert find_notebook(env={}) is None, "a server is looked for in the working directory, not beside the script"
+
+
+def test_who_knows_better_has_no_file(script: Path) -> None:
+    assert find_origin(kind="script", name="batch.py", env={}).path == str(script)
+    assert find_origin(name="another", env={}).path is UNSET
+    assert find_origin(kind="cli", env={}).path is UNSET
+
+
+def test_a_file_that_cannot_be_told_is_left_out(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script.unlink()
+    assert find_origin(env={}).path is UNSET, "it is not there"
+    deep = script.parent / "/".join(["x" * 200] * 6)
+    deep.mkdir(parents=True)
+    (deep / "batch.py").touch()
+    monkeypatch.setattr(sys, "argv", [str(deep / "batch.py")])
+    assert find_origin(env={}).path is UNSET, "too long for the wire"
+    gone = script.parent / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    monkeypatch.setattr(sys, "argv", ["batch.py"])
+    assert find_origin(env={}).path is UNSET, "nobody knows where it was"
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are Unicode there")
+def test_a_name_that_is_not_utf_8_can_still_be_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.py")
+    Path(path).touch()
+    monkeypatch.setattr(sys, "argv", [path])
+    origin = find_origin(env={})
+    assert (origin.name, origin.path) == ("caf?.py", UNSET)
+    assert encode(Hello(publisher="p", origin=origin))
+
+
 def run_python(code: str, *arguments: str) -> str:
     return subprocess.run(
         [sys.executable, *arguments, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -285,7 +342,8 @@ CELL = """
 import json
 from ragkit.discovery import find_notebook, find_origin
 origin = find_origin()
-print(json.dumps([origin.kind, origin.name, origin.run_id, find_origin().run_id, str(find_notebook())]))
+path = origin.path or None
+print(json.dumps([origin.kind, origin.name, origin.run_id, find_origin().run_id, str(find_notebook()), path]))
 """
 
 
@@ -326,8 +384,8 @@ def test_papermill_from_a_terminal(notebook: Path, kernel_env: dict[str, str], m
     output = notebook.with_name("out.ipynb")
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", *more, str(notebook), str(output)]
     subprocess.run(command, env=kernel_env, cwd=notebook.parent, check=True, capture_output=True, timeout=120)
-    kind, name, run_id, again, path = printed(output)
-    assert (kind, name, path) == ("papermill", "nightly.ipynb", str(notebook))
+    kind, name, run_id, again, path, told = printed(output)
+    assert (kind, name, path, told) == ("papermill", "nightly.ipynb", str(notebook), str(notebook))
     assert run_id == again
 
 
@@ -341,7 +399,8 @@ def test_papermill_called_by_a_script(notebook: Path, kernel_env: dict[str, str]
     )
     command = [sys.executable, str(script)]
     subprocess.run(command, env=kernel_env, cwd=notebook.parent, check=True, capture_output=True, timeout=120)
-    assert printed(output)[:2] == ["papermill", "a notebook run by batch.py"]
+    kind, name, *_, path, told = printed(output)
+    assert (kind, name, path, told) == ("papermill", "a notebook run by batch.py", "None", None)
 
 
 def test_papermill_called_by_a_notebook(notebook: Path, kernel_env: dict[str, str]) -> None:
@@ -378,5 +437,5 @@ nbformat.write(note, "out.ipynb")
         capture_output=True,
         timeout=120,
     )
-    kind, name, _, _, path = printed(notebook.with_name("out.ipynb"))
-    assert (kind, name, path) == ("notebook", "nightly.ipynb", str(notebook))
+    kind, name, _, _, path, told = printed(notebook.with_name("out.ipynb"))
+    assert (kind, name, path, told) == ("notebook", "nightly.ipynb", str(notebook), str(notebook))
