@@ -62,7 +62,7 @@ class ErrorCode(enum.StrEnum):
     MESSAGE_TOO_BIG = "MESSAGE_TOO_BIG", "Over the limit; the connection is closed with code 1009."
     EMPTY_QUESTION = "EMPTY_QUESTION", "The question has no words."
     NOT_AUTHORIZED = "NOT_AUTHORIZED", "You may listen here, but not ask."
-    NO_ENGINE = "NO_ENGINE", "Nobody offers an engine, or not the one that `context.index` names."
+    NO_ENGINE = "NO_ENGINE", "Nobody offers an engine, or not the one that `context.engine` or `context.index` names."
     ENGINE_FAILED = "ENGINE_FAILED", "The engine raised an error (the message is its own) or could not be started."
     ENGINE_LOST = "ENGINE_LOST", "The engine's process went away in the middle of the answer."
     TIMEOUT = "TIMEOUT", "No answer within `query_timeout_seconds`, or no engine within `start_timeout_seconds`."
@@ -185,7 +185,7 @@ class QueryContent(Struct, frozen=True, kw_only=True):
 
     question: Text
     context: dict[str, Any] = {}
-    """Free for the client; ragkit reads ``index`` (which engine) and ``k`` (how many passages)."""
+    """Free for the client; ragkit reads ``engine`` (its id) or else ``index``, and ``k`` (how many passages)."""
 
 
 class Query(Struct, frozen=True, kw_only=True, tag_field="type", tag="query"):

@@ -224,9 +224,8 @@ class Engines:
         return 0.0
 
     def _route(self, query: _Query) -> bool:
-        wanted = query.content.context.get("index")
         for (publisher, engine_id), engine in reversed(self._offers.items()):
-            if wanted is None or _is_named(engine, wanted):
+            if _is_wanted(engine, query.content.context):
                 if query.timer is not None:
                     query.timer.cancel()
                 query.publisher = publisher
@@ -247,6 +246,14 @@ class Engines:
     def _await_child(self, query: _Query) -> None:
         wanted = query.content.context.get("index")
         child = self.child
+        if (engine_id := query.content.context.get("engine")) is not None:  # the child's would be another one
+            self._fail(
+                query,
+                ErrorCode.NO_ENGINE,
+                f"The engine {str(engine_id)[:200]!r} is no longer on offer. "
+                "Leave context.engine out to ask the newest.",
+            )
+            return
         if child is None or not child.index or not (wanted is None or _same_index(child.index, wanted)):
             self._fail(query, ErrorCode.NO_ENGINE, self._no_engine(wanted))
             return
@@ -330,8 +337,11 @@ class Engines:
             query.timer.cancel()
 
 
-def _is_named(engine: Engine, wanted: object) -> bool:
-    return engine.id == wanted or _same_index(engine.index, wanted)
+def _is_wanted(engine: Engine, context: dict[str, Any]) -> bool:
+    if (engine_id := context.get("engine")) is not None:
+        return bool(engine.id == engine_id)
+    wanted = context.get("index")
+    return wanted is None or engine.id == wanted or _same_index(engine.index, wanted)
 
 
 def _same_index(index: str, wanted: object) -> bool:

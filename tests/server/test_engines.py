@@ -72,8 +72,10 @@ class Room:
         id, _, index = engine.partition("=")
         return self.engines.offer(session, Offer(engine=Engine(id=id, index=index)))
 
-    def ask(self, id: str = "1", index: object = None, listener: ListenerSession | None = None) -> None:
-        context = {} if index is None else {"index": index}
+    def ask(
+        self, id: str = "1", index: object = None, listener: ListenerSession | None = None, **context: object
+    ) -> None:
+        context |= {} if index is None else {"index": index}
         self.engines.ask(listener or self.listener, id, QueryContent(question="Why?", context=context))
 
 
@@ -146,6 +148,28 @@ def test_an_unknown_index_is_no_engine_and_names_those_on_offer(room: Room, inde
     (reply,) = said(room.listener)
     assert reply["content"]["code"] == "NO_ENGINE"
     assert "'indexes/one'" in reply["content"]["message"]
+
+
+def test_one_engine_can_be_chosen_exactly_whatever_the_index(room: Room) -> None:
+    publisher = room.publisher("a=indexes/one", "b=indexes/one", "c=indexes/two")
+    room.ask("1", engine="a")
+    room.ask("2", index="two", engine="b")
+    room.ask("3", engine=None)
+    assert [m["engine_id"] for m in said(publisher)] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("engine", ["a", "handbook", "x" * 10_000, "", 7, False, ["c"]])
+def test_a_chosen_engine_that_is_gone_fails_at_once_and_no_other_answers(room: Room, engine: object) -> None:
+    room.engines.child = child = Child()
+    publisher = room.publisher("a=handbook", "c=handbook")
+    room.engines.withdraw(publisher, "a")
+    room.ask(index="handbook", engine=engine)
+    (reply,) = said(room.listener)
+    assert reply["content"]["code"] == "NO_ENGINE"
+    assert "no longer on offer" in reply["content"]["message"]
+    assert "context.engine" in reply["content"]["message"]
+    assert len(reply["content"]["message"]) < 400
+    assert (said(publisher), child.starts) == ([], 0)
 
 
 def test_an_engines_error_is_passed_on(room: Room) -> None:
