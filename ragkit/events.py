@@ -299,13 +299,15 @@ class Error(Struct, frozen=True, kw_only=True, tag_field="type", tag="error"):
 
 
 class Snapshot(Struct, frozen=True, kw_only=True, tag_field="type", tag="snapshot"):
-    """Everything that a late joiner needs, as of ``seq``: live tasks, engines, recent follow-ups."""
+    """Everything that a late joiner needs, as of ``seq``: live tasks, engines, recent follow-ups and results."""
 
     epoch: str
     seq: int
     tasks: list[IndexingProgress | ExperimentProgress]
     engines: list[Engine]
     follow_ups: list[FollowUpQuestions]
+    results: list[ExperimentResult] = []
+    """The newest of each experiment, oldest first; of large ones without the leaderboard."""
     id: Id | UnsetType = UNSET
 
 

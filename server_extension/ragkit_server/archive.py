@@ -50,8 +50,8 @@ CREATE TABLE events (
     seq INTEGER PRIMARY KEY,
     topic TEXT NOT NULL,
     publisher TEXT NOT NULL,
-    task TEXT,               -- of progress events
-    ended INTEGER NOT NULL,  -- whether that task has
+    task TEXT,               -- of progress events and results
+    ended INTEGER NOT NULL,  -- whether that task has, or it is a result: nothing supersedes it
     payload BLOB NOT NULL    -- the message as listeners get it
 );
 CREATE INDEX tasks ON events (publisher, task, seq) WHERE task IS NOT NULL;
@@ -190,10 +190,12 @@ class Archive:
             freed = self._delete(seq for (seq,) in old)
         self._bytes -= freed
         newest = "seq IN (SELECT seq FROM events WHERE seq <= ?1 AND {} ORDER BY seq DESC LIMIT {})".format
+        results = "SELECT max(seq) FROM events WHERE seq <= ?1 AND topic = 'experiment_result' GROUP BY publisher, task"
         told = (
             "seq <= ?1 AND task IS NOT NULL AND NOT ended",  # of those still there, what runs
-            newest("ended", SAID),
+            newest("ended AND topic != 'experiment_result'", SAID),
             newest("topic = 'follow_up_questions'", SAID),
+            newest(f"seq IN ({results})", SAID),
             newest("topic = 'engines'", 1),
         )
         before = self._records(f"WHERE {' OR '.join(told)} ORDER BY seq", log_after)

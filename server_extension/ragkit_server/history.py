@@ -36,7 +36,7 @@ from datetime import UTC, datetime
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from ragkit.events import TERMINAL, Broadcast, Gap, Origin, Snapshot, encode
+from ragkit.events import TERMINAL, Broadcast, ExperimentResult, Gap, Origin, Snapshot, encode
 from ragkit_server.archive import Batch, Record, Stored
 from ragkit_server.frames import text_frame
 from ragkit_server.publishers import Publishers
@@ -152,8 +152,10 @@ class History:
             seq=self._last + 1,
             topic=str(type(stamped).__struct_config__.tag),
             publisher=publisher,
-            task=task_name(stamped) if isinstance(stamped, Progress) else None,
-            ended=isinstance(stamped, Progress) and stamped.state in TERMINAL,
+            task=task_name(stamped) if isinstance(stamped, Progress | ExperimentResult) else None,
+            # Newer results supersede older ones in the snapshot only.
+            ended=isinstance(stamped, ExperimentResult)
+            or (isinstance(stamped, Progress) and stamped.state in TERMINAL),
             payload=encode(stamped),
         )
         self._last += 1  # now that nothing can go wrong any more
@@ -324,7 +326,7 @@ class History:
         return result
 
     def snapshot(self, *, id: str | UnsetType = UNSET) -> Snapshot:
-        """Return the state as of the newest event: live and just ended tasks, engines, follow-ups."""
+        """Return the state as of the newest event: live and just ended tasks, engines, follow-ups, results."""
         return self.state.snapshot(epoch=self.epoch, seq=self.seq, id=id)
 
     def gap(self) -> tuple[bytes, int]:

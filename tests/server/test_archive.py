@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ragkit.events import EnginesChanged, FollowUpQuestions, IndexingProgress
+from ragkit.events import EnginesChanged, ExperimentResult, FollowUpQuestions, IndexingProgress
 from ragkit_server import archive as module
 from ragkit_server.archive import Archive, ArchiveLockedError, Stored, open_archive
 from ragkit_server.history import History
@@ -47,6 +47,11 @@ def progress(history: History, task: str, state: str = "running", done: int = 0)
     history.append(IndexingProgress(task_id=task, index="i", state=state, documents_done=done), publisher="p")
 
 
+def result(history: History, task: str, n: int) -> None:
+    event = ExperimentResult(task_id=task, experiment="e", row={"n": n}, leaderboard=[{"n": n}])
+    history.append(event, publisher="p")
+
+
 @pytest.mark.parametrize("end", [Archive.close, killed])
 def test_a_history_goes_on_in_its_epoch(tmp_path: Path, end: Any) -> None:
     archive, stored = opened(tmp_path)
@@ -55,10 +60,11 @@ def test_a_history_goes_on_in_its_epoch(tmp_path: Path, end: Any) -> None:
     progress(history, "t", done=1)
     progress(history, "t", done=2)
     history.append(EnginesChanged(engines=[]))
+    result(history, "e", 1)
     assert history.publishers.is_new("p", 7)
     assert history.seq == 0, "nothing is seen before it is safe"
     commit(history, archive)
-    assert history.seq == 5
+    assert history.seq == 6
     before = history.snapshot()
     frames = history.run(0)
     end(archive)
@@ -71,7 +77,27 @@ def test_a_history_goes_on_in_its_epoch(tmp_path: Path, end: Any) -> None:
     assert again.publishers.last("p") == 7
     say(again, "three")
     commit(again, archive)
-    assert again.seq == 6
+    assert again.seq == 7
+    archive.close()
+
+
+def test_what_was_said_before_the_log_begins_is_found_again(tmp_path: Path) -> None:
+    archive, stored = opened(tmp_path)
+    history = History(stored=stored, max_events=5)
+    for n in range(25):
+        result(history, f"e{n}", n)
+        progress(history, f"t{n}", "done")
+    for n in range(40):
+        result(history, "long", n)  # of all these the newest counts, and the others of their time stay
+    say(history, *map(str, range(30)))
+    result(history, "e20", 99)
+    commit(history, archive)
+    before = history.snapshot()
+    assert [r.task_id for r in before.results] == [*(f"e{n}" for n in range(6, 25) if n != 20), "long", "e20"]
+    killed(archive)
+    archive, stored = opened(tmp_path, log_events=5)
+    assert History(stored=stored, max_events=5).snapshot() == before
+    assert len(replay(archive, 0, history.seq)) == history.seq, "and none is forgotten"
     archive.close()
 
 

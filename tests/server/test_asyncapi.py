@@ -154,7 +154,7 @@ def test_an_example_is_valid_and_a_spoiled_one_is_not(example: Example) -> None:
     message = json.loads(example.text)
     check = validator(message)
     assert [problem.message for problem in check.iter_errors(message)] == []
-    for place in (message, message.get("content", {}), message.get("event", {})):
+    for place in (message, message.get("content", {}), message.get("event", {}), *message.get("results", ())):
         for name in FREE:
             if isinstance(place, dict) and name in place:
                 place[name] = type(place[name])()

@@ -22,7 +22,7 @@ from ragkit.events import (
 from ragkit_server.frames import payloads, text_frame
 from ragkit_server.history import History
 from ragkit_server.publishers import Numbers
-from ragkit_server.snapshot import SNAPSHOT_FAILURES
+from ragkit_server.snapshot import SNAPSHOT_FAILURES, SNAPSHOT_RESULT_BYTES
 
 ORIGIN = Origin(kind="papermill", name="batch.ipynb", run_id="r1")
 
@@ -175,6 +175,39 @@ def test_large_events_are_remembered_in_short() -> None:
         history.append(follow_ups("x" * 100_000))
     assert len(history.gap()[0]) < 100_000
     assert len(history.snapshot().tasks) == 20
+
+
+def result(task: str = "e", n: int = 0, publisher: str = "p", **fields: object) -> dict[str, object]:
+    event = ExperimentResult(task_id=task, experiment="e", row={"n": n}, **fields)
+    return {"event": event, "publisher": publisher}
+
+
+def test_snapshot_holds_the_newest_result_of_each_experiment_oldest_first() -> None:
+    history = History()
+    board = [{"system": "BM25"}]
+    for said in (result("a", 1), result("b", 2), result("a", 3, "q"), result("a", 4, leaderboard=board)):
+        history.append(**said)
+    assert [(r.task_id, r.row["n"]) for r in history.snapshot().results] == [("b", 2), ("a", 3), ("a", 4)]
+    assert history.snapshot().results[-1].leaderboard == board
+    (gap,) = payloads(history.gap()[0])
+    assert decode_listener_message(gap).snapshot.results == history.snapshot().results
+    for n in range(30):
+        history.append(**result(f"t{n}", n))
+    assert [r.row["n"] for r in history.snapshot().results] == list(range(10, 30))
+    assert [m["type"] for m in replay(history, 0)] == ["experiment_result"] * 34, "none is left out of the log"
+
+
+def test_a_large_result_is_remembered_without_its_leaderboard_or_not_at_all() -> None:
+    history = History()
+    board = [{"system": "x" * 1_000}] * 100
+    history.append(**result("a", 1, leaderboard=board[:60]))
+    history.append(**result("b", 2, leaderboard=board))
+    a, b = history.snapshot().results
+    assert (a.row, len(a.leaderboard)) == ({"n": 1}, 60)
+    assert (b.row, b.leaderboard) == ({"n": 2}, [])
+    large = ExperimentResult(task_id="a", experiment="e", row={"notes": "x" * SNAPSHOT_RESULT_BYTES})
+    history.append(large, publisher="p")
+    assert [r.task_id for r in history.snapshot().results] == ["b"], "an older one would pass for the newest"
 
 
 def test_snapshots_stay_bounded() -> None:
