@@ -28,7 +28,7 @@ from ragkit_server.history import History
 from ragkit_server.hub import WebSocketManager
 from ragkit_server.journal import Journals
 from ragkit_server.metrics import Exporter
-from ragkit_server.pages import AsyncAPIPage, StatusPage
+from ragkit_server.pages import AsyncAPIPage, SocketModule, StatusPage
 from ragkit_server.worker import Worker
 
 __all__ = ["RagkitApp", "main"]
@@ -184,15 +184,20 @@ class RagkitApp(ExtensionApp):
         return archive, stored
 
     def initialize_handlers(self) -> None:
-        """Add the sockets; the base URL is put before them."""
+        """Add the sockets and pages (the base URL is put before them), and tell Jupyter's pages where its files are."""
         self.handlers.extend(
             [
                 (r"/api/v1/ws", ListenerSocket, {"ragkit": self}),
                 (r"/api/v1/engine", EngineSocket, {"ragkit": self}),
                 (r"/api/v1/status", StatusPage, {"ragkit": self}),
                 (r"/api/v1/asyncapi.json", AsyncAPIPage),
+                (r"/api/v1/socket\.js", SocketModule),
             ]
         )
+        # JupyterLab and Notebook put this into their pages; their own `serverRoot` may begin with "~", and then no
+        # `origin.path` does.
+        pages = self._server.web_app.settings.setdefault("page_config_data", {})
+        pages["ragkitRoot"] = os.path.abspath(self._server.root_dir)
 
     def _child_environment(self) -> Mapping[str, str]:
         token = self._server.identity_provider.token or os.environ.get("JUPYTERHUB_API_TOKEN", "")

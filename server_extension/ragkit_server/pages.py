@@ -1,12 +1,13 @@
-"""What can be read with a plain HTTP GET, by whoever may listen."""
+"""What can be read with a plain HTTP GET: by whoever may listen, and the client's code by everybody."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-from jupyter_server.auth.decorator import authorized
-from jupyter_server.base.handlers import APIHandler
+from jupyter_server.auth.decorator import allow_unauthenticated, authorized
+from jupyter_server.base.handlers import APIHandler, JupyterHandler
 from tornado import web
 
 import ragkit
@@ -17,7 +18,9 @@ from ragkit_server.metrics import gauges
 if TYPE_CHECKING:
     from ragkit_server.app import RagkitApp
 
-__all__ = ["AsyncAPIPage", "StatusPage"]
+__all__ = ["AsyncAPIPage", "SocketModule", "StatusPage"]
+
+SOCKET_MODULE = Path(__file__).parent / "static" / "socket.js"
 
 
 class AsyncAPIPage(APIHandler):
@@ -61,3 +64,25 @@ class StatusPage(APIHandler):
                 }
             )
         )
+
+
+class SocketModule(JupyterHandler):  # an APIHandler refuses other origins
+    """``/api/v1/socket.js``: the client as an ES module, for pages of any web application to import."""
+
+    # It is public code, the same for everybody, and `import` can neither send a token nor, from another origin, a
+    # cookie. What it connects to asks who is there.
+    @allow_unauthenticated
+    def get(self) -> None:
+        """Answer with the module."""
+        self.set_header("Access-Control-Allow-Origin", "*")
+        self.set_header("Cross-Origin-Resource-Policy", "cross-origin")
+        self.set_header("Cache-Control", "no-cache")  # kept, but asked for again, with the ETag that Tornado makes
+        try:
+            code = SOCKET_MODULE.read_bytes()
+        except FileNotFoundError:
+            self.set_status(404)
+            self.set_header("Content-Type", "text/plain")
+            self.finish("The front end of ragkit was not built. In a checkout of ragkit run: make frontend\n")
+            return
+        self.set_header("Content-Type", "text/javascript")
+        self.finish(code)

@@ -1,14 +1,20 @@
-"""What can be looked at: the status, and the metrics on the Jupyter server's own page."""
+"""What can be looked at: the status, the metrics on the Jupyter server's own page, the client's code."""
 
 from __future__ import annotations
 
+import html
 import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.server.live_server import TOKEN, Server, StartServer, receive, receive_type, say
+from tests.server.live_server import ROOT, TOKEN, Server, StartServer, receive, receive_type, say
 
 pytestmark = pytest.mark.anyio
 
@@ -73,3 +79,63 @@ async def test_the_status_and_the_metrics_say_what_happened(start: StartServer) 
 async def test_the_status_is_for_who_may_listen(server: Server) -> None:
     assert (await get(server, "api/v1/status", token=None))[0] == 403
     assert (await get(server, "api/v1/status", token="wrong"))[0] == 403
+
+
+async def test_pages_of_the_server_know_where_its_files_are(start: StartServer, tmp_path: Path) -> None:
+    server = start(app="lab", base_url="/user/x/")
+    status, page = await get(server, f"lab?token={TOKEN}")
+    assert status == 200
+    (config,) = re.findall(r'<script id="jupyter-config-data" type="application/json">\s*(.+?)\s*</script>', page)
+    assert json.loads(html.unescape(config))["ragkitRoot"] == str(tmp_path / "root")
+
+
+async def fetch(server: Server, path: str, method: str = "GET", **headers: str) -> tuple[int, Any, bytes]:
+    """A request as a page of another origin makes it: no token, no cookie."""
+    headers = {"Origin": "http://localhost:5173"} | headers
+    async with (
+        aiohttp.ClientSession() as session,
+        session.request(
+            method, server.url(path).replace("ws", "http", 1), headers=headers, allow_redirects=False
+        ) as response,
+    ):
+        return response.status, response.headers, await response.read()
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """The extension without its built files, to be put before the other on the path."""
+    package = tmp_path / "package" / "ragkit_server"
+    ignore = shutil.ignore_patterns("static", "labextension", "__pycache__")
+    shutil.copytree(ROOT / "server_extension" / "ragkit_server", package, ignore=ignore)
+    return package
+
+
+@pytest.mark.parametrize("options", [[], ["--ServerApp.allow_unauthenticated_access=False"]])
+async def test_the_client_can_be_imported_from_anywhere(start: StartServer, package: Path, options: list[str]) -> None:
+    server = start(*options, base_url="/user/x/", PYTHONPATH=os.pathsep.join([str(package.parent), str(ROOT)]))
+    status, headers, text = await fetch(server, "api/v1/socket.js")
+    assert (status, headers["Content-Type"]) == (404, "text/plain")
+    assert b"make frontend" in text
+
+    (package / "static").mkdir()
+    code = 'export const text = "déjà";\n'.encode()
+    (package / "static" / "socket.js").write_bytes(code)
+    (package / "static" / "other.js").write_bytes(code)
+    status, headers, text = await fetch(server, "api/v1/socket.js")
+    assert (status, text) == (200, code)
+    expected = {
+        "Content-Type": "text/javascript", "Access-Control-Allow-Origin": "*",
+        "Cross-Origin-Resource-Policy": "cross-origin", "Cache-Control": "no-cache",
+    }  # fmt: skip
+    assert {name: headers[name] for name in expected} == expected
+    status, _, text = await fetch(server, "api/v1/socket.js", **{"If-None-Match": headers["ETag"]})
+    assert (status, text) == (304, b"")
+
+    (package / "static" / "socket.js").write_bytes(code * 2)  # built again
+    assert (await fetch(server, "api/v1/socket.js", **{"If-None-Match": headers["ETag"]}))[2] == code * 2
+
+    known = {"Authorization": f"token {TOKEN}"}
+    for path in ("api/v1/other.js", "api/v1/socketxjs", "api/v1/static/socket.js", "static/ragkit/socket.js"):
+        assert (await fetch(server, path, **known))[0] == 404, path
+    assert (await fetch(server, "api/v1/socket.js", "POST", **known))[0] == 405
+    assert "Traceback" not in server.log()
