@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 PORT   ?= 8000
 MODELS := $(VENV)/share/test-models
 SPEC   := $(VENV)/share/asyncapi/3.0.0.json
+PANEL  := $(wildcard server_extension/ragkit_server/labextension/package.json)
 
 # Jupyter refuses to run as root unless told that it is meant.
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
@@ -63,8 +64,8 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
-# One stamp an extra: a second run has nothing to install and starts at once.
-$(VENV)/.lab $(VENV)/.test $(VENV)/.dev $(VENV)/.bench: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
+# One stamp an extra: a second run has nothing to install and starts at once. The panel is copied when it is installed.
+$(VENV)/.lab $(VENV)/.test $(VENV)/.dev $(VENV)/.bench: $(VENV)/.%: pyproject.toml constraints.txt $(PANEL) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$*]'
 	@touch $@
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from jupyterlab_server.translation_utils import get_installed_packages_locale
 from websockets.exceptions import ConnectionClosed
 
 from tests.server.live_server import ROOT, TOKEN, StartServer, receive, receive_type, say, within
@@ -58,6 +59,13 @@ def test_the_extension_is_light() -> None:
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=True
     ).stdout
     assert output.strip() == "[]"
+
+
+def test_its_french_is_found_and_takes_nobodys_language_away() -> None:
+    """JupyterLab gives up every language if one package names a folder that is not there."""
+    found, trouble = get_installed_packages_locale("fr_FR")
+    assert trouble == ""
+    assert "ragkit" in found
 
 
 async def test_the_child_starts_on_the_first_query_answers_dies_and_comes_back(start: StartServer) -> None:

@@ -1,0 +1,37 @@
+"""Ships the JupyterLab panel, and builds the front end first where it is not there.
+
+Built files are committed, so that nobody needs Node.js to install ragkit.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+PANEL = "server_extension/ragkit_server/labextension"
+BUILT = (f"{PANEL}/package.json", "ragkit/static/widget.js")
+
+
+class FrontEndHook(BuildHookInterface):
+    """Hatch calls it for wheels, and for editable installs."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Add the panel to the files that are installed outside the packages."""
+        root = Path(self.root)
+        if not all((root / path).is_file() for path in BUILT):
+            npm = shutil.which("npm")
+            if npm and (root / "frontend").is_dir():
+                for command in (["ci"], ["run", "build"]):
+                    subprocess.run([npm, *command], cwd=root / "frontend", check=True)
+            else:
+                self.app.display_warning(
+                    "ragkit comes without its JupyterLab panel: it is not built, and npm is not here."
+                )
+        if (root / PANEL).is_dir():  # hatch fails where a path of shared-data leads nowhere
+            there = "share/jupyter/labextensions/ragkit-lab"
+            install = "server_extension/jupyter-config/install.json"
+            build_data["shared_data"] |= {PANEL: there, install: f"{there}/install.json"}
