@@ -49,7 +49,7 @@ from msgspec import UNSET, UnsetType
 from ragkit.errors import AmbiguousServerError, ServerNotFoundError
 from ragkit.events import Origin
 
-__all__ = ["Server", "find_notebook", "find_origin", "find_server", "journal_dir"]
+__all__ = ["Server", "find_notebook", "find_origin", "find_server", "is_run_without_browser", "journal_dir"]
 
 _WILDCARDS = {"", "0.0.0.0", "::", "*"}
 Kind = Literal["notebook", "papermill", "script", "cli"]
@@ -328,6 +328,13 @@ def find_notebook(*, env: Mapping[str, str] = os.environ) -> Path | None:
     """The path of the notebook that this process runs, or None where that cannot be known."""
     kind, _, path = _identify(env)
     return path if kind != "script" else None
+
+
+def is_run_without_browser(*, env: Mapping[str, str] = os.environ) -> bool:
+    """Whether this kernel belongs to a batch run, so that what is shown is saved and seen by nobody meanwhile."""
+    executors = {"nbconvert", "jupyter-nbconvert", "jupyter-execute", "jupyter-run"}
+    starter = next(_ancestors(), (0, []))[1][:4]
+    return _identify(env)[0] == "papermill" or any(Path(word).stem in executors for word in starter)
 
 
 @functools.cache

@@ -147,7 +147,7 @@ class RAGEngine:
                     tell(Progress(state="failed", message=str(error), documents_total=0, chunks_total=0))
                 raise
         if self._serving is not None:
-            self._serving.update(self._describe())
+            self._serving.update(self.describe())
         return report
 
     async def aindex(self, path: str | Path, *, rebuild: bool = False) -> IndexReport:
@@ -264,10 +264,11 @@ class RAGEngine:
         Returns:
             A handle: ``.stop()`` it, use it in a ``with`` statement, or forget it; it ends with the process.
         """
-        self._serving = self.publisher.serve(self._describe(), self._answer_query)
+        self._serving = self.publisher.serve(self.describe(), self.answer_query)
         return self._serving
 
-    def _describe(self) -> events.Engine:
+    def describe(self) -> events.Engine:
+        """Return what listeners see of this engine."""
         # One engine an index and process: serving the same index again replaces the engine that did before.
         place = hashlib.blake2b(str(self.corpus.path.resolve()).encode(), digest_size=6).hexdigest()
         return events.Engine(
@@ -279,7 +280,8 @@ class RAGEngine:
             origin=self.publisher.origin,
         )
 
-    def _answer_query(self, content: events.QueryContent, reply: Reply) -> None:
+    def answer_query(self, content: events.QueryContent, reply: Reply) -> None:
+        """Answer a query of the protocol through its reply; raises what `ask` does, for the reply's sender to tell."""
         k = content.context.get("k")
         try:
             answer = self._ask(

@@ -29,7 +29,7 @@ import datetime
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -145,10 +145,19 @@ class Outbox:
         origin: Stamped on every event that has none.
         max_events: How many may wait in memory; `is_full` then.
         window: How many may be sent without an acknowledgement.
+        watchers: Called with each event that is added, with its time and origin.
     """
 
-    def __init__(self, origin: Origin, *, max_events: int = 10_000, window: int = 512) -> None:
+    def __init__(
+        self,
+        origin: Origin,
+        *,
+        max_events: int = 10_000,
+        window: int = 512,
+        watchers: Iterable[Callable[[Broadcast], object]] = (),
+    ) -> None:
         self.origin = origin
+        self._watchers = watchers
         self.added = 0
         self.acknowledged = self.journalled = self.coalesced = self.dropped = self.rejected = 0
         self.journal: Journal | None = None
@@ -171,6 +180,11 @@ class Outbox:
         if len(self._waiting) > self._compact_at:
             self.compact()
             self._compact_at = min(max(2 * len(self._waiting), self._coalesce_above), self._max_events)
+        for tell in self._watchers:
+            try:
+                tell(self._stamped(published, event))
+            except Exception as problem:  # a view of theirs must not keep the event from the hub
+                _log.warning("A watcher of the publisher failed: %s: %s", type(problem).__name__, problem)
 
     def compact(self) -> None:
         """Leave out waiting progress that newer waiting progress of the same task replaces."""
@@ -235,13 +249,16 @@ class Outbox:
                 _log.error("Not published, because it is no valid message: %s (%.200r)", problem, event)
         return numbered
 
-    def _encode(self, n: int, published: float, event: Broadcast) -> bytes:
+    def _stamped(self, published: float, event: Broadcast) -> Broadcast:
         changes: dict[str, object] = {}
         if event.time is msgspec.UNSET:
             changes["time"] = _rfc3339(published)
         if event.origin is msgspec.UNSET:
             changes["origin"] = self.origin
-        frame = encode(Publish(n=n, event=msgspec.structs.replace(event, **changes)))
+        return msgspec.structs.replace(event, **changes)
+
+    def _encode(self, n: int, published: float, event: Broadcast) -> bytes:
+        frame = encode(Publish(n=n, event=self._stamped(published, event)))
         if len(frame) > MAX_MESSAGE_BYTES:
             raise ValueError(f"it has {len(frame)} bytes, and {MAX_MESSAGE_BYTES} is the most")
         decode_engine_message(frame)

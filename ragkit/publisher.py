@@ -56,6 +56,10 @@ class Publisher:
         max_queue: Events that may wait in memory before they go to the journal.
         journal_folder: Where that is; `ragkit.discovery.journal_dir` by default.
         exit_timeout_seconds: How long the end of the process may be held up to send what is left.
+
+    Attributes:
+        watchers: Called with each event of this process, in the publisher's thread; add to it and remove from it.
+            They are to be quick: nothing is sent meanwhile.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class Publisher:
         self._given_origin = origin
         self._max_queue = max_queue
         self._journal_folder = journal_folder
+        self.watchers: list[Callable[[Broadcast], object]] = []
         self._begin()
         _live.add(self)
         _register()
@@ -203,7 +208,7 @@ class Publisher:
         async def work() -> None:
             self._link = Link(
                 self._mailbox,
-                Outbox(self.origin, max_events=self._max_queue),
+                Outbox(self.origin, max_events=self._max_queue, watchers=self.watchers),
                 Hello(publisher=self.id, origin=self.origin),
                 find=lambda: self._server or find_server(),
                 journal_dir=lambda: self._journal_folder or journal_dir(),

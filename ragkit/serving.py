@@ -216,15 +216,27 @@ def _run(serving: Serving | None, content: QueryContent, reply: Reply) -> None:
     if serving is None:
         reply.fail(ErrorCode.NO_ENGINE, "This engine is no longer on offer. Ask again without naming it.")
         return
+    answer(serving.answer, content, reply, index=serving.engine.index)
+
+
+def answer(work: AnswerQuery, content: QueryContent, reply: Reply, *, index: str) -> None:
+    """Answer one query; whatever ``work`` does or raises, the asker hears of it.
+
+    Args:
+        work: Answers.
+        content: The question.
+        reply: Where to.
+        index: Named in the log if ``work`` fails.
+    """
     try:
-        serving.answer(content, reply)
+        work(content, reply)
     except CancelledError as error:
         reply.fail(ErrorCode.CANCELLED, str(error) or "Stopped, as you asked.")
     except RagkitError as error:
         reply.fail(ErrorCode.ENGINE_FAILED, str(error))
     except BaseException as error:
         # The asker needs the message, the engine's author the traceback.
-        _log.exception("The engine for '%s' failed", serving.engine.index)
+        _log.exception("The engine for '%s' failed", index)
         reply.fail(ErrorCode.ENGINE_FAILED, f"{type(error).__name__}: {error}")
     else:
         # Counts only if the engine has said nothing.

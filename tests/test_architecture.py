@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
     "errors", "terminal", "documents", "markup", "loaders", "analysis", "chunking", "embedding", "store", "records",
     "update", "index", "retrieval", "quotes", "chat", "llm", "answer", "follow_ups", "events", "discovery", "journal",
-    "outbox", "handshake", "serving", "link", "publisher", "progress", "engine", "folders", "watch", "doctor", "cli",
+    "outbox", "handshake", "serving", "link", "publisher", "progress", "engine", "folders", "watch", "doctor",
+    "widgets", "cli",
 ]  # fmt: skip
 SERVER_MAY_IMPORT = {"events", "errors", "discovery", "terminal"}
 HEAVY = {"torch", "chromadb", "sentence_transformers", "transformers", "pandas", "openai", "numpy"}

@@ -1,0 +1,327 @@
+/** The ask view: choose an engine, ask, read the answer as it comes, go on with a follow-up question. */
+
+import type { Activity } from './activity.js';
+import { Announcer, arrange, h, say, set } from './dom.js';
+import type { Host } from './live.js';
+import type { Engine, ListenerMessage, ResponseContent } from './messages.js';
+import { showAnswer, showChips } from './passages.js';
+import { type AskError, type AskOptions, newId } from './socket.js';
+
+const MAX_EXCHANGES = 30;
+const MAX_STORED = 1_000_000; // characters
+
+/** A question and what became of it. */
+interface Exchange {
+  readonly id: string;
+  readonly question: string;
+  readonly context: Record<string, unknown>;
+  answer?: ResponseContent;
+  error?: { code: string; message: string };
+  followUps: string[];
+}
+
+export interface Channel {
+  ask(question: string, options: AskOptions): Promise<ResponseContent>;
+}
+
+export interface AskEvents {
+  /** An answer has come. */
+  answered?: (question: string, answer: ResponseContent) => void;
+  /** A suggested question was clicked. */
+  chosen?: (question: string) => void;
+}
+
+export class AskView {
+  readonly element: HTMLElement;
+  private readonly announcer = new Announcer(0);
+  private readonly log = h('div', { class: 'rk-log', role: 'log', 'aria-live': 'off', tabindex: 0 });
+  private readonly suggested = h('div', { class: 'rk-suggested' });
+  private readonly engine = h('select', { class: 'rk-select' });
+  private readonly question = h('textarea', { rows: 2, class: 'rk-question' });
+  private readonly button: HTMLButtonElement;
+  private readonly clear: HTMLButtonElement;
+  private readonly none = h('p', { class: 'rk-empty' });
+  private exchanges: Exchange[];
+  private readonly shown = new Map<string, ExchangeElement>();
+  private stop: AbortController | null = null;
+  private engines: Engine[] | null = null;
+  private suggestedId: unknown = null;
+
+  constructor(
+    private readonly activity: Activity,
+    private readonly host: Host,
+    private readonly channel: Channel,
+    private readonly events: AskEvents = {},
+  ) {
+    const { words } = host;
+    this.exchanges = this.restore();
+    this.button = h('button', { type: 'submit', class: 'rk-button rk-primary' }, words.__('Ask'));
+    this.clear = h(
+      'button',
+      { type: 'button', class: 'rk-button', title: words.__('Forget the questions above'), click: () => this.forget() },
+      words.__('Clear'),
+    );
+    set(this.question, 'placeholder', words.__('Ask your documents…'));
+    set(this.question, 'aria-label', words.__('Question'));
+    set(this.engine, 'aria-label', words.__('Engine'));
+    set(this.log, 'aria-label', words.__('Questions and answers'));
+    this.question.addEventListener('keydown', (event) => {
+      if (event.key === 'Enter' && !event.shiftKey && !event.isComposing) {
+        event.preventDefault();
+        this.submit();
+      }
+    });
+    const form = h(
+      'form',
+      {
+        class: 'rk-form',
+        submit: (event: Event) => {
+          event.preventDefault();
+          this.stop ? this.stop.abort() : this.submit();
+        },
+      },
+      this.question,
+      h('div', { class: 'rk-line' }, this.engine, this.clear, this.button),
+    );
+    this.element = h(
+      'div',
+      { class: 'rk-view rk-ask' },
+      this.announcer.element,
+      this.none,
+      this.log,
+      this.suggested,
+      form,
+    );
+    this.showExchanges();
+  }
+
+  /** Put the cursor where one asks. */
+  focus(): void {
+    this.question.focus();
+  }
+
+  /** Take from a message what belongs to our questions. */
+  apply(message: ListenerMessage): void {
+    if (message.type !== 'follow_up_questions') {
+      return;
+    }
+    const exchange = this.exchanges.find(({ id }) => id === message.request_id);
+    if (exchange) {
+      exchange.followUps = message.questions;
+      this.store();
+      this.showExchanges();
+    }
+  }
+
+  render(): boolean {
+    const { words } = this.host;
+    this.showEngines();
+    const nobody = this.activity.known && this.activity.engines.length === 0 && this.exchanges.length === 0;
+    say(this.none, nobody ? words.__('No engine is on offer. Run engine.serve() in a notebook, then ask here.') : '');
+    const others = this.activity.followUps.findLast((event) => !this.exchanges.some(({ id }) => id === event.request_id));
+    if (others !== this.suggestedId) {
+      this.suggestedId = others;
+      this.suggested.replaceChildren();
+      if (others) {
+        const name = others.origin?.name ?? '';
+        this.suggested.append(
+          h('div', { class: 'rk-quiet' }, name ? words.__('Suggested by %1', name) : words.__('You might ask')),
+          showChips(others.questions.slice(0, 5), (question) => this.choose(question, others.index)),
+        );
+      }
+    }
+    this.suggested.hidden = !others;
+    return true;
+  }
+
+  // ------------------------------------------------------------------------------------ asking
+
+  private choose(question: string, index: string | undefined): void {
+    this.events.chosen?.(question);
+    void this.ask(question, this.engine.value === '' && index ? { index } : this.context());
+  }
+
+  private context(): Record<string, unknown> {
+    return this.engine.value ? { engine: this.engine.value } : {};
+  }
+
+  private submit(): void {
+    const question = this.question.value.trim();
+    if (question && !this.stop) {
+      this.question.value = '';
+      void this.ask(question, this.context());
+    }
+  }
+
+  private async ask(question: string, context: Record<string, unknown>): Promise<void> {
+    if (this.stop) {
+      return; // one at a time: the button says Stop
+    }
+    const { words } = this.host;
+    const exchange: Exchange = { id: newId(), question, context, followUps: [] };
+    this.exchanges = [...this.exchanges, exchange].slice(-MAX_EXCHANGES);
+    this.stop = new AbortController();
+    this.button.textContent = words.__('Stop');
+    this.showExchanges();
+    const element = this.shown.get(exchange.id)!;
+    element.element.scrollIntoView({ block: 'end' });
+    this.announcer.say(words.__('Asked. The answer is coming.'));
+    try {
+      const { signal } = this.stop;
+      const onDelta = (piece: string): void => this.following(() => element.add(piece));
+      exchange.answer = await this.channel.ask(question, { context, id: exchange.id, signal, onDelta });
+      this.events.answered?.(question, exchange.answer);
+      this.announcer.say(words.__('Answer: %1', exchange.answer.answer.slice(0, 500)));
+    } catch (error) {
+      const { code, message } = error as AskError;
+      exchange.error = { code: String(code), message: String(message) };
+      this.announcer.say(exchange.error.message);
+    } finally {
+      this.stop = null;
+      this.button.textContent = words.__('Ask');
+    }
+    this.store();
+    this.following(() => this.showExchanges());
+  }
+
+  // ----------------------------------------------------------------------------------- showing
+
+  /** Change the log, and stay at its end if that is where the reader was. */
+  private following(change: () => void): void {
+    const { log } = this;
+    const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+    change();
+    if (atEnd) {
+      log.scrollTop = log.scrollHeight;
+    }
+  }
+
+  private showExchanges(): void {
+    for (const exchange of this.exchanges) {
+      const element = this.shown.get(exchange.id) ?? new ExchangeElement(exchange, this.host);
+      this.shown.set(exchange.id, element);
+      element.show((question) => {
+        this.events.chosen?.(question);
+        void this.ask(question, exchange.context);
+      });
+    }
+    for (const id of [...this.shown.keys()].filter((id) => !this.exchanges.some((exchange) => exchange.id === id))) {
+      this.shown.delete(id);
+    }
+    arrange(
+      this.log,
+      this.exchanges.map(({ id }) => this.shown.get(id)!.element),
+    );
+    this.log.hidden = this.exchanges.length === 0;
+    this.clear.hidden = this.exchanges.length === 0;
+  }
+
+  private showEngines(): void {
+    const { engines } = this.activity;
+    if (engines === this.engines) {
+      return;
+    }
+    this.engines = engines;
+    const { words } = this.host;
+    const chosen = this.engine.value;
+    const option = (value: string, text: string): HTMLOptionElement => h('option', { value }, text);
+    this.engine.replaceChildren(
+      option('', words.__('Newest engine')),
+      ...engines.map((engine) => option(engine.id, nameOf(engine))),
+    );
+    this.engine.value = engines.some(({ id }) => id === chosen) ? chosen : '';
+    set(this.engine, 'title', this.engine.selectedOptions[0]?.textContent ?? '');
+  }
+
+  // ----------------------------------------------------------------------------------- keeping
+
+  private forget(): void {
+    this.exchanges = this.stop ? this.exchanges.slice(-1) : [];
+    this.store();
+    this.showExchanges();
+    this.host.refresh();
+  }
+
+  private store(): void {
+    let kept = this.exchanges.filter(({ answer, error }) => answer || error);
+    let text = JSON.stringify(kept);
+    while (text.length > MAX_STORED && kept.length > 1) {
+      kept = kept.slice(1);
+      text = JSON.stringify(kept);
+    }
+    try {
+      localStorage.setItem(this.host.storageKey, text);
+    } catch {
+      // No room, or a page that may store nothing: they are kept until it is closed.
+    }
+  }
+
+  private restore(): Exchange[] {
+    try {
+      const stored: unknown = JSON.parse(localStorage.getItem(this.host.storageKey) ?? '[]');
+      return Array.isArray(stored) ? stored.filter(isExchange).slice(-MAX_EXCHANGES) : [];
+    } catch {
+      return [];
+    }
+  }
+}
+
+/** Another version may have stored something else. */
+function isExchange(value: Partial<Exchange> | null): value is Exchange {
+  return (
+    typeof value?.id === 'string' &&
+    typeof value.question === 'string' &&
+    Array.isArray(value.followUps) &&
+    (value.answer === undefined || (typeof value.answer.answer === 'string' && Array.isArray(value.answer.sources)))
+  );
+}
+
+function nameOf(engine: Engine): string {
+  const from = engine.origin?.name ? ` (${engine.origin.name})` : '';
+  return `${engine.index} · ${engine.llm}${from}`;
+}
+
+class ExchangeElement {
+  readonly element: HTMLElement;
+  private readonly preview = h('div', { class: 'rk-text', 'aria-busy': 'true' });
+  private readonly waiting: HTMLElement;
+  private readonly rest = h('div');
+  private state = '';
+
+  constructor(
+    private readonly exchange: Exchange,
+    private readonly host: Host,
+  ) {
+    this.waiting = h('div', { class: 'rk-quiet rk-waiting' }, host.words.__('Looking for passages…'));
+    const question = h('div', { class: 'rk-asked' }, exchange.question);
+    this.element = h('article', { class: 'rk-exchange' }, question, this.waiting, this.preview, this.rest);
+  }
+
+  /** A piece of the answer. */
+  add(piece: string): void {
+    this.waiting.hidden = true;
+    this.preview.append(piece);
+  }
+
+  show(ask: (question: string) => void): void {
+    const { answer, error, followUps } = this.exchange;
+    const state = `${answer ? 'answer' : error ? 'error' : ''} ${followUps.join('\n')}`;
+    if (state === this.state || (!answer && !error)) {
+      return;
+    }
+    this.state = state;
+    this.waiting.hidden = this.preview.hidden = true;
+    if (error) {
+      const code = h('span', { class: 'rk-quiet' }, error.code);
+      this.rest.replaceChildren(h('div', { class: 'rk-error' }, error.message, ' ', code));
+    } else if (answer) {
+      if (!this.rest.querySelector('.rk-answer')) {
+        this.rest.replaceChildren(showAnswer(answer, this.host));
+      }
+      this.rest.querySelector('.rk-chips')?.remove();
+      if (followUps.length) {
+        this.rest.append(showChips(followUps, ask));
+      }
+    }
+  }
+}

@@ -1,0 +1,73 @@
+/** Elements made without HTML: whatever a document, a model or a file name says becomes text, never markup. */
+
+type Listener = (event: never) => void;
+type Attribute = string | number | boolean | undefined | Listener;
+
+/** Make an element; functions become listeners, `false` and `undefined` leave an attribute out. */
+export function h<Tag extends keyof HTMLElementTagNameMap>(
+  tag: Tag,
+  attributes: Record<string, Attribute> = {},
+  ...children: (Node | string)[]
+): HTMLElementTagNameMap[Tag] {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (typeof value === 'function') {
+      element.addEventListener(name, value as EventListener);
+    } else {
+      set(element, name, value);
+    }
+  }
+  element.append(...children);
+  return element;
+}
+
+/** Set an attribute, if that changes anything. */
+export function set(element: Element, name: string, value: string | number | boolean | undefined): void {
+  if (value === undefined || value === false) {
+    element.removeAttribute(name);
+  } else if (element.getAttribute(name) !== String(value)) {
+    element.setAttribute(name, value === true ? '' : String(value));
+  }
+}
+
+/** Set a text, if that changes anything; an empty one hides its element. */
+export function say(element: HTMLElement, text: string): void {
+  if (element.textContent !== text) {
+    element.textContent = text;
+  }
+  element.hidden = text === '';
+}
+
+/** Make these the children, in this order, and move no one that stands right. */
+export function arrange(parent: Element, children: Iterable<Element>): void {
+  let at = parent.firstElementChild;
+  for (const child of children) {
+    if (child === at) {
+      at = at.nextElementSibling;
+    } else {
+      parent.insertBefore(child, at);
+    }
+  }
+  while (at) {
+    const gone = at;
+    at = at.nextElementSibling;
+    gone.remove();
+  }
+}
+
+/** Tells screen readers what has changed, and not more often than one can listen. */
+export class Announcer {
+  readonly element = h('div', { class: 'rk-unseen', role: 'status', 'aria-live': 'polite' });
+  private last = 0;
+
+  constructor(private readonly everySeconds = 10) {}
+
+  /** Say it; with `urgent`, even if something was said just now. */
+  say(text: string, urgent = false): void {
+    const now = Date.now();
+    if (urgent || now - this.last >= 1000 * this.everySeconds) {
+      this.last = now;
+      this.element.textContent = text;
+    }
+  }
+}

@@ -1,0 +1,182 @@
+/** The JupyterLab extension: the side panel, its commands, settings and status bar item. Notebook 7 has them too. */
+
+import {
+  ILayoutRestorer,
+  type JupyterFrontEnd,
+  type JupyterFrontEndPlugin,
+} from '@jupyterlab/application';
+import { ICommandPalette } from '@jupyterlab/apputils';
+import { ServerConnection } from '@jupyterlab/services';
+import { ISettingRegistry } from '@jupyterlab/settingregistry';
+import { IStatusBar } from '@jupyterlab/statusbar';
+import { ITranslator, nullTranslator } from '@jupyterlab/translation';
+import { LabIcon } from '@jupyterlab/ui-components';
+import { Widget } from '@lumino/widgets';
+
+import { type Activity, doneShare } from './activity.js';
+import { statusText } from './connection.js';
+import { h, say, set } from './dom.js';
+import { Live } from './live.js';
+import { serverPath } from './paths.js';
+import { type ConnectionState, RagkitSocket } from './socket.js';
+import type { Words } from './words.js';
+
+const ID = 'ragkit-panel';
+
+const icon = new LabIcon({
+  name: 'ragkit:icon',
+  svgstr: `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24" width="16">
+<g class="jp-icon3" fill="none" stroke="#616161" stroke-width="2" stroke-linecap="round">
+<path d="M5 4h9M5 9h6M5 14h5"/><circle cx="15" cy="14" r="4"/><path d="M18 17l3 3"/></g></svg>`,
+});
+
+const plugin: JupyterFrontEndPlugin<void> = {
+  id: 'ragkit-lab:panel',
+  description: 'What every notebook and batch run indexes, answers to questions, and experiments, live.',
+  autoStart: true,
+  optional: [ICommandPalette, ILayoutRestorer, ISettingRegistry, IStatusBar, ITranslator],
+  activate,
+};
+
+export default plugin;
+
+function activate(
+  app: JupyterFrontEnd,
+  palette: ICommandPalette | null,
+  restorer: ILayoutRestorer | null,
+  registry: ISettingRegistry | null,
+  statusBar: IStatusBar | null,
+  translator: ITranslator | null,
+): void {
+  const words = (translator ?? nullTranslator).load('ragkit');
+  const settings = ServerConnection.makeSettings();
+  const open = (path: string | null): void => {
+    if (path !== null) {
+      void app.commands.execute('docmanager:open', { path });
+    }
+  };
+  const socket = new RagkitSocket({
+    url: settings.wsUrl,
+    token: settings.appendToken ? settings.token : '',
+    onMessage: (message) => (live.apply(message), status.tell(live.activity, socket.state)),
+    onState: (state) => (live.become(state), status.tell(live.activity, state)),
+    start: false,
+  });
+  const live: Live = new Live({
+    words,
+    language: translator?.languageCode ?? 'en',
+    storageKey: `ragkit:ask:${settings.baseUrl}`,
+    channel: socket,
+    canOpenOrigin: ({ path }) => serverPath(path) !== null,
+    openOrigin: ({ path }) => open(serverPath(path)),
+    canOpenSource: ({ source }) => serverPath(source) !== null,
+    openSource: ({ source }) => open(serverPath(source)),
+  });
+
+  const panel = new Widget();
+  panel.id = ID;
+  panel.addClass('rk-panel');
+  panel.title.icon = icon;
+  panel.title.caption = words.__('ragkit: live activity, questions and experiments');
+  panel.node.setAttribute('role', 'region');
+  panel.node.setAttribute('aria-label', 'ragkit');
+  panel.node.append(live.element);
+  app.shell.add(panel, 'right', { rank: 600 });
+  restorer?.add(panel, ID);
+
+  const status = new StatusItem(words, () => app.shell.activateById(ID));
+  statusBar?.registerStatusItem('ragkit-lab:status', { item: status, align: 'left', rank: 20 });
+
+  addCommands(app, palette, words, live, socket);
+  void followSettings(app, registry, panel, status);
+  socket.start();
+}
+
+function addCommands(
+  app: JupyterFrontEnd,
+  palette: ICommandPalette | null,
+  words: Words,
+  live: Live,
+  socket: RagkitSocket,
+): void {
+  const category = 'ragkit';
+  const commands: [string, string, () => void][] = [
+    ['ragkit:activity', words.__('Show what is being indexed'), () => live.show('activity')],
+    ['ragkit:ask', words.__('Ask your documents'), () => live.focusAsk()],
+    ['ragkit:experiments', words.__('Show the leaderboard'), () => live.show('experiments')],
+  ];
+  for (const [command, label, show] of commands) {
+    app.commands.addCommand(command, {
+      label,
+      icon,
+      execute: () => {
+        app.shell.activateById(ID);
+        show();
+      },
+    });
+    palette?.addItem({ command, category });
+  }
+  app.commands.addCommand('ragkit:reconnect', { label: words.__('Connect again'), execute: () => socket.wake() });
+  palette?.addItem({ command: 'ragkit:reconnect', category });
+}
+
+async function followSettings(
+  app: JupyterFrontEnd,
+  registry: ISettingRegistry | null,
+  panel: Widget,
+  status: StatusItem,
+): Promise<void> {
+  let side = 'right';
+  try {
+    const settings = await registry?.load(plugin.id);
+    const follow = (): void => {
+      const wanted = String(settings?.composite.side ?? 'right');
+      if (wanted !== side) {
+        side = wanted;
+        app.shell.add(panel, wanted, { rank: 600 });
+      }
+      status.setHidden(settings?.composite.statusBar === false);
+    };
+    settings?.changed.connect(follow);
+    follow();
+  } catch (problem) {
+    console.warn('ragkit: the settings could not be read; the defaults hold', problem);
+  }
+}
+
+/** What runs, in the status bar; a click opens the panel. */
+class StatusItem extends Widget {
+  private readonly button: HTMLButtonElement;
+  private text = '';
+
+  constructor(
+    private readonly words: Words,
+    open: () => void,
+  ) {
+    super();
+    this.button = h('button', { type: 'button', class: 'rk-status', click: open });
+    this.node.append(this.button);
+  }
+
+  tell(activity: Activity, state: ConnectionState): void {
+    const text = this.describe(activity, state);
+    if (text !== this.text) {
+      this.text = text;
+      say(this.button, `ragkit: ${text}`);
+      set(this.button, 'title', this.words.__('Open ragkit'));
+    }
+  }
+
+  private describe(activity: Activity, state: ConnectionState): string {
+    if (state.status !== 'open') {
+      return statusText(state, this.words);
+    }
+    const running = [...activity.live.values()];
+    if (running.length === 0) {
+      return this.words.__('nothing runs');
+    }
+    const share = running.length === 1 ? doneShare(running[0]) : null;
+    const tasks = this.words._n('%1 task', '%1 tasks', running.length);
+    return share === null ? tasks : `${tasks}, ${Math.floor(100 * share)} %`;
+  }
+}

@@ -1,0 +1,19 @@
+/** From a file's path on its own machine to its place in the server's tree. */
+
+import { pageConfig } from './socket.js';
+
+/** The path below the server's root, as Jupyter's contents have it; null if the file is not there. */
+export function serverPath(path: string | undefined): string | null {
+  const root = slashes(pageConfig().ragkitRoot ?? '').replace(/\/+$/, '');
+  // A row of a table is named FILE#ROW.
+  const file = slashes(path ?? '').replace(/#[^/#]*$/, '');
+  if (!pageConfig().ragkitRoot || !file.startsWith(`${root}/`)) {
+    return null;
+  }
+  const parts = file.slice(root.length + 1).split('/');
+  return parts.includes('..') || parts.includes('') ? null : parts.join('/');
+}
+
+function slashes(path: string): string {
+  return /^[A-Za-z]:\\/.test(path) ? path.replaceAll('\\', '/') : path;
+}

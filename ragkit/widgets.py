@@ -1,0 +1,249 @@
+"""The notebook widget: what goes on, and a place to ask, under a cell.
+
+    from ragkit.widgets import Live
+    live = Live(engine)
+    live            # the last line of a cell shows it
+    live.answer     # what was last asked there, and live.follow_up the question that was clicked
+
+The browser's half (``static/widget.js``, made from ``frontend/src/widget.ts``) listens to the socket by itself, so
+the view goes on while a cell runs. Where the page reaches no Jupyter server (VS Code, Colab) it asks this half,
+which tells what this process does and lets ``engine`` answer. Where there is no browser at all (papermill,
+nbconvert) the output is a summary that is kept up to date while the notebook runs.
+"""
+
+from __future__ import annotations
+
+import html
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ragkit import events
+from ragkit.discovery import is_run_without_browser
+from ragkit.errors import MissingExtraError
+from ragkit.publisher import Publisher, Reply, default_publisher
+from ragkit.serving import answer
+from ragkit.terminal import printable
+
+try:
+    import anywidget
+    import traitlets
+except ImportError as problem:
+    raise MissingExtraError("anywidget", extra="lab") from problem
+
+if TYPE_CHECKING:
+    from ragkit.engine import RAGEngine
+
+__all__ = ["Live"]
+
+VIEWS = ("activity", "ask", "experiments")
+EVERY_SECONDS = 1.0  # between two looks of the browser or the summary at what runs
+MAX_ENDED = 20
+MAX_FOLLOW_UPS = 5
+MAX_RESULTS = 5
+
+_STATIC = Path(__file__).with_name("static")
+
+
+class Live(anywidget.AnyWidget):
+    """Live activity of every notebook and run, and questions to the engine, under a cell.
+
+    Args:
+        engine: Answers where the page reaches no server; elsewhere the engines on offer do (`RAGEngine.serve`).
+        views: Which of ``"activity"``, ``"ask"`` and ``"experiments"``, in this order.
+        language: Of the widget's own words, as ``"fr"``; the page's if empty.
+        publisher: Whose events are told where there is no server; the process's by default.
+
+    Attributes:
+        question: What was last asked in the widget and answered.
+        answer: Its answer: the ``content`` of a `response` message, with ``answer`` and ``sources``.
+        follow_up: The suggested question that was last clicked.
+
+    All three can be observed: ``live.observe(print, "answer")``.
+
+    Raises:
+        ValueError: There is no such view.
+    """
+
+    _esm = _STATIC / "widget.js"
+    _css = _STATIC / "widget.css"
+
+    views = traitlets.List(traitlets.Enum(VIEWS)).tag(sync=True)
+    language = traitlets.Unicode("").tag(sync=True)
+    question = traitlets.Unicode("").tag(sync=True)
+    answer = traitlets.Dict().tag(sync=True)
+    follow_up = traitlets.Unicode("").tag(sync=True)
+    _snapshot = traitlets.Dict().tag(sync=True)
+
+    def __init__(
+        self,
+        engine: RAGEngine | None = None,
+        *,
+        views: Sequence[str] = ("activity", "ask"),
+        language: str = "",
+        publisher: Publisher | None = None,
+    ) -> None:
+        if unknown := set(views) - set(VIEWS) or (not views and {"none"}):
+            raise ValueError(f"views are {', '.join(VIEWS)}, not {', '.join(sorted(unknown))}.")
+        self._engine = engine
+        self._publisher = publisher or (engine.publisher if engine is not None else default_publisher())
+        self._state = _State()
+        self._told_at = 0.0
+        self._listens = False
+        self._replies: dict[str, Reply] = {}
+        self._handle: Any = None
+        super().__init__(views=list(views), language=language)
+        self.on_msg(self._receive)
+        self._publisher.watchers.append(self._take)
+
+    def close(self) -> None:
+        """Take the widget off its page, and watch no more."""
+        if self._take in self._publisher.watchers:
+            self._publisher.watchers.remove(self._take)
+        super().close()
+
+    # ------------------------------------------------------------------------ what this process does
+
+    def _take(self, event: events.Broadcast) -> None:
+        """Take one event in; called in the publisher's thread."""
+        self._state.apply(event)
+        if self._listens:
+            self._tell(event)
+        now = time.monotonic()
+        running = getattr(event, "state", "") in ("queued", "running")
+        if not running or now - self._told_at >= EVERY_SECONDS:
+            self._told_at = now
+            if self._handle is not None:
+                self._handle.update(self._summary(), raw=True)
+            else:
+                self._snapshot = _plain(self._state.snapshot())
+
+    def _tell(self, message: msgspec.Struct) -> None:
+        self.send({"kind": "message", "message": _plain(message)})
+
+    # -------------------------------------------------------------------------- where no server is
+
+    def _receive(self, _widget: object, content: Any, _buffers: object) -> None:
+        """Act upon what the browser says."""
+        kind = content.get("kind") if isinstance(content, dict) else None
+        if kind == "attach":
+            return
+        if kind == "listen":
+            self._listens = True
+            self.send({"kind": "attached"})
+            self._tell(self._state.snapshot(self._engine))
+        elif kind == "message":
+            try:
+                message = msgspec.convert(content.get("message"), events.ClientMessage)
+            except msgspec.ValidationError as problem:
+                self._tell(_error(events.ErrorCode.INVALID_MESSAGE, f"{problem}."))
+                return
+            self._act(message)
+
+    def _act(self, message: events.ClientMessage) -> None:
+        if isinstance(message, events.Cancel):
+            if (reply := self._replies.get(message.id)) is not None:
+                reply.cancel()
+        elif isinstance(message, events.Query):
+            id = message.id if isinstance(message.id, str) else "query"
+            if self._engine is None:
+                advice = (
+                    "This page reaches no Jupyter server with ragkit. Make the widget with the engine: Live(engine)."
+                )
+                self._tell(_error(events.ErrorCode.NO_ENGINE, advice, id))
+                return
+            # A thread: cells can be run meanwhile, and Stop is heard.
+            threading.Thread(target=self._answer, args=(id, message.content), name="ragkit-answer", daemon=True).start()
+
+    def _answer(self, id: str, content: events.QueryContent) -> None:
+        assert self._engine is not None
+        reply = self._replies[id] = Reply(id, self._tell)
+        try:
+            answer(self._engine.answer_query, content, reply, index=self._engine.corpus.name)
+        finally:
+            self._replies.pop(id, None)
+
+    # ---------------------------------------------------------------------------- where no browser is
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        if is_run_without_browser():
+            self._handle = display(self._summary(), raw=True, display_id=True)  # type: ignore[no-untyped-call]
+            return
+        data, metadata = super()._repr_mimebundle_() or ({}, {})
+        display(data | self._summary(), metadata=metadata, raw=True)  # type: ignore[no-untyped-call]
+
+    def _summary(self) -> dict[str, str]:
+        return {"text/plain": self._state.text(), "text/html": self._state.html()}
+
+
+class _State:
+    """What this process has told: the newest event of each task, the last follow-ups and results."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[tuple[str, str], events.IndexingProgress | events.ExperimentProgress] = {}
+        self._follow_ups: list[events.FollowUpQuestions] = []
+        self._results: dict[str, events.ExperimentResult] = {}
+        self._seq = 0
+
+    def apply(self, event: events.Broadcast) -> None:
+        self._seq += 1
+        if isinstance(event, events.FollowUpQuestions):
+            self._follow_ups = [*self._follow_ups, event][-MAX_FOLLOW_UPS:]
+        elif isinstance(event, events.ExperimentResult):
+            self._results.pop(event.task_id, None)
+            self._results[event.task_id] = event
+            if len(self._results) > MAX_RESULTS:
+                del self._results[next(iter(self._results))]
+        elif isinstance(event, events.IndexingProgress | events.ExperimentProgress):
+            self._tasks[type(event).__name__, event.task_id] = event
+            ended = [key for key, task in self._tasks.items() if task.state in events.TERMINAL]
+            for key in ended[:-MAX_ENDED]:
+                del self._tasks[key]
+
+    def snapshot(self, engine: RAGEngine | None = None) -> events.Snapshot:
+        return events.Snapshot(
+            epoch="kernel",
+            seq=self._seq,
+            tasks=list(self._tasks.values()),
+            engines=[engine.describe()] if engine is not None else [],
+            follow_ups=self._follow_ups,
+            results=list(self._results.values()),
+        )
+
+    def text(self) -> str:
+        return printable("\n".join(self._lines()) or "ragkit: nothing has run yet.")
+
+    def html(self) -> str:
+        items = "".join(f"<li>{html.escape(line)}</li>" for line in self._lines())
+        return f"<ul>{items}</ul>" if items else "<p>ragkit: nothing has run yet.</p>"
+
+    def _lines(self) -> list[str]:
+        lines = []
+        for task in list(self._tasks.values()):
+            failed = ""
+            if isinstance(task, events.IndexingProgress):
+                what, done, total, unit = f"Indexing {task.index}", task.chunks_done, task.chunks_total, "passages"
+                failed = f", {task.failures_total} files failed" if task.failures_total else ""
+            else:
+                what, done, total, unit = f"Experiment {task.experiment}", task.cells_done, task.cells_total, "cells"
+            of = f"{done:,}" if total is None else f"{done:,} of {total:,}"
+            lines.append(f"{what}: {task.state}, {of} {unit}{failed}{f': {task.message}' if task.message else ''}")
+        for event in self._follow_ups:
+            asked = f" after “{event.question}”" if isinstance(event.question, str) else ""
+            lines.append(f"Follow-up questions{asked}: {' · '.join(event.questions)}")
+        return lines
+
+
+def _plain(message: msgspec.Struct) -> Any:
+    """The message as JSON's types."""
+    return msgspec.json.decode(events.encode(message))
+
+
+def _error(code: events.ErrorCode, message: str, id: str = "") -> events.Error:
+    return events.Error(content=events.ErrorContent(code=code, message=message), id=id or msgspec.UNSET)
