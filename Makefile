@@ -12,7 +12,7 @@ ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 export RAGKIT_TEST_GGUF := $(abspath $(MODELS))
 
-.PHONY: help lab demo test check format bench-retrieval bench-french bench-handbook bench-publish bench-hub bench-soak docs clean
+.PHONY: help lab demo test check format bench-retrieval bench-french bench-handbook bench-publish bench-hub bench-soak docs frontend clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -55,6 +55,10 @@ bench-soak: $(VENV)/.bench  ## Publishers, listeners and servers that come, go a
 
 docs: $(VENV)/.lab  ## Rewrite the tables of docs/protocol.md that repeat the code
 	$(BIN)/python docs/generate.py
+
+frontend: $(VENV)/.lab  ## Build the panel, the widget and the client of the socket anew (needs Node.js; what it makes is committed)
+	$(BIN)/python frontend/messages.py
+	cd frontend && npm ci --silent && npm run --silent build
 
 clean:  ## Remove the environment and the indexes
 	rm -rf $(VENV) indexes

@@ -48,7 +48,8 @@ function showCode(code: string): HTMLElement {
 }
 
 function placeOf(source: Source, { words }: Host): string {
-  const place = [source.title, source.heading].filter((part, n, all) => part && all.indexOf(part) === n).join(' › ');
+  const parts = [source.title, ...(source.heading?.split(' › ') ?? [])].filter(Boolean);
+  const place = [...new Set(parts)].join(' › ');
   const page = source.page === null ? '' : `, ${words.__('p. %1', source.page)}`;
   return (place || source.document_id) + page;
 }
