@@ -85,10 +85,8 @@ function activate(
   restorer?.add(panel, ID);
 
   const status = new StatusItem(words, () => app.shell.activateById(ID));
-  statusBar?.registerStatusItem('ragkit-lab:status', { item: status, align: 'left', rank: 20 });
-
   addCommands(app, palette, words, live, socket);
-  void followSettings(app, registry, panel, status);
+  void followSettings(app, registry, panel, statusBar, status);
   socket.start();
 }
 
@@ -124,23 +122,31 @@ async function followSettings(
   app: JupyterFrontEnd,
   registry: ISettingRegistry | null,
   panel: Widget,
+  statusBar: IStatusBar | null,
   status: StatusItem,
 ): Promise<void> {
   let side = 'right';
+  let shown: { dispose(): void } | undefined;
+  const follow = (settings?: ISettingRegistry.ISettings): void => {
+    const wanted = String(settings?.composite.side ?? 'right');
+    if (wanted !== side) {
+      side = wanted;
+      app.shell.add(panel, wanted, { rank: 600 });
+    }
+    if (settings?.composite.statusBar === false) {
+      shown?.dispose();
+      shown = undefined;
+    } else {
+      shown ??= statusBar?.registerStatusItem('ragkit-lab:status', { item: status, align: 'left', rank: 20 });
+    }
+  };
   try {
     const settings = await registry?.load(plugin.id);
-    const follow = (): void => {
-      const wanted = String(settings?.composite.side ?? 'right');
-      if (wanted !== side) {
-        side = wanted;
-        app.shell.add(panel, wanted, { rank: 600 });
-      }
-      status.setHidden(settings?.composite.statusBar === false);
-    };
-    settings?.changed.connect(follow);
-    follow();
+    settings?.changed.connect(() => follow(settings));
+    follow(settings);
   } catch (problem) {
     console.warn('ragkit: the settings could not be read; the defaults hold', problem);
+    follow();
   }
 }
 

@@ -148,6 +148,7 @@ def start_server(
     command = {
         "server": ["-m", "jupyter_server"],
         "lab": ["-m", "jupyterlab"],
+        "notebook": ["-m", "notebook"],
         "ragkit": ["-c", "from ragkit_server.app import main; main()"],  # as the script jupyter-ragkit does
     }[app]
     log_path = folder / f"{app}.log"
