@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 __all__ = ["Live"]
 
 VIEWS = ("activity", "ask", "experiments")
-EVERY_SECONDS = 1.0  # between two looks of the browser or the summary at what runs
+EVERY_SECONDS = 1.0  # between two states that are saved with the notebook
+FLUSH_SECONDS = 2.0
 MAX_ENDED = 20
 MAX_FOLLOW_UPS = 5
 MAX_RESULTS = 5
@@ -95,15 +96,15 @@ class Live(anywidget.AnyWidget):
         self._told_at = 0.0
         self._listens = False
         self._replies: dict[str, Reply] = {}
-        self._handle: Any = None
         super().__init__(views=list(views), language=language)
         self.on_msg(self._receive)
         self._publisher.watchers.append(self._take)
 
     def close(self) -> None:
         """Take the widget off its page, and watch no more."""
-        if self._take in self._publisher.watchers:
-            self._publisher.watchers.remove(self._take)
+        publisher: Publisher | None = vars(self).get("_publisher")  # ipywidgets closes what was never made, too
+        if publisher is not None and self._take in publisher.watchers:
+            publisher.watchers.remove(self._take)
         super().close()
 
     # ------------------------------------------------------------------------ what this process does
@@ -117,10 +118,7 @@ class Live(anywidget.AnyWidget):
         running = getattr(event, "state", "") in ("queued", "running")
         if not running or now - self._told_at >= EVERY_SECONDS:
             self._told_at = now
-            if self._handle is not None:
-                self._handle.update(self._summary(), raw=True)
-            else:
-                self._snapshot = _plain(self._state.snapshot())
+            self._snapshot = _plain(self._state.snapshot())
 
     def _tell(self, message: msgspec.Struct) -> None:
         self.send({"kind": "message", "message": _plain(message)})
@@ -170,13 +168,21 @@ class Live(anywidget.AnyWidget):
     # ---------------------------------------------------------------------------- where no browser is
 
     def _ipython_display_(self) -> None:
+        from IPython import get_ipython
         from IPython.display import display
 
-        if is_run_without_browser():
-            self._handle = display(self._summary(), raw=True, display_id=True)  # type: ignore[no-untyped-call]
+        if not is_run_without_browser():
+            data, metadata = super()._repr_mimebundle_() or ({}, {})
+            display(data | self._summary(), metadata=metadata, raw=True)  # type: ignore[no-untyped-call]
             return
-        data, metadata = super()._repr_mimebundle_() or ({}, {})
-        display(data | self._summary(), metadata=metadata, raw=True)  # type: ignore[no-untyped-call]
+        handle: Any = display(self._summary(), raw=True, display_id=True)  # type: ignore[no-untyped-call]
+
+        def renew(_result: object) -> None:
+            self._publisher.flush(FLUSH_SECONDS)  # what this cell did has been told by now
+            handle.update(self._summary(), raw=True)
+
+        # Not from the publisher's thread: executors drop what does not belong to the cell that runs.
+        get_ipython().events.register("post_run_cell", renew)
 
     def _summary(self) -> dict[str, str]:
         return {"text/plain": self._state.text(), "text/html": self._state.html()}

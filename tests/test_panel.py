@@ -313,6 +313,41 @@ def test_without_an_engine_it_says_what_to_run(lab: Lab, root: Path) -> None:
     lab.panel.get_by_role("button", name="Clear").click()
 
 
+# ------------------------------------------------------------------------------------- the widget
+
+
+@pytest.mark.parametrize("served", [True, False], ids=["socket", "kernel"])
+def test_the_widget_asks_and_python_sees_what(lab: Lab, root: Path, served: bool) -> None:
+    """Over the socket, or where the page reaches no server (VS Code, Colab), through the kernel."""
+    write_pages(root / "docs")
+    seen = 'print(live.question, "|", live.answer["answer"], "|", live.follow_up)'
+    name = f"widget-{served}.ipynb"
+    write_notebook(lab.server, name, SETUP, "live = Live(engine)\nlive", INDEX, SERVE if served else "", seen)
+    lab.open(name)
+    lab.run_cell(0)
+    if not served:
+        lab.page.evaluate("document.getElementById('jupyter-config-data').remove()")
+    for number in (1, 2, 3)[: 3 if served else 2]:
+        lab.run_cell(number)
+    expect(lab.widget).to_contain_text("Live" if served else "Live from this kernel")
+    expect(lab.widget).to_contain_text("4 of 4 documents")
+    lab.widget.get_by_role("tab", name="Ask").click()
+    box = lab.widget.get_by_role("textbox", name="Question")
+    box.fill(QUESTION)
+    box.press("Enter")
+    expect(lab.widget.locator(".rk-answer")).to_contain_text("1.2")
+    lab.widget.locator(".rk-exchange .rk-chip").first.click()
+    expect(lab.widget.locator(".rk-answer")).to_have_count(2)
+    chip = lab.widget.locator(".rk-asked").last.inner_text()
+    answer = lab.widget.locator(".rk-answer").last.locator(".rk-text").inner_text()
+    lab.screenshot(f"widget-{'socket' if served else 'kernel'}")
+    lab.run_cell(4)
+    printed = lab.page.locator(".jp-OutputArea-output").last.inner_text()
+    question, text, follow_up = printed.split(" | ")
+    assert question == follow_up.strip() == chip
+    assert text.split()[:5] == answer.split()[:5]
+
+
 # ------------------------------------------------------------------------------------ experiments
 
 
