@@ -1,0 +1,64 @@
+"""The front end's sources and what is built from them, as far as that can be seen without a browser."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from frontend import messages
+from tests.conftest import ROOT
+
+SOURCES = ROOT / "frontend" / "src"
+# Imports run one way: a module may import those before it.
+ORDER = [
+    "messages", "socket", "activity", "words", "dom", "paths", "connection", "tasks", "experiments", "passages", "ask",
+    "live", "panel", "widget",
+]  # fmt: skip
+
+
+def test_the_messages_are_those_of_events() -> None:
+    assert messages.TARGET.read_text(encoding="utf-8") == messages.generate(), "run `make frontend`"
+
+
+def test_every_module_has_its_place() -> None:
+    assert {path.stem for path in SOURCES.glob("*.ts")} == set(ORDER)
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_imports_run_one_way(module: str) -> None:
+    source = (SOURCES / f"{module}.ts").read_text(encoding="utf-8")
+    # The views name the type of what holds them; nothing of it is there at run time.
+    values = re.findall(r"^import (?!type)[^;]*? from '\./(\w+)\.js';", source, re.MULTILINE)
+    assert set(values) <= set(ORDER[: ORDER.index(module)])
+    assert len(source.splitlines()) <= 400 or module == "messages"
+
+
+def test_nothing_is_set_as_html() -> None:
+    for path in SOURCES.glob("*.ts"):
+        source = path.read_text(encoding="utf-8")
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", source)
+
+
+def test_a_package_is_made_without_node_and_brings_the_panel(tmp_path: Path) -> None:
+    environment = os.environ | {"PATH": str(Path(sys.executable).parent)}  # there is no npm there
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)],
+        env=environment, check=True, timeout=240, capture_output=True,
+    )  # fmt: skip
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    panel = ".data/data/share/jupyter/labextensions/ragkit-lab/"
+    assert any(panel + "package.json" in name for name in names)
+    assert any(panel + "static/remoteEntry" in name for name in names)
+    assert any(panel + "schemas/ragkit-lab/panel.json" in name for name in names)
+    assert "ragkit/static/widget.js" in names
+    assert "ragkit/static/widget.css" in names
+    assert "ragkit_server/static/socket.js" in names
+    assert "ragkit_server/locale/fr_FR/LC_MESSAGES/ragkit.json" in names
+    assert not any("node_modules" in name or name.endswith(".ts") for name in names)
