@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -37,6 +38,13 @@ def test_imports_run_one_way(module: str) -> None:
     values = re.findall(r"^import (?!type)[^;]*? from '\./(\w+)\.js';", source, re.MULTILINE)
     assert set(values) <= set(ORDER[: ORDER.index(module)])
     assert len(source.splitlines()) <= 400 or module == "messages"
+
+
+def test_every_dependency_has_its_reason() -> None:
+    package = json.loads((ROOT / "frontend" / "package.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
+    for name in {**package["dependencies"], **package["devDependencies"]}:
+        assert f"`{name}`" in page or f"`{name.split('/')[0]}/*`" in page, name
 
 
 def test_nothing_is_set_as_html() -> None:
