@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import http.server
 import secrets
-import shutil
-import threading
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from ragkit.events import FollowUpQuestions
+from tests.browser import http_url, log_in, open_page, serve_folder, start_browser
 from tests.corpora import write_pages
-from tests.server.live_server import DEADLINE_SECONDS, TOKEN, Server, start_server
+from tests.server.live_server import TOKEN, Server, start_server
 from tests.test_answer import answered, hit
 from tests.test_engine import QUESTION, connected, make
-
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
-FLAGS += ["--disable-component-update", "--no-first-run"]
 
 # All that a client has to do.
 PLAIN_CLIENT = """<!doctype html><meta charset="utf-8"><title>plain client</title><script>
@@ -39,22 +33,14 @@ NO_CREDENTIALS = "Couldn't authenticate WebSocket connection"
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    executable = next(filter(None, map(shutil.which, names)), None)
-    if executable is None:
-        pytest.skip(f"no browser: none of {', '.join(names)} is on the PATH")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
+    with start_browser() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """A page of a browser that is logged in nowhere."""
-    with browser.new_context() as context:
-        context.set_default_timeout(1000 * DEADLINE_SECONDS)
-        yield context.new_page()
+    with open_page(browser) as page:
+        yield page
 
 
 @pytest.fixture(scope="module")
@@ -64,20 +50,11 @@ def static(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 def other_origin(static: Path) -> Iterator[str]:
     """The same page, served from another port: an application under development."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(static))) as application:
-        thread = threading.Thread(target=application.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{application.server_port}"
-        application.shutdown()
-        thread.join()
+    with serve_folder(static) as origin:
+        yield origin
 
 
 @pytest.fixture(scope="module")
@@ -97,16 +74,6 @@ def open_server(other_origin: str, tmp_path_factory: pytest.TempPathFactory) -> 
     )
     yield server
     server.stop()
-
-
-def http_url(server: Server, path: str = "") -> str:
-    return server.url(path).replace("ws://", "http://")
-
-
-def log_in(page: Page, server: Server) -> None:
-    """Visit the server's front page with the token, as a person does; from then on the cookie counts."""
-    page.goto(http_url(server, f"?token={TOKEN}"))
-    assert any(cookie["name"].startswith("username-") for cookie in page.context.cookies())
 
 
 def connect(page: Page, server: Server, *, origin: str = "", token: str = "") -> str:

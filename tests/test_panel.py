@@ -18,10 +18,10 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from ragkit.discovery import Server as HubAddress
 from ragkit.events import ExperimentProgress, ExperimentResult, FollowUpQuestions, IndexingProgress, Origin
 from ragkit.publisher import Publisher
+from tests.browser import FLAGS
 from tests.corpora import write_pages
 from tests.lab import BASE_URL, PANEL, SETUP, Lab, http_url, start_lab, until, write_corpus, write_notebook
 from tests.server.live_server import DEADLINE_SECONDS, ROOT, TOKEN, Server
-from tests.test_browser import FLAGS
 
 expect.set_options(timeout=1000 * DEADLINE_SECONDS)
 
