@@ -18,8 +18,8 @@ from tests.conftest import ROOT
 SOURCES = ROOT / "frontend" / "src"
 # Imports run one way: a module may import those before it.
 ORDER = [
-    "messages", "socket", "activity", "words", "dom", "paths", "connection", "tasks", "experiments", "passages", "ask",
-    "live", "panel", "widget",
+    "messages", "addresses", "socket", "activity", "words", "dom", "paths", "connection", "tasks", "experiments",
+    "passages", "ask", "live", "panel", "widget",
 ]  # fmt: skip
 
 

@@ -11,28 +11,11 @@
  * A connection that only looks alive is found by a ping of our own: browsers hide the protocol's.
  */
 
+import { type Place, type Problem, diagnose, socketUrl } from './addresses.js';
 import type { ClientMessage, ErrorCode, ListenerMessage, ResponseContent, Since, Snapshot } from './messages.js';
 
+export { type Problem, pageConfig, serverUrl } from './addresses.js';
 export type * from './messages.js';
-
-/** What is in the way of a connection. */
-export type Problem =
-  /** This machine has no network. */
-  | 'offline'
-  /** Nothing answers; or, for a page of another origin, the server does not let it see what. */
-  | 'unreachable'
-  /** A server answers, without ragkit. */
-  | 'no_ragkit'
-  /** No token, a wrong one, a login that has run out, or no right to read. */
-  | 'not_authorized'
-  /** HTTP works and the WebSocket does not: a proxy, or an origin that is not allowed. */
-  | 'blocked'
-  /** The connection was open and then said nothing. */
-  | 'silent'
-  /** The server said that it stops; it may come back. */
-  | 'stopping'
-  /** The connection ended. */
-  | 'lost';
 
 export interface ConnectionState {
   /** `waiting`: until `retryAt`; `closed`: for good, by `close` or the signal. */
@@ -42,11 +25,7 @@ export interface ConnectionState {
   readonly retryAt?: number;
 }
 
-export interface SocketOptions {
-  /** The Jupyter server, with its base URL; as http(s):// or ws(s)://. Default: the one that this page comes from. */
-  url?: string;
-  /** Sent in the address: pages cannot set headers on a WebSocket. A page with a login cookie needs none. */
-  token?: string;
+export interface SocketOptions extends Place {
   /** Types of broadcasts to get; all without it. */
   topics?: string[];
   /** Ends everything when it is aborted. */
@@ -148,6 +127,10 @@ export class RagkitSocket {
         reject(new AskError(signal?.aborted ? 'CANCELLED' : 'CONNECTION_LOST', 'It was stopped before it was sent.'));
         return;
       }
+      if (this.asked.has(id)) {
+        reject(new AskError('DUPLICATE_ID', `A question with the id '${id}' is still being answered.`));
+        return;
+      }
       const message: ClientMessage = { type: 'query', id, content: { question, context } };
       const settled = new AbortController();
       const asked: Asked = {
@@ -201,12 +184,11 @@ export class RagkitSocket {
 
   private open(): void {
     this.later('retry', 0, null);
-    this.become({ status: 'connecting', problem: this.state.problem });
     const { topics } = this.options;
     const socket = new WebSocket(socketUrl(this.options, this.since));
     this.socket = socket;
     let opened = false;
-    this.later('open', this.timeout, () => this.lose(socket, opened, 'unreachable'));
+    this.later('open', this.timeout, () => this.lose(socket));
     socket.onopen = () => {
       opened = true;
       this.heard = Date.now();
@@ -222,27 +204,25 @@ export class RagkitSocket {
       this.become({ status: 'open' });
     };
     socket.onmessage = ({ data }) => this.receive(data);
-    socket.onclose = ({ code }) => this.lose(socket, opened, code === 1001 ? 'stopping' : 'lost');
+    socket.onclose = ({ code }) => this.lose(socket, !opened ? undefined : code === 1001 ? 'stopping' : 'lost');
+    this.become({ status: 'connecting', problem: this.state.problem }); // last: whoever hears it may end it
   }
 
-  private lose(socket: WebSocket, opened: boolean, problem: Problem): void {
+  /** Give up a connection and plan the next; without a problem it never opened, and why has to be found out. */
+  private lose(socket: WebSocket, problem?: Problem): void {
     if (socket !== this.socket) {
       return;
     }
     this.drop();
-    for (const name of ['open', 'stable', 'ping', 'pong']) {
+    for (const name of ['open', 'stable', 'ping']) {
       this.later(name, 0, null);
     }
     this.rejectSent('The connection was lost before the answer came. Ask again.');
     // Half of it by chance, or a thousand pages would come back to a restarted server in the same instant.
     const pause = Math.min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** this.attempts++) * (0.5 + Math.random() / 2);
     this.later('retry', pause, () => this.open());
-    this.become({
-      status: 'waiting',
-      problem: opened ? problem : (this.state.problem ?? problem),
-      retryAt: Date.now() + pause,
-    });
-    if (!opened) {
+    this.become({ status: 'waiting', problem: problem ?? this.state.problem, retryAt: Date.now() + pause });
+    if (!problem) {
       void diagnose(this.options, this.timeout).then((found) => {
         if (this.state.status === 'waiting' || this.state.status === 'connecting') {
           this.become({ ...this.state, problem: found });
@@ -261,12 +241,17 @@ export class RagkitSocket {
     }
   }
 
+  /** Find out whether the other end still answers, now and then again. */
   private ping(timeout: number): void {
     const socket = this.socket;
     const asked = Date.now();
-    this.later('ping', this.heartbeat, () => this.ping(this.timeout));
+    const again = (pause: number): void => this.later('ping', pause, () => this.ping(this.timeout));
     if (socket && this.heard + 1_000 < asked && this.send({ type: 'ping' })) {
-      this.later('pong', timeout, () => this.heard < asked && this.lose(socket, true, 'silent'));
+      const check = (): void =>
+        this.heard < asked ? this.lose(socket, 'silent') : again(Math.max(0, this.heartbeat - timeout));
+      this.later('ping', timeout, check);
+    } else {
+      again(this.heartbeat);
     }
   }
 
@@ -279,6 +264,9 @@ export class RagkitSocket {
       message = JSON.parse(String(data));
     } catch {
       return; // the hub sends JSON; what does not is something in between
+    }
+    if (typeof message?.type !== 'string') {
+      return;
     }
     if (this.isRepeat(message)) {
       return;
@@ -357,70 +345,6 @@ export class RagkitSocket {
     if (what && this.state.status !== 'closed') {
       this.timers.set(name, setTimeout(what, milliseconds));
     }
-  }
-}
-
-// ------------------------------------------------------------------------------------ addresses
-
-/** What Jupyter tells its own pages; nothing on any other page. */
-export function pageConfig(): Record<string, string> {
-  try {
-    return JSON.parse(globalThis.document?.getElementById('jupyter-config-data')?.textContent || '{}');
-  } catch {
-    return {};
-  }
-}
-
-/** The Jupyter server's address as http(s)://, with its base URL and a slash at the end. */
-export function serverUrl(url?: string): URL {
-  const config = pageConfig();
-  const found = new URL(url ?? (config.wsUrl || config.baseUrl || '/'), globalThis.location?.href);
-  found.protocol = found.protocol.replace('ws', 'http');
-  found.pathname = found.pathname.replace(/(api\/v1\/ws)?\/*$/, '/');
-  return found;
-}
-
-function address(options: SocketOptions, path: string): URL {
-  const url = new URL(path, serverUrl(options.url));
-  const config = pageConfig();
-  // As JupyterLab does: its own server knows the page by its cookie, another host does not.
-  const token = options.token ?? (options.url === undefined && url.host !== location.host ? config.token : '');
-  if (token) {
-    url.searchParams.set('token', token);
-  }
-  return url;
-}
-
-function socketUrl(options: SocketOptions, since: Since | null): string {
-  const url = address(options, 'api/v1/ws');
-  url.protocol = url.protocol.replace('http', 'ws');
-  if (since) {
-    url.searchParams.set('epoch', since.epoch);
-    url.searchParams.set('seq', String(since.seq));
-  }
-  return url.href;
-}
-
-/** Find out what is in the way: a browser does not tell why a WebSocket did not open. */
-async function diagnose(options: SocketOptions, timeout: number): Promise<Problem> {
-  if (globalThis.navigator?.onLine === false) {
-    return 'offline';
-  }
-  try {
-    const answer = await fetch(address(options, 'api/v1/status'), {
-      credentials: 'include',
-      redirect: 'manual', // to the login page
-      signal: AbortSignal.timeout(timeout),
-    });
-    if (answer.status === 404) {
-      return 'no_ragkit';
-    }
-    if (answer.status === 401 || answer.status === 403 || answer.type === 'opaqueredirect') {
-      return 'not_authorized';
-    }
-    return answer.ok ? 'blocked' : 'unreachable';
-  } catch {
-    return 'unreachable';
   }
 }
 
