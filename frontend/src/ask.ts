@@ -43,6 +43,7 @@ export class AskView {
   private readonly none = h('p', { class: 'rk-empty' });
   private exchanges: Exchange[];
   private readonly shown = new Map<string, ExchangeElement>();
+  private readonly forgotten = new Set<string>();
   private stop: AbortController | null = null;
   private engines: Engine[] | null = null;
   private suggestedId: unknown = null;
@@ -141,6 +142,11 @@ export class AskView {
     void this.ask(question, this.engine.value === '' && index ? { index } : this.context());
   }
 
+  /** An engine of a kernel that has ended answers no more: then the one that is chosen does. */
+  private isOnOffer(engine: unknown): boolean {
+    return engine === undefined || this.activity.engines.some(({ id }) => id === engine);
+  }
+
   private context(): Record<string, unknown> {
     return this.engine.value ? { engine: this.engine.value } : {};
   }
@@ -202,7 +208,7 @@ export class AskView {
       this.shown.set(exchange.id, element);
       element.show((question) => {
         this.events.chosen?.(question);
-        void this.ask(question, exchange.context);
+        void this.ask(question, this.isOnOffer(exchange.context.engine) ? exchange.context : this.context());
       });
     }
     for (const id of [...this.shown.keys()].filter((id) => !this.exchanges.some((exchange) => exchange.id === id))) {
@@ -236,6 +242,7 @@ export class AskView {
   // ----------------------------------------------------------------------------------- keeping
 
   private forget(): void {
+    this.restore().forEach(({ id }) => this.forgotten.add(id));
     this.exchanges = this.stop ? this.exchanges.slice(-1) : [];
     this.store();
     this.showExchanges();
@@ -243,7 +250,9 @@ export class AskView {
   }
 
   private store(): void {
-    let kept = this.exchanges.filter(({ answer, error }) => answer || error);
+    const ours = new Set([...this.exchanges.map(({ id }) => id), ...this.forgotten]);
+    const others = this.restore().filter(({ id }) => !ours.has(id)); // of other tabs and widgets
+    let kept = [...others, ...this.exchanges.filter(({ answer, error }) => answer || error)].slice(-MAX_EXCHANGES);
     let text = JSON.stringify(kept);
     while (text.length > MAX_STORED && kept.length > 1) {
       kept = kept.slice(1);

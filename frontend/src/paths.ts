@@ -1,6 +1,6 @@
 /** From a file's path on its own machine to its place in the server's tree. */
 
-import { pageConfig } from './socket.js';
+import { pageConfig } from './addresses.js';
 
 /** The path below the server's root, as Jupyter's contents have it; null if the file is not there. */
 export function serverPath(path: string | undefined): string | null {

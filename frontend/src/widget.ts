@@ -5,11 +5,12 @@
  */
 
 import { hasEnded } from './activity.js';
+import { pageConfig } from './addresses.js';
 import { h } from './dom.js';
 import { Live, type ViewName } from './live.js';
 import type { ClientMessage, ListenerMessage, ResponseContent } from './messages.js';
 import { serverPath } from './paths.js';
-import { AskError, type AskOptions, type ConnectionState, RagkitSocket, pageConfig } from './socket.js';
+import { AskError, type AskOptions, type ConnectionState, RagkitSocket } from './socket.js';
 import { pageLanguage, words } from './words.js';
 
 /** What we use of anywidget's model. */
