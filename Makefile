@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 PORT   ?= 8000
 MODELS := $(VENV)/share/test-models
 SPEC   := $(VENV)/share/asyncapi/3.0.0.json
+REACT  := $(VENV)/share/react
 PANEL  := $(wildcard server_extension/ragkit_server/labextension/package.json)
 
 # Jupyter refuses to run as root unless told that it is meant.
@@ -88,5 +89,12 @@ $(SPEC): | $(BIN)/python
 	npm pack --silent --pack-destination $@.part @asyncapi/specs@6.11.1
 	tar -xzf $@.part/*.tgz -C $@.part package/schemas/$(notdir $@)
 	mv $@.part/package/schemas/$(notdir $@) $@
+	rm -r $@.part
+
+# What the example in docs/react takes from a CDN; without npm its tests are skipped.
+$(VENV)/.test: | $(REACT)
+$(REACT): | $(BIN)/python
+	npm install --silent --ignore-scripts --no-audit --no-fund --prefix $@.part react@19.3.1 react-dom@19.3.1 htm@3.1.1
+	mv $@.part/node_modules $@
 	rm -r $@.part
 endif

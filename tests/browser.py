@@ -66,3 +66,9 @@ def log_in(page: Page, server: Server) -> None:
     """Visit the server's front page with the token, as a person does; from then on the cookie counts."""
     page.goto(http_url(server, f"?token={TOKEN}"))
     assert any(cookie["name"].startswith("username-") for cookie in page.context.cookies())
+
+
+def status(page: Page, server: Server) -> dict[str, Any]:
+    """What the server says of itself."""
+    known = {"Authorization": f"token {TOKEN}"}
+    return dict(page.request.get(http_url(server, "api/v1/status"), headers=known).json())
