@@ -13,7 +13,7 @@ ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 export RAGKIT_TEST_GGUF := $(abspath $(MODELS))
 
-.PHONY: help lab demo test check format bench-retrieval bench-french bench-handbook bench-publish bench-hub bench-soak docs frontend clean
+.PHONY: help lab demo test check format bench-retrieval bench-french bench-handbook bench-publish bench-hub bench-soak bench-panel docs frontend clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -53,6 +53,9 @@ bench-hub: $(VENV)/.bench  ## What the hub costs the server and its listeners; R
 
 bench-soak: $(VENV)/.bench  ## Publishers, listeners and servers that come, go and are killed, for MINUTES=30
 	$(BIN)/python -m benchmarks.soak $(MINUTES)
+
+bench-panel: $(VENV)/.test  ## What the panel costs JupyterLab; ROWS="frames memory start size" chooses (5 minutes)
+	$(BIN)/python -m benchmarks.panel $(ROWS)
 
 docs: $(VENV)/.lab  ## Rewrite the tables of docs/protocol.md that repeat the code
 	$(BIN)/python docs/generate.py

@@ -55,11 +55,11 @@ function activate(
       void app.commands.execute('docmanager:open', { path });
     }
   };
-  const socket = new RagkitSocket({
+  const socket: RagkitSocket = new RagkitSocket({
     url: settings.wsUrl,
     token: settings.appendToken ? settings.token : '',
-    onMessage: (message) => (live.apply(message), status.tell(live.activity, socket.state)),
-    onState: (state) => (live.become(state), status.tell(live.activity, state)),
+    onMessage: (message) => (live.apply(message), status.tell(live.activity, socket)),
+    onState: (state) => (live.become(state), status.tell(live.activity, socket)),
     start: false,
   });
   const live: Live = new Live({
@@ -153,7 +153,7 @@ async function followSettings(
 /** What runs, in the status bar; a click opens the panel. */
 class StatusItem extends Widget {
   private readonly button: HTMLButtonElement;
-  private text = '';
+  private frame = 0;
 
   constructor(
     private readonly words: Words,
@@ -161,16 +161,16 @@ class StatusItem extends Widget {
   ) {
     super();
     this.button = h('button', { type: 'button', class: 'rk-status', click: open });
+    set(this.button, 'title', words.__('Open ragkit'));
     this.node.append(this.button);
   }
 
-  tell(activity: Activity, state: ConnectionState): void {
-    const text = this.describe(activity, state);
-    if (text !== this.text) {
-      this.text = text;
-      say(this.button, `ragkit: ${text}`);
-      set(this.button, 'title', this.words.__('Open ragkit'));
-    }
+  /** However much arrives, it is told once a frame. */
+  tell(activity: Activity, socket: RagkitSocket): void {
+    this.frame ||= requestAnimationFrame(() => {
+      this.frame = 0;
+      say(this.button, `ragkit: ${this.describe(activity, socket.state)}`);
+    });
   }
 
   private describe(activity: Activity, state: ConnectionState): string {

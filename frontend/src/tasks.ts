@@ -68,7 +68,8 @@ export class TasksView {
     const hidden = shown.length - MAX_RUNNING_SHOWN;
     say(this.more, hidden > 0 ? words._n('and %1 more task', 'and %1 more tasks', hidden, format.count(hidden)) : '');
 
-    const ended = [...this.activity.ended.values()].reverse().filter((task) => !shown.includes(task));
+    const inPlace = new Set(shown);
+    const ended = [...this.activity.ended.values()].reverse().filter((task) => !inPlace.has(task));
     this.fold.hidden = ended.length === 0;
     const failed = ended.filter((task) => task.state === 'failed').length;
     const title = words._n('%1 finished task', '%1 finished tasks', ended.length);
@@ -76,10 +77,8 @@ export class TasksView {
     arrange(this.folded, this.fold.open ? draw(ended.slice(0, MAX_ENDED_SHOWN), true) : []);
 
     say(this.empty, shown.length || ended.length ? '' : this.nothing());
-    if (isAll) {
-      for (const key of [...this.rows.keys()].filter((key) => !keep.has(key))) {
-        this.rows.delete(key);
-      }
+    for (const key of [...this.rows.keys()].filter((key) => !keep.has(key))) {
+      this.rows.delete(key);
     }
     this.announce(shown);
     return isAll;
