@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, WebSocket, expect
+from playwright.sync_api import Browser, Page, Route, WebSocket, WebSocketRoute, expect
 
 from ragkit.events import FollowUpQuestions, IndexingProgress
 from ragkit.llm import ScriptedLLM
@@ -121,6 +122,18 @@ def test_it_shows_what_happens(page: Page, publisher: Publisher) -> None:
     page.reload()  # the snapshot says the same
     expect(questions).to_have_text(["What is BM25?", "What is fusion?"])
     expect(progress).to_have_text(["handbook: done, 9 of 9"])
+
+
+def test_a_gap_replaces_what_it_knew(page: Page) -> None:
+    def talk(socket: WebSocketRoute) -> None:
+        for text in ("Old?", "New?"):
+            followed = {"type": "follow_up_questions", "questions": [text]}
+            state = {"type": "snapshot", "epoch": text, "seq": 1, "tasks": [], "engines": [], "follow_ups": [followed]}
+            socket.send(json.dumps({"type": "gap", "snapshot": state} if text == "New?" else state))
+
+    page.route_web_socket(re.compile("/api/v1/ws"), talk)
+    page.reload()
+    expect(page.get_by_role("list", name="Ask next").get_by_role("button")).to_have_text(["New?"])
 
 
 def test_it_asks(page: Page, server: Server, publisher: Publisher, tmp_path: Path) -> None:
