@@ -333,8 +333,8 @@ def find_notebook(*, env: Mapping[str, str] = os.environ) -> Path | None:
 def is_run_without_browser(*, env: Mapping[str, str] = os.environ) -> bool:
     """Whether this kernel belongs to a batch run, so that what is shown is saved and seen by nobody meanwhile."""
     executors = {"nbconvert", "jupyter-nbconvert", "jupyter-execute", "jupyter-run"}
-    starter = next(_ancestors(), (0, []))[1][:4]
-    return _identify(env)[0] == "papermill" or any(Path(word).stem in executors for word in starter)
+    starter = [Path(word).stem for word in next(_ancestors(), (0, []))[1][:3] if word != "-m"][:2]  # python, program
+    return _identify(env)[0] == "papermill" or not executors.isdisjoint(starter)
 
 
 @functools.cache

@@ -180,7 +180,7 @@ class Outbox:
         if len(self._waiting) > self._compact_at:
             self.compact()
             self._compact_at = min(max(2 * len(self._waiting), self._coalesce_above), self._max_events)
-        for tell in self._watchers:
+        for tell in tuple(self._watchers):  # one may be closed meanwhile
             try:
                 tell(self._stamped(published, event))
             except Exception as problem:  # a view of theirs must not keep the event from the hub

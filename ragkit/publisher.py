@@ -76,7 +76,6 @@ class Publisher:
         self._given_origin = origin
         self._max_queue = max_queue
         self._journal_folder = journal_folder
-        self.watchers: list[Callable[[Broadcast], object]] = []
         self._begin()
         _live.add(self)
         _register()
@@ -84,6 +83,7 @@ class Publisher:
 
     def _begin(self) -> None:
         self.id = uuid.uuid4().hex
+        self.watchers: list[Callable[[Broadcast], object]] = []
         self._mailbox = Mailbox()
         self._items = self._mailbox.items
         self._link: Link | None = None

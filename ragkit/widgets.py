@@ -17,6 +17,7 @@ import html
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,9 @@ FLUSH_SECONDS = 2.0
 MAX_ENDED = 20
 MAX_FOLLOW_UPS = 5
 MAX_RESULTS = 5
+MAX_RESULT_BYTES = 65_536
+MAX_FAILURES = 20
+MAX_RUNNING = 100
 
 _STATIC = Path(__file__).with_name("static")
 
@@ -93,8 +97,10 @@ class Live(anywidget.AnyWidget):
         self._engine = engine
         self._publisher = publisher or (engine.publisher if engine is not None else default_publisher())
         self._state = _State()
-        self._told_at = 0.0
+        self._saved_at = 0.0
         self._listens = False
+        self._lock = threading.RLock()  # around what becomes the state and what is told of it, in one order
+        self._renew: Any = None
         self._replies: dict[str, Reply] = {}
         super().__init__(views=list(views), language=language)
         self.on_msg(self._receive)
@@ -105,19 +111,26 @@ class Live(anywidget.AnyWidget):
         publisher: Publisher | None = vars(self).get("_publisher")  # ipywidgets closes what was never made, too
         if publisher is not None and self._take in publisher.watchers:
             publisher.watchers.remove(self._take)
+        if vars(self).get("_renew") is not None:
+            from IPython import get_ipython
+
+            get_ipython().events.unregister("post_run_cell", self._renew)
+            self._renew = None
         super().close()
 
     # ------------------------------------------------------------------------ what this process does
 
     def _take(self, event: events.Broadcast) -> None:
         """Take one event in; called in the publisher's thread."""
-        self._state.apply(event)
-        if self._listens:
-            self._tell(event)
+        plain = _plain(event)  # raises, and changes nothing, for what is no message
+        with self._lock:
+            self._state.apply(event)
+            if self._listens:
+                self.send({"kind": "message", "message": plain})
         now = time.monotonic()
-        running = getattr(event, "state", "") in ("queued", "running")
-        if not running or now - self._told_at >= EVERY_SECONDS:
-            self._told_at = now
+        ended = getattr(event, "state", "") in events.TERMINAL or isinstance(event, events.FollowUpQuestions)
+        if ended or now - self._saved_at >= EVERY_SECONDS:
+            self._saved_at = now
             self._snapshot = _plain(self._state.snapshot())
 
     def _tell(self, message: msgspec.Struct) -> None:
@@ -128,17 +141,22 @@ class Live(anywidget.AnyWidget):
     def _receive(self, _widget: object, content: Any, _buffers: object) -> None:
         """Act upon what the browser says."""
         kind = content.get("kind") if isinstance(content, dict) else None
-        if kind == "attach":
-            return
-        if kind == "listen":
-            self._listens = True
-            self.send({"kind": "attached"})
-            self._tell(self._state.snapshot(self._engine))
+        if kind == "unlisten":
+            self._listens = False
+        elif kind == "listen":
+            engines = [self._engine.describe()] if self._engine is not None else []
+            with self._lock:
+                self._listens = True
+                self.send({"kind": "attached"})
+                self._tell(self._state.snapshot(engines))
         elif kind == "message":
             try:
                 message = msgspec.convert(content.get("message"), events.ClientMessage)
             except msgspec.ValidationError as problem:
-                self._tell(_error(events.ErrorCode.INVALID_MESSAGE, f"{problem}."))
+                given = content.get("message")
+                id = given.get("id") if isinstance(given, dict) else None
+                id = id if isinstance(id, str) and 0 < len(id) <= 128 else ""
+                self._tell(_error(events.ErrorCode.INVALID_MESSAGE, f"{problem}.", id))
                 return
             self._act(message)
 
@@ -146,6 +164,9 @@ class Live(anywidget.AnyWidget):
         if isinstance(message, events.Cancel):
             if (reply := self._replies.get(message.id)) is not None:
                 reply.cancel()
+            else:
+                unknown = "No question with this id is being answered; it may have just ended."
+                self._tell(_error(events.ErrorCode.UNKNOWN_REQUEST, unknown, message.id))
         elif isinstance(message, events.Query):
             id = message.id if isinstance(message.id, str) else "query"
             if self._engine is None:
@@ -154,16 +175,16 @@ class Live(anywidget.AnyWidget):
                 )
                 self._tell(_error(events.ErrorCode.NO_ENGINE, advice, id))
                 return
-            # A thread: cells can be run meanwhile, and Stop is heard.
-            threading.Thread(target=self._answer, args=(id, message.content), name="ragkit-answer", daemon=True).start()
+            # A thread: cells can be run meanwhile, and between cells Stop is heard.
+            reply = self._replies[id] = Reply(id, self._tell)
+            work = partial(self._answer, self._engine, message.content, reply)
+            threading.Thread(target=work, name="ragkit-answer", daemon=True).start()
 
-    def _answer(self, id: str, content: events.QueryContent) -> None:
-        assert self._engine is not None
-        reply = self._replies[id] = Reply(id, self._tell)
+    def _answer(self, engine: RAGEngine, content: events.QueryContent, reply: Reply) -> None:
         try:
-            answer(self._engine.answer_query, content, reply, index=self._engine.corpus.name)
+            answer(engine.answer_query, content, reply, index=engine.corpus.name)
         finally:
-            self._replies.pop(id, None)
+            self._replies.pop(reply.id, None)
 
     # ---------------------------------------------------------------------------- where no browser is
 
@@ -182,6 +203,7 @@ class Live(anywidget.AnyWidget):
             handle.update(self._summary(), raw=True)
 
         # Not from the publisher's thread: executors drop what does not belong to the cell that runs.
+        self._renew = renew
         get_ipython().events.register("post_run_cell", renew)
 
     def _summary(self) -> dict[str, str]:
@@ -199,6 +221,10 @@ class _State:
 
     def apply(self, event: events.Broadcast) -> None:
         self._seq += 1
+        if isinstance(event, events.ExperimentResult) and len(events.encode(event)) > MAX_RESULT_BYTES:
+            event = msgspec.structs.replace(event, leaderboard=[])
+        if isinstance(event, events.IndexingProgress):
+            event = msgspec.structs.replace(event, failures=event.failures[:MAX_FAILURES])
         if isinstance(event, events.FollowUpQuestions):
             self._follow_ups = [*self._follow_ups, event][-MAX_FOLLOW_UPS:]
         elif isinstance(event, events.ExperimentResult):
@@ -209,15 +235,16 @@ class _State:
         elif isinstance(event, events.IndexingProgress | events.ExperimentProgress):
             self._tasks[type(event).__name__, event.task_id] = event
             ended = [key for key, task in self._tasks.items() if task.state in events.TERMINAL]
-            for key in ended[:-MAX_ENDED]:
+            running = [key for key, task in self._tasks.items() if task.state not in events.TERMINAL]
+            for key in [*ended[:-MAX_ENDED], *running[:-MAX_RUNNING]]:
                 del self._tasks[key]
 
-    def snapshot(self, engine: RAGEngine | None = None) -> events.Snapshot:
+    def snapshot(self, engines: Sequence[events.Engine] = ()) -> events.Snapshot:
         return events.Snapshot(
             epoch="kernel",
             seq=self._seq,
             tasks=list(self._tasks.values()),
-            engines=[engine.describe()] if engine is not None else [],
+            engines=list(engines),
             follow_ups=self._follow_ups,
             results=list(self._results.values()),
         )

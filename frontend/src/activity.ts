@@ -18,6 +18,10 @@ const MAX_LIVE = 2_000;
 const MAX_FOLLOW_UPS = 20;
 const MAX_RESULTS = 20;
 const MAX_LEADERBOARD = 200;
+const MAX_FAILURES = 100;
+/** Of one text, in characters: a publisher may send megabytes. */
+const MAX_TEXT = 2_000;
+const MAX_RESULT = 300_000;
 
 /** Whether a task in this state changes no more. */
 export function hasEnded(task: Task): boolean {
@@ -31,7 +35,7 @@ export function taskKey(task: { type: string; task_id: string; origin?: Origin }
 }
 
 export class Activity {
-  /** Tasks that have not ended, in the order in which they began. */
+  /** Tasks that have not ended. */
   readonly live = new Map<string, Task>();
   /** The last tasks that have, in the order in which they did. */
   readonly ended = new Map<string, Task>();
@@ -41,8 +45,11 @@ export class Activity {
   engines: Engine[] = [];
   /** The newest last. */
   followUps: FollowUpQuestions[] = [];
+  /** By task, how many were seen before it: the order in which they are shown. */
+  readonly began = new Map<string, number>();
   /** Whether there has been a snapshot: before it, that there is nothing means nothing. */
   known = false;
+  private seen = 0;
 
   /** Take a message in; return whether it changed anything that is shown. */
   apply(message: ListenerMessage): boolean {
@@ -55,7 +62,7 @@ export class Activity {
         this.applyResult(message);
         return true;
       case 'follow_up_questions':
-        this.followUps = [...this.followUps, message].slice(-MAX_FOLLOW_UPS);
+        this.followUps = [...this.followUps, shortQuestions(message)].slice(-MAX_FOLLOW_UPS);
         return true;
       case 'engines':
         this.engines = message.engines;
@@ -71,8 +78,13 @@ export class Activity {
     }
   }
 
-  private applyTask(task: Task): void {
+  private applyTask(given: Task): void {
+    const task = inShort(given);
     const key = taskKey(task);
+    if (!this.began.has(key)) {
+      this.began.set(key, (this.seen += 1));
+      dropOldest(this.began, MAX_LIVE + MAX_ENDED);
+    }
     if (hasEnded(task)) {
       this.live.delete(key);
       this.ended.delete(key);
@@ -87,8 +99,10 @@ export class Activity {
 
   private applyResult(result: ExperimentResult): void {
     const key = taskKey(result);
-    this.results.delete(key);
-    this.results.set(key, { ...result, leaderboard: result.leaderboard.slice(0, MAX_LEADERBOARD) });
+    const leaderboard = result.leaderboard.slice(0, MAX_LEADERBOARD);
+    const isLarge = JSON.stringify(leaderboard).length > MAX_RESULT;
+    // Not moved to the end: boards that swap places at every row cannot be read.
+    this.results.set(key, { ...result, leaderboard: isLarge ? leaderboard.slice(0, 10) : leaderboard });
     dropOldest(this.results, MAX_RESULTS);
   }
 
@@ -98,9 +112,26 @@ export class Activity {
     snapshot.tasks.forEach((task) => this.applyTask(task));
     (snapshot.results ?? []).forEach((result) => this.applyResult(result));
     this.engines = snapshot.engines;
-    this.followUps = snapshot.follow_ups.slice(-MAX_FOLLOW_UPS);
+    this.followUps = snapshot.follow_ups.slice(-MAX_FOLLOW_UPS).map(shortQuestions);
     this.known = true;
   }
+}
+
+function inShort(task: Task): Task {
+  const message = task.message && cut(task.message);
+  if (task.type === 'experiment_progress') {
+    return { ...task, message };
+  }
+  const failures = task.failures.slice(0, MAX_FAILURES);
+  return { ...task, message, failures: failures.map(({ source, reason }) => ({ source, reason: cut(reason) })) };
+}
+
+function shortQuestions(event: FollowUpQuestions): FollowUpQuestions {
+  return { ...event, questions: event.questions.slice(0, 10).map(cut) };
+}
+
+function cut(text: string): string {
+  return text.length > MAX_TEXT ? `${text.slice(0, MAX_TEXT)}…` : text;
 }
 
 function dropOldest(map: Map<string, unknown>, most: number): void {
@@ -114,11 +145,8 @@ export function doneShare(task: Task): number | null {
   if (task.state === 'done') {
     return 1;
   }
-  const [done, total] =
-    task.type === 'experiment_progress'
-      ? [task.cells_done, task.cells_total]
-      : task.chunks_total !== null
-        ? [task.chunks_done, task.chunks_total]
-        : [task.documents_done, null];
+  const isExperiment = task.type === 'experiment_progress';
+  const done = isExperiment ? task.cells_done : task.chunks_done;
+  const total = isExperiment ? task.cells_total : task.chunks_total;
   return total ? Math.min(1, done / total) : null;
 }

@@ -31,7 +31,8 @@ export interface Place {
 /** What Jupyter tells its own pages; nothing on any other page. */
 export function pageConfig(): Record<string, string> {
   try {
-    return JSON.parse(globalThis.document?.getElementById('jupyter-config-data')?.textContent || '{}');
+    // A script: text of a notebook can bear any id, and must not say where questions go.
+    return JSON.parse(globalThis.document?.querySelector('script#jupyter-config-data')?.textContent || '{}');
   } catch {
     return {};
   }
@@ -69,7 +70,8 @@ export function socketUrl(options: Place, since: Since | null): string {
 
 /** Find out what is in the way: a browser does not tell why a WebSocket did not open. */
 export async function diagnose(options: Place, timeout: number): Promise<Problem> {
-  if (globalThis.navigator?.onLine === false) {
+  const isHere = /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])$/.test(serverUrl(options.url).hostname);
+  if (globalThis.navigator?.onLine === false && !isHere) {
     return 'offline';
   }
   const get = (path: string, credentials: RequestCredentials): Promise<Response> =>
@@ -91,7 +93,8 @@ export async function diagnose(options: Place, timeout: number): Promise<Problem
     return answer.ok ? 'blocked' : 'unreachable';
   } catch {
     // Jupyter hides a refusal from pages of another origin; but this code here is for everybody to see.
-    const code = await get('api/v1/socket.js', 'omit').catch(() => null);
+    const open = new URL('api/v1/socket.js', serverUrl(options.url));
+    const code = await fetch(open, { signal: AbortSignal.timeout(timeout) }).catch(() => null);
     return code?.ok ? 'not_authorized' : 'unreachable';
   }
 }

@@ -21,6 +21,8 @@ interface Exchange {
 }
 
 export interface Channel {
+  /** Whether a question is on its way at once. */
+  readonly isOpen: boolean;
   ask(question: string, options: AskOptions): Promise<ResponseContent>;
 }
 
@@ -43,10 +45,13 @@ export class AskView {
   private readonly none = h('p', { class: 'rk-empty' });
   private exchanges: Exchange[];
   private readonly shown = new Map<string, ExchangeElement>();
-  private readonly forgotten = new Set<string>();
+  /** What was in storage when we last looked. */
+  private stored = new Set<string>();
+  private chosen = '';
   private stop: AbortController | null = null;
-  private engines: Engine[] | null = null;
+  private engines = '';
   private suggestedId: unknown = null;
+  private readonly pieces: [ExchangeElement, string][] = [];
 
   constructor(
     private readonly activity: Activity,
@@ -66,6 +71,8 @@ export class AskView {
     set(this.question, 'aria-label', words.__('Question'));
     set(this.engine, 'aria-label', words.__('Engine'));
     set(this.log, 'aria-label', words.__('Questions and answers'));
+    this.engine.addEventListener('change', () => (this.chosen = this.engine.value));
+    window.addEventListener('pagehide', () => this.keepPending(), { signal: host.ended });
     this.question.addEventListener('keydown', (event) => {
       if (event.key === 'Enter' && !event.shiftKey && !event.isComposing) {
         event.preventDefault();
@@ -103,14 +110,14 @@ export class AskView {
 
   /** Take from a message what belongs to our questions. */
   apply(message: ListenerMessage): void {
-    if (message.type !== 'follow_up_questions') {
-      return;
-    }
-    const exchange = this.exchanges.find(({ id }) => id === message.request_id);
-    if (exchange) {
-      exchange.followUps = message.questions;
-      this.store();
-      this.showExchanges();
+    const snapshot = message.type === 'gap' ? message.snapshot : message.type === 'snapshot' ? message : null;
+    for (const event of snapshot?.follow_ups ?? (message.type === 'follow_up_questions' ? [message] : [])) {
+      const exchange = this.exchanges.find(({ id }) => id === event.request_id);
+      if (exchange && exchange.followUps.join() !== event.questions.join()) {
+        exchange.followUps = event.questions.slice(0, 10);
+        this.store();
+        this.following(() => this.showExchanges());
+      }
     }
   }
 
@@ -120,7 +127,9 @@ export class AskView {
     const nobody = this.activity.known && this.activity.engines.length === 0 && this.exchanges.length === 0;
     say(this.none, nobody ? words.__('No engine is on offer. Run engine.serve() in a notebook, then ask here.') : '');
     const others = this.activity.followUps.findLast((event) => !this.exchanges.some(({ id }) => id === event.request_id));
-    if (others !== this.suggestedId) {
+    if (this.suggested.matches(':hover, :focus-within')) {
+      this.host.refresh(1_000); // nothing changes under somebody's finger
+    } else if (others !== this.suggestedId) {
       this.suggestedId = others;
       this.suggested.replaceChildren();
       if (others) {
@@ -138,6 +147,9 @@ export class AskView {
   // ------------------------------------------------------------------------------------ asking
 
   private choose(question: string, index: string | undefined): void {
+    if (this.stop) {
+      return;
+    }
     this.events.chosen?.(question);
     void this.ask(question, this.engine.value === '' && index ? { index } : this.context());
   }
@@ -170,13 +182,12 @@ export class AskView {
     this.button.textContent = words.__('Stop');
     this.showExchanges();
     const element = this.shown.get(exchange.id)!;
-    element.element.scrollIntoView({ block: 'end' });
-    this.announcer.say(words.__('Asked. The answer is coming.'));
+    this.log.scrollTop = this.log.scrollHeight;
+    element.wait(this.channel.isOpen);
     try {
       const { signal } = this.stop;
-      const onDelta = (piece: string): void => this.following(() => element.add(piece));
+      const onDelta = (piece: string): void => this.add(element, piece);
       exchange.answer = await this.channel.ask(question, { context, id: exchange.id, signal, onDelta });
-      this.events.answered?.(question, exchange.answer);
       this.announcer.say(words.__('Answer: %1', exchange.answer.answer.slice(0, 500)));
     } catch (error) {
       const { code, message } = error as AskError;
@@ -188,9 +199,23 @@ export class AskView {
     }
     this.store();
     this.following(() => this.showExchanges());
+    if (exchange.answer) {
+      this.events.answered?.(question, exchange.answer);
+    }
   }
 
   // ----------------------------------------------------------------------------------- showing
+
+  /** Show a piece of an answer; many that come between two frames cost one layout. */
+  private add(element: ExchangeElement, piece: string): void {
+    this.pieces.push([element, piece]);
+    if (this.pieces.length === 1) {
+      setTimeout(() => {
+        const pieces = this.pieces.splice(0);
+        this.following(() => pieces.forEach(([element, piece]) => element.add(piece)));
+      }, 50);
+    }
+  }
 
   /** Change the log, and stay at its end if that is where the reader was. */
   private following(change: () => void): void {
@@ -224,35 +249,59 @@ export class AskView {
 
   private showEngines(): void {
     const { engines } = this.activity;
-    if (engines === this.engines) {
-      return;
-    }
-    this.engines = engines;
     const { words } = this.host;
-    const chosen = this.engine.value;
-    const option = (value: string, text: string): HTMLOptionElement => h('option', { value }, text);
+    const names = engines.map((engine) => [engine.id, nameOf(engine)]);
+    if (this.chosen && !engines.some(({ id }) => id === this.chosen)) {
+      // A server that restarts has none for a moment; another corpus must not answer in its place.
+      names.push([this.chosen, words.__('%1 (not on offer now)', this.engine.selectedOptions[0]?.dataset.name)]);
+    }
+    if (JSON.stringify(names) === this.engines) {
+      return; // an open list stays open
+    }
+    this.engines = JSON.stringify(names);
+    const option = (value: string, text: string): HTMLOptionElement => {
+      const name = engines.find(({ id }) => id === value);
+      return h('option', { value, 'data-name': name ? nameOf(name) : text }, text);
+    };
     this.engine.replaceChildren(
       option('', words.__('Newest engine')),
-      ...engines.map((engine) => option(engine.id, nameOf(engine))),
+      ...names.map(([id, name]) => option(id, name)),
     );
-    this.engine.value = engines.some(({ id }) => id === chosen) ? chosen : '';
+    this.engine.value = this.chosen;
     set(this.engine, 'title', this.engine.selectedOptions[0]?.textContent ?? '');
   }
 
   // ----------------------------------------------------------------------------------- keeping
 
+  /** A question whose page is closed before its answer comes is there afterwards, to be asked again. */
+  private keepPending(): void {
+    const pending = this.stop && this.exchanges.at(-1);
+    if (pending && !pending.answer) {
+      const message = this.host.words.__('The page was closed before the answer came. Ask again.');
+      pending.error = { code: 'CONNECTION_LOST', message };
+      this.store();
+    }
+  }
+
   private forget(): void {
-    this.restore().forEach(({ id }) => this.forgotten.add(id));
+    const gone = this.exchanges.slice(0, this.stop ? -1 : undefined).map(({ id }) => id);
     this.exchanges = this.stop ? this.exchanges.slice(-1) : [];
-    this.store();
+    this.store(gone);
     this.showExchanges();
+    this.question.focus();
     this.host.refresh();
   }
 
-  private store(): void {
-    const ours = new Set([...this.exchanges.map(({ id }) => id), ...this.forgotten]);
-    const others = this.restore().filter(({ id }) => !ours.has(id)); // of other tabs and widgets
-    let kept = [...others, ...this.exchanges.filter(({ answer, error }) => answer || error)].slice(-MAX_EXCHANGES);
+  /** Store them, beside those of other tabs and widgets; what another has cleared stays cleared. */
+  private store(gone: readonly string[] = []): void {
+    const before = this.stored;
+    const others = this.restore().filter(({ id }) => !gone.includes(id));
+    const cleared = new Set([...before].filter((id) => !this.stored.has(id)));
+    const ours = this.exchanges.filter((exchange) => (exchange.answer ?? exchange.error) && !cleared.has(exchange.id));
+    const ids = new Set(ours.map(({ id }) => id));
+    let kept = [...others.filter(({ id }) => !ids.has(id)), ...ours].slice(-MAX_EXCHANGES);
+    kept = kept.filter((exchange) => JSON.stringify(exchange).length < MAX_STORED / 5);
+    this.stored = new Set(kept.map(({ id }) => id));
     let text = JSON.stringify(kept);
     while (text.length > MAX_STORED && kept.length > 1) {
       kept = kept.slice(1);
@@ -268,8 +317,11 @@ export class AskView {
   private restore(): Exchange[] {
     try {
       const stored: unknown = JSON.parse(localStorage.getItem(this.host.storageKey) ?? '[]');
-      return Array.isArray(stored) ? stored.filter(isExchange).slice(-MAX_EXCHANGES) : [];
+      const exchanges = Array.isArray(stored) ? stored.filter(isExchange).slice(-MAX_EXCHANGES) : [];
+      this.stored = new Set(exchanges.map(({ id }) => id));
+      return exchanges;
     } catch {
+      this.stored = new Set();
       return [];
     }
   }
@@ -301,9 +353,15 @@ class ExchangeElement {
     private readonly exchange: Exchange,
     private readonly host: Host,
   ) {
-    this.waiting = h('div', { class: 'rk-quiet rk-waiting' }, host.words.__('Looking for passages…'));
+    this.waiting = h('div', { class: 'rk-quiet rk-waiting' });
     const question = h('div', { class: 'rk-asked' }, exchange.question);
     this.element = h('article', { class: 'rk-exchange' }, question, this.waiting, this.preview, this.rest);
+  }
+
+  /** Say what is waited for. */
+  wait(isOpen: boolean): void {
+    const { words } = this.host;
+    say(this.waiting, isOpen ? words.__('Looking for passages…') : words.__('Waiting for the connection…'));
   }
 
   /** A piece of the answer. */
@@ -325,7 +383,12 @@ class ExchangeElement {
       this.rest.replaceChildren(h('div', { class: 'rk-error' }, error.message, ' ', code));
     } else if (answer) {
       if (!this.rest.querySelector('.rk-answer')) {
-        this.rest.replaceChildren(showAnswer(answer, this.host));
+        try {
+          this.rest.replaceChildren(showAnswer(answer, this.host));
+        } catch (problem) {
+          console.error('ragkit: an answer could not be drawn', problem); // stored by another version, for example
+          this.rest.replaceChildren(h('div', { class: 'rk-text rk-answer' }, answer.answer));
+        }
       }
       this.rest.querySelector('.rk-chips')?.remove();
       if (followUps.length) {

@@ -17,9 +17,13 @@ export class ConnectionBar {
     wake: () => void,
   ) {
     const { words } = host;
-    this.again = h('button', { type: 'button', class: 'rk-button', click: wake }, words.__('Try again'));
+    const again = (): void => {
+      this.element.focus(); // the button goes away
+      wake();
+    };
+    this.again = h('button', { type: 'button', class: 'rk-button', click: again }, words.__('Try again'));
     const line = h('div', { class: 'rk-line' }, h('span', { class: 'rk-dot' }), this.text, this.countdown, this.again);
-    this.element = h('div', { class: 'rk-connection' }, line, this.advice);
+    this.element = h('div', { class: 'rk-connection', tabindex: -1 }, line, this.advice);
   }
 
   render(state: ConnectionState, via: 'socket' | 'kernel' | 'saved'): void {
@@ -48,7 +52,8 @@ export function statusText(state: ConnectionState, words: Words): string {
     case 'closed':
       return words.__('Closed');
     case 'connecting':
-      return state.problem ? words.__('Connecting again…') : words.__('Connecting…');
+      // Not a new word at every attempt: screen readers would read it out.
+      return state.problem ? words.__('Not connected') : words.__('Connecting…');
     case 'waiting':
       return words.__('Not connected');
   }

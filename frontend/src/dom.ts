@@ -38,20 +38,24 @@ export function say(element: HTMLElement, text: string): void {
   element.hidden = text === '';
 }
 
-/** Make these the children, in this order, and move no one that stands right. */
-export function arrange(parent: Element, children: Iterable<Element>): void {
+/** Make these the children, in this order, and move as few as possible: a moved element loses focus and selection. */
+export function arrange(parent: Element, children: readonly Element[]): void {
+  const wanted = new Set(children);
+  for (const child of [...parent.children]) {
+    if (!wanted.has(child)) {
+      child.remove();
+    }
+  }
   let at = parent.firstElementChild;
   for (const child of children) {
+    if (at && child !== at && child === at.nextElementSibling) {
+      at = child; // the one before it has left its place, and comes later
+    }
     if (child === at) {
       at = at.nextElementSibling;
     } else {
       parent.insertBefore(child, at);
     }
-  }
-  while (at) {
-    const gone = at;
-    at = at.nextElementSibling;
-    gone.remove();
   }
 }
 

@@ -67,7 +67,6 @@ class Board {
     if (result === this.result) {
       return;
     }
-    this.result = result;
     say(this.caption, words.__('Leaderboard of %1', result.experiment));
     const rows = result.leaderboard.length ? result.leaderboard : [result.row];
     const columns = [...new Set(rows.flatMap((row) => Object.keys(row)))].slice(0, MAX_COLUMNS);
@@ -78,11 +77,12 @@ class Board {
         h(
           'tr',
           { class: JSON.stringify(row) === newest ? 'rk-new' : false },
-          ...columns.map((name) => this.cell(row[name])),
+          ...columns.map((name) => this.cell(Object.hasOwn(row, name) ? row[name] : undefined)),
         ),
       ),
     );
     set(this.element, 'aria-label', result.experiment);
+    this.result = result;
   }
 
   private cell(value: unknown): HTMLElement {

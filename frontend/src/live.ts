@@ -8,7 +8,7 @@ import { ExperimentsView } from './experiments.js';
 import type { ListenerMessage, Origin, Source } from './messages.js';
 import type { ConnectionState } from './socket.js';
 import { TasksView } from './tasks.js';
-import { Format, type Words } from './words.js';
+import { Format, type Words, languageTag } from './words.js';
 
 export type ViewName = 'activity' | 'ask' | 'experiments';
 
@@ -18,6 +18,8 @@ export interface Host {
   readonly format: Format;
   /** Where in localStorage questions and answers are kept. */
   readonly storageKey: string;
+  /** Aborted when the views go away. */
+  readonly ended: AbortSignal;
   /** Show what has changed, in the next frame or after some milliseconds. */
   refresh(afterMs?: number): void;
   canOpenOrigin?(origin: Origin): boolean;
@@ -53,12 +55,15 @@ export class Live {
   private timerAt = Infinity;
   private restsUntil = 0;
   private readonly ended = new AbortController();
+  /** Tells when a folded panel is opened, or a notebook's tab. */
+  private readonly observer = new IntersectionObserver(() => this.refresh());
 
   constructor(options: LiveOptions) {
     const { words, views = ['activity', 'ask', 'experiments'] } = options;
     this.host = {
       ...options,
       format: new Format(words, options.language),
+      ended: this.ended.signal,
       refresh: (afterMs) => this.refresh(afterMs),
     };
     this.bar = new ConnectionBar(this.host, () => options.channel.wake());
@@ -92,13 +97,14 @@ export class Live {
     this.element = h(
       'div',
       // Not read as formulas by MathJax, and no keys for notebooks around it.
-      { class: 'rk-live tex2jax_ignore mathjax_ignore', lang: options.language.replace('_', '-') },
+      { class: 'rk-live tex2jax_ignore mathjax_ignore', lang: languageTag(options.language) },
       this.bar.element,
       tabs,
       ...[...this.views.values()].map(({ element }) => element),
     );
     set(this.element, 'data-lm-suppress-shortcuts', 'true');
     document.addEventListener('visibilitychange', () => this.refresh(), { signal: this.ended.signal });
+    this.observer.observe(this.element);
     this.show(this.view);
   }
 
@@ -134,6 +140,7 @@ export class Live {
 
   dispose(): void {
     this.ended.abort();
+    this.observer.disconnect();
     cancelAnimationFrame(this.frame);
     clearTimeout(this.timer);
     this.timerAt = -Infinity;
@@ -178,9 +185,17 @@ export class Live {
   }
 
   private render(): void {
+    if (!this.element.checkVisibility()) {
+      return; // the observer tells when it is
+    }
     const began = performance.now();
     this.bar.render(this.state, this.viaKernel ? 'kernel' : this.saved ? 'saved' : 'socket');
-    const isAll = this.views.get(this.view)!.render();
+    let isAll = true;
+    try {
+      isAll = this.views.get(this.view)!.render();
+    } catch (error) {
+      console.error('ragkit: a view could not be drawn', error); // and with the next message it is tried again
+    }
     // The page has more to do than this: a quarter of its time is enough for us.
     this.restsUntil = performance.now() + 3 * (performance.now() - began);
     if (!isAll) {

@@ -11,13 +11,14 @@ import { ISettingRegistry } from '@jupyterlab/settingregistry';
 import { IStatusBar } from '@jupyterlab/statusbar';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 import { LabIcon } from '@jupyterlab/ui-components';
+import { Signal } from '@lumino/signaling';
 import { Widget } from '@lumino/widgets';
 
 import { type Activity, doneShare } from './activity.js';
 import { statusText } from './connection.js';
 import { h, say, set } from './dom.js';
 import { Live } from './live.js';
-import { serverPath } from './paths.js';
+import { fileOf, serverPath } from './paths.js';
 import { type ConnectionState, RagkitSocket } from './socket.js';
 import type { Words } from './words.js';
 
@@ -69,8 +70,8 @@ function activate(
     channel: socket,
     canOpenOrigin: ({ path }) => serverPath(path) !== null,
     openOrigin: ({ path }) => open(serverPath(path)),
-    canOpenSource: ({ source }) => serverPath(source) !== null,
-    openSource: ({ source }) => open(serverPath(source)),
+    canOpenSource: ({ source }) => serverPath(fileOf(source)) !== null,
+    openSource: ({ source }) => open(serverPath(fileOf(source))),
   });
 
   const panel = new Widget();
@@ -126,27 +127,30 @@ async function followSettings(
   status: StatusItem,
 ): Promise<void> {
   let side = 'right';
-  let shown: { dispose(): void } | undefined;
+  let isWanted = true;
+  const changed = new Signal<StatusItem, void>(status);
   const follow = (settings?: ISettingRegistry.ISettings): void => {
     const wanted = String(settings?.composite.side ?? 'right');
     if (wanted !== side) {
       side = wanted;
       app.shell.add(panel, wanted, { rank: 600 });
     }
-    if (settings?.composite.statusBar === false) {
-      shown?.dispose();
-      shown = undefined;
-    } else {
-      shown ??= statusBar?.registerStatusItem('ragkit-lab:status', { item: status, align: 'left', rank: 20 });
-    }
+    isWanted = settings?.composite.statusBar !== false;
+    changed.emit();
   };
+  statusBar?.registerStatusItem('ragkit-lab:status', {
+    item: status,
+    align: 'left',
+    rank: 20,
+    isActive: () => isWanted,
+    activeStateChanged: changed,
+  });
   try {
     const settings = await registry?.load(plugin.id);
     settings?.changed.connect(() => follow(settings));
     follow(settings);
   } catch (problem) {
     console.warn('ragkit: the settings could not be read; the defaults hold', problem);
-    follow();
   }
 }
 

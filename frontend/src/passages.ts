@@ -3,7 +3,10 @@
 import { h, say } from './dom.js';
 import type { Host } from './live.js';
 import type { ResponseContent, Source } from './messages.js';
+import { fileOf } from './paths.js';
 
+/** Of an answer, as buttons: a model that repeats itself must not stop the page. */
+const MAX_MARKERS = 300;
 const CODE_OR_MARKER = /```[\s\S]*?(?:```|$)|`[^`\n]+`|\[(\d{1,4})\]/g;
 
 /** Show an answer; its `[n]` open the passages below. */
@@ -11,10 +14,12 @@ export function showAnswer(content: ResponseContent, host: Host): HTMLElement {
   const passages = new Map(content.sources.map((source) => [source.number, showPassage(source, host)]));
   const text = h('div', { class: 'rk-text' });
   let at = 0;
+  let markers = 0;
   for (const match of content.answer.matchAll(CODE_OR_MARKER)) {
     text.append(content.answer.slice(at, match.index));
     at = match.index + match[0].length;
-    const passage = passages.get(Number(match[1]));
+    const passage = markers < MAX_MARKERS ? passages.get(Number(match[1])) : undefined;
+    markers += passage ? 1 : 0;
     text.append(match[1] === undefined ? showCode(match[0]) : passage ? marker(match[1], passage) : match[0]);
   }
   text.append(content.answer.slice(at));
@@ -56,7 +61,7 @@ function placeOf(source: Source, { words }: Host): string {
 
 function showPassage(source: Source, host: Host): HTMLElement {
   const open = host.openSource && host.canOpenSource?.(source);
-  const file = source.source.replace(/^.*[\\/]/, '');
+  const file = fileOf(source.source).replace(/^.*[\\/]/, '');
   const where = open
     ? h(
         'button',

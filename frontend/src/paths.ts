@@ -2,11 +2,15 @@
 
 import { pageConfig } from './addresses.js';
 
+/** The file of a source: a row of a table is named FILE.jsonl#ROW. */
+export function fileOf(source: string): string {
+  return source.replace(/(\.jsonl)#.*$/is, '$1');
+}
+
 /** The path below the server's root, as Jupyter's contents have it; null if the file is not there. */
 export function serverPath(path: string | undefined): string | null {
   const root = slashes(pageConfig().ragkitRoot ?? '').replace(/\/+$/, '');
-  // A row of a table is named FILE#ROW.
-  const file = slashes(path ?? '').replace(/#[^/#]*$/, '');
+  const file = slashes(path ?? '');
   if (!pageConfig().ragkitRoot || !file.startsWith(`${root}/`)) {
     return null;
   }

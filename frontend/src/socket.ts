@@ -7,7 +7,7 @@
  * Theory of operation: a connection ends whenever it likes (a laptop sleeps, a proxy cuts, a server restarts)
  * and the client makes another, after pauses that grow and vary. It knows how far it has come, as the epoch and
  * seq of the last broadcast, and the hub goes on from there, or sends a `gap` with a snapshot. A new client asks
- * for a snapshot first. So whoever applies every message in order always has the true state; nothing arrives twice.
+ * for a snapshot first. So whoever applies every message in order has the true state; no broadcast arrives twice.
  * A connection that only looks alive is found by a ping of our own: browsers hide the protocol's.
  */
 
@@ -150,12 +150,17 @@ export class RagkitSocket {
     });
   }
 
+  /** Whether there is a connection now. */
+  get isOpen(): boolean {
+    return this.socket?.readyState === 1;
+  }
+
   /** Send a message; false, and nothing is sent, if there is no connection now. */
   send(message: ClientMessage): boolean {
-    if (this.socket?.readyState !== 1) {
+    if (!this.isOpen) {
       return false;
     }
-    this.socket.send(JSON.stringify(message));
+    this.socket!.send(JSON.stringify(message));
     return true;
   }
 
@@ -191,7 +196,7 @@ export class RagkitSocket {
     this.later('open', this.timeout, () => this.lose(socket));
     socket.onopen = () => {
       opened = true;
-      this.heard = Date.now();
+      this.heard = performance.now();
       this.later('open', 0, null);
       if (topics || !this.since) {
         this.send({ type: 'subscribe', ...(topics && { topics }) });
@@ -223,7 +228,11 @@ export class RagkitSocket {
     this.later('retry', pause, () => this.open());
     this.become({ status: 'waiting', problem: problem ?? this.state.problem, retryAt: Date.now() + pause });
     if (!problem) {
+      const attempt = this.attempts;
       void diagnose(this.options, this.timeout).then((found) => {
+        if (attempt !== this.attempts) {
+          return; // of an earlier attempt
+        }
         if (this.state.status === 'waiting' || this.state.status === 'connecting') {
           this.become({ ...this.state, problem: found });
         }
@@ -244,7 +253,7 @@ export class RagkitSocket {
   /** Find out whether the other end still answers, now and then again. */
   private ping(timeout: number): void {
     const socket = this.socket;
-    const asked = Date.now();
+    const asked = performance.now(); // the clock of the day may be set
     const again = (pause: number): void => this.later('ping', pause, () => this.ping(this.timeout));
     if (socket && this.heard + 1_000 < asked && this.send({ type: 'ping' })) {
       const check = (): void =>
@@ -258,7 +267,7 @@ export class RagkitSocket {
   // --------------------------------------------------------------------------------- receiving
 
   private receive(data: unknown): void {
-    this.heard = Date.now();
+    this.heard = performance.now();
     let message: ListenerMessage;
     try {
       message = JSON.parse(String(data));

@@ -43,7 +43,7 @@ export class TasksView {
 
   /** Show what is; return false if there is more to show in the next frame. */
   render(): boolean {
-    const { words, format } = this.host;
+    const { words } = this.host;
     const started = performance.now();
     const shown = this.shown();
     const keep = new Set<string>();
@@ -66,7 +66,7 @@ export class TasksView {
       });
     arrange(this.running, draw(shown.slice(0, MAX_RUNNING_SHOWN), false));
     const hidden = shown.length - MAX_RUNNING_SHOWN;
-    say(this.more, hidden > 0 ? words._n('and %1 more task', 'and %1 more tasks', hidden, format.count(hidden)) : '');
+    say(this.more, hidden > 0 ? words._n('and %1 more task', 'and %1 more tasks', hidden) : '');
 
     const inPlace = new Set(shown);
     const ended = [...this.activity.ended.values()].reverse().filter((task) => !inPlace.has(task));
@@ -91,7 +91,7 @@ export class TasksView {
       : words.__('Waiting for the server to say what runs.');
   }
 
-  /** What runs, the newest first, and what has just ended, where it was. */
+  /** What runs and what has just ended, the newest first. */
   private shown(): Task[] {
     const now = Date.now();
     for (const [key, task] of this.activity.ended) {
@@ -108,13 +108,17 @@ export class TasksView {
     }
     this.known ||= this.activity.known;
     const lingering = [...this.activity.ended.values()].filter((task) => {
-      const left = (this.endedAt.get(taskKey(task)) ?? 0) + LINGER_MS - now;
-      if (left > 0) {
-        this.host.refresh(left + 50);
+      const key = taskKey(task);
+      const endedAt = this.endedAt.get(key) ?? 0;
+      const left = endedAt + LINGER_MS - now;
+      const isRead = endedAt > 0 && this.rows.get(key)?.isRead();
+      if (left > 0 || isRead) {
+        this.host.refresh(Math.max(left, 1_000) + 50);
       }
-      return left > 0;
+      return left > 0 || isRead;
     });
-    return [...this.activity.live.values()].reverse().concat(lingering.reverse());
+    const place = (task: Task): number => this.activity.began.get(taskKey(task)) ?? 0;
+    return [...this.activity.live.values(), ...lingering].sort((a, b) => place(b) - place(a));
   }
 
   private announceEnd(task: Task): void {
@@ -148,6 +152,7 @@ class Row {
   private readonly origin = h('button', { class: 'rk-link', type: 'button' });
   private readonly where = h('span', { class: 'rk-quiet' });
   private task: Task | null = null;
+  private listed = -1;
 
   constructor(
     private readonly host: Host,
@@ -166,6 +171,11 @@ class Row {
       this.failuresFold,
       h('div', { class: 'rk-foot' }, this.origin, this.where),
     );
+  }
+
+  /** Whether somebody is at it, so that it must not go away. */
+  isRead(): boolean {
+    return this.failuresFold.open || this.element.contains(document.activeElement);
   }
 
   show(task: Task): void {
@@ -196,14 +206,14 @@ class Row {
     say(this.message, task.message ?? '');
     const failed = task.type === 'indexing_progress' ? task.failures_total : 0;
     this.failuresFold.hidden = failed === 0;
-    const unread = words._n('%1 file could not be read', '%1 files could not be read', failed, format.count(failed));
+    const unread = words._n('%1 file could not be read', '%1 files could not be read', failed);
     say(this.failuresTitle, unread);
     this.listFailures();
     const path = task.origin && host.openOrigin && host.canOpenOrigin?.(task.origin);
     this.origin.hidden = !path;
     const name = task.origin?.name ?? '';
     say(this.origin, path ? name : '');
-    set(this.origin, 'title', path ? words.__('Open %1', name) : undefined);
+    set(this.origin, 'title', path ? words.__('Open %1', task.origin?.path) : undefined);
     const when = hasEnded(task) ? format.when(task.time) : '';
     say(this.where, [path ? '' : name, kindOf(task, host), when].filter(Boolean).join(' · '));
   }
@@ -213,6 +223,10 @@ class Row {
       return;
     }
     const { failures, failures_total: total } = this.task;
+    if (total === this.listed) {
+      return; // somebody may be selecting a path in it
+    }
+    this.listed = total;
     const item = ({ source, reason }: Failure): HTMLLIElement => h('li', {}, h('b', {}, source), ` ${reason}`);
     const rest = total - failures.length;
     const note = rest > 0 ? [h('li', {}, this.host.words._n('and %1 more', 'and %1 more', rest))] : [];

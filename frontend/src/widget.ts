@@ -9,7 +9,7 @@ import { pageConfig } from './addresses.js';
 import { h } from './dom.js';
 import { Live, type ViewName } from './live.js';
 import type { ClientMessage, ListenerMessage, ResponseContent } from './messages.js';
-import { serverPath } from './paths.js';
+import { fileOf, serverPath } from './paths.js';
 import { AskError, type AskOptions, type ConnectionState, RagkitSocket } from './socket.js';
 import { pageLanguage, words } from './words.js';
 
@@ -27,7 +27,9 @@ type FromKernel = { kind: 'attached' } | { kind: 'message'; message: ListenerMes
 
 /** The kernel as a channel: the same messages, over the widget's. */
 class KernelChannel {
+  /** Whether the kernel has answered. */
   isThere = false;
+  private listens = false;
   private readonly asked = new Map<string, { options: AskOptions; settle: (message: ListenerMessage) => void }>();
 
   constructor(
@@ -38,32 +40,41 @@ class KernelChannel {
     model.on('msg:custom', this.receive);
   }
 
-  /** Say that somebody looks; `listen`: and wants to be told what happens. */
-  attach(listen: boolean): void {
-    this.model.send({ kind: listen ? 'listen' : 'attach' });
+  /** Have the kernel tell what it does, or have it stop. */
+  listen(wanted: boolean): void {
+    if (wanted !== this.listens) {
+      this.listens = wanted;
+      this.model.send({ kind: wanted ? 'listen' : 'unlisten' });
+    }
   }
 
   ask(question: string, options: AskOptions): Promise<ResponseContent> {
     const id = options.id!;
     return new Promise((resolve, reject) => {
-      this.asked.set(id, {
-        options,
-        settle: (message) => {
-          this.asked.delete(id);
-          if (message.type === 'response') {
-            resolve(message.content);
-          } else if (message.type === 'error') {
-            reject(new AskError(message.content.code, message.content.message));
-          }
-        },
-      });
+      const settle = (message: ListenerMessage): void => {
+        this.asked.delete(id);
+        if (message.type === 'response') {
+          resolve(message.content);
+        } else if (message.type === 'error') {
+          reject(new AskError(message.content.code, message.content.message));
+        }
+      };
+      this.asked.set(id, { options, settle });
       this.send({ type: 'query', id, content: { question, context: options.context } });
-      options.signal?.addEventListener('abort', () => this.send({ type: 'cancel', id }));
+      options.signal?.addEventListener('abort', () => {
+        this.send({ type: 'cancel', id });
+        // Not when it says so: a busy kernel hears it late, and one that has died never.
+        settle({ type: 'error', id, content: { code: 'CANCELLED', message: 'Stopped.' } });
+      });
     });
   }
 
   close(): void {
+    this.listen(false);
     this.model.off('msg:custom', this.receive);
+    for (const [id, { settle }] of [...this.asked]) {
+      settle({ type: 'error', id, content: { code: 'CANCELLED', message: 'The widget was closed.' } });
+    }
   }
 
   private send(message: ClientMessage): void {
@@ -97,18 +108,13 @@ function render({ model, el }: { model: Model; el: HTMLElement }): () => void {
 
   const socket = new RagkitSocket({
     start: false,
-    onMessage: (message) => {
-      if (message.type === 'snapshot' || message.type === 'gap') {
-        live.viaKernel = false; // the hub knows more
-      }
-      if (!live.viaKernel) {
-        live.apply(message);
-      }
-    },
+    onMessage: (message) => live.apply(message),
     onState: (state) => {
-      wasOpen ||= state.status === 'open';
-      if (state.status === 'waiting' && !wasOpen) {
-        kernel.attach(true);
+      if (state.status === 'open') {
+        wasOpen = true; // the hub knows more than this kernel
+        kernel.listen(false);
+      } else if (state.status === 'waiting' && !wasOpen) {
+        kernel.listen(true);
       }
       show(state);
     },
@@ -122,51 +128,64 @@ function render({ model, el }: { model: Model; el: HTMLElement }): () => void {
     () => show(socket.state),
     (message) => !wasOpen && live.apply(message),
   );
+  const ask = (question: string, options: AskOptions): Promise<ResponseContent> => {
+    if (live.viaKernel) {
+      return kernel.ask(question, options);
+    }
+    const nobody = texts.__('Nobody answers in a saved page. Open the notebook and run its cells.');
+    return isJupyter ? socket.ask(question, options) : Promise.reject(new AskError('CONNECTION_LOST', nobody));
+  };
+  const tell = (values: Record<string, unknown>): void => {
+    Object.entries(values).forEach(([name, value]) => model.set(name, value));
+    model.save_changes();
+  };
   const live: Live = new Live({
     words: texts,
     language,
     storageKey: `ragkit:ask:${config.baseUrl ?? location.pathname}`,
     views: model.get('views') as ViewName[],
     channel: {
-      ask: (question, options) =>
-        (live.viaKernel ? kernel.ask(question, options) : socket.ask(question, options)),
+      ask,
       wake: () => socket.wake(),
+      get isOpen() {
+        return live.viaKernel || socket.isOpen;
+      },
     },
-    answered: (question, answer) => {
-      model.set('question', question);
-      model.set('answer', answer);
-      model.save_changes();
-    },
-    chosen: (question) => {
-      model.set('follow_up', question);
-      model.save_changes();
-    },
+    answered: (question, answer) => tell({ question, answer }),
+    chosen: (question) => tell({ follow_up: question }),
     canOpenOrigin: ({ path }) => isJupyter && serverPath(path) !== null,
     openOrigin: ({ path }) => openFile(serverPath(path)),
-    canOpenSource: ({ source }) => isJupyter && serverPath(source) !== null,
-    openSource: ({ source }) => openFile(serverPath(source)),
+    canOpenSource: ({ source }) => isJupyter && serverPath(fileOf(source)) !== null,
+    openSource: ({ source }) => openFile(serverPath(fileOf(source))),
   });
-  const holder = h('div', { class: 'rk-widget' }, live.element);
-  el.append(holder);
+  el.append(h('div', { class: 'rk-widget' }, live.element));
 
-  const saved = model.get('_snapshot') as ListenerMessage;
-  if (saved?.type === 'snapshot') {
-    // Until the hub or the kernel says more; a saved page has nobody who does.
-    const tasks = isJupyter ? saved.tasks.filter(hasEnded) : saved.tasks;
-    live.apply({ ...saved, tasks });
-  }
+  showSaved(model.get('_snapshot') as ListenerMessage, live, isJupyter);
   if (isJupyter) {
-    kernel.attach(false);
     socket.start();
   } else {
     live.saved = true;
-    kernel.attach(true);
+    kernel.listen(true);
   }
   return () => {
     kernel.close();
     socket.close();
     live.dispose();
   };
+}
+
+/** Show the state that was saved with the notebook, until the hub or the kernel says more. */
+function showSaved(saved: ListenerMessage, live: Live, isJupyter: boolean): void {
+  if (saved?.type !== 'snapshot') {
+    return;
+  }
+  try {
+    // What ran then need not run now; in a saved page nobody will ever say.
+    live.apply({ ...saved, tasks: isJupyter ? saved.tasks.filter(hasEnded) : saved.tasks });
+    live.activity.known = !isJupyter;
+  } catch (problem) {
+    console.warn('ragkit: what was saved with this notebook cannot be shown', problem); // of another version
+  }
 }
 
 /** In a tab of its own: a widget cannot drive JupyterLab. */

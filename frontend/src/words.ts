@@ -28,15 +28,15 @@ export function words(language: string): Words {
 
 /** The language of the page: JupyterLab says it in the document, elsewhere the browser does. */
 export function pageLanguage(): string {
-  const valid = [document.documentElement.lang, navigator.language].find((tag) => tag && isTag(tag));
-  return valid ?? 'en';
+  return document.documentElement.lang || navigator.language || 'en';
 }
 
-function isTag(tag: string): boolean {
+/** A language as browsers name it, also from names like fr_FR.UTF-8; English if it is none. */
+export function languageTag(language: string): string {
   try {
-    return Intl.getCanonicalLocales(tag.replace('_', '-')).length > 0;
+    return Intl.getCanonicalLocales(language.replace(/\..*$/, '').replaceAll('_', '-'))[0] ?? 'en';
   } catch {
-    return false;
+    return 'en';
   }
 }
 
@@ -48,9 +48,9 @@ export class Format {
 
   constructor(
     private readonly words: Words,
-    language: string,
+    private readonly language: string,
   ) {
-    const tag = language.replace('_', '-');
+    const tag = languageTag(language);
     this.whole = new Intl.NumberFormat(tag, { maximumFractionDigits: 0 });
     this.exact = new Intl.NumberFormat(tag, { maximumFractionDigits: 4 });
     this.time = new Intl.DateTimeFormat(tag, { hour: '2-digit', minute: '2-digit' });
@@ -82,7 +82,7 @@ export class Format {
     if (Number.isNaN(date.getTime())) {
       return '';
     }
-    const day = date.toDateString() === new Date().toDateString() ? '' : `${date.toLocaleDateString()} `;
+    const day = date.toDateString() === new Date().toDateString() ? '' : `${date.toLocaleDateString(languageTag(this.language))} `;
     return day + this.time.format(date);
   }
 }
