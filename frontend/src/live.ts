@@ -186,7 +186,8 @@ export class Live {
 
   private render(): void {
     if (!this.element.checkVisibility()) {
-      return; // the observer tells when it is
+      this.refresh(1_000); // the observer tells when it is seen, but not if it was gone for a moment only
+      return;
     }
     const began = performance.now();
     this.bar.render(this.state, this.viaKernel ? 'kernel' : this.saved ? 'saved' : 'socket');
