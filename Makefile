@@ -6,6 +6,7 @@ PORT   ?= 8000
 MODELS := $(VENV)/share/test-models
 SPEC   := $(VENV)/share/asyncapi/3.0.0.json
 REACT  := $(VENV)/share/react
+AXE    := $(VENV)/share/axe-core/4.14.1.js
 PANEL  := $(wildcard server_extension/ragkit_server/labextension/package.json)
 
 # Jupyter refuses to run as root unless told that it is meant.
@@ -92,6 +93,15 @@ $(SPEC): | $(BIN)/python
 	npm pack --silent --pack-destination $@.part @asyncapi/specs@6.11.1
 	tar -xzf $@.part/*.tgz -C $@.part package/schemas/$(notdir $@)
 	mv $@.part/package/schemas/$(notdir $@) $@
+	rm -r $@.part
+
+# What finds mistakes of accessibility; without npm its tests are skipped.
+$(VENV)/.test: | $(AXE)
+$(AXE): | $(BIN)/python
+	mkdir -p $@.part
+	npm pack --silent --pack-destination $@.part axe-core@$(basename $(notdir $@))
+	tar -xzf $@.part/*.tgz -C $@.part package/axe.min.js
+	mv $@.part/package/axe.min.js $@
 	rm -r $@.part
 
 # What the example in docs/react takes from a CDN; without npm its tests are skipped.

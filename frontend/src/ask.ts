@@ -1,7 +1,7 @@
 /** The ask view: choose an engine, ask, read the answer as it comes, go on with a follow-up question. */
 
 import type { Activity } from './activity.js';
-import { Announcer, arrange, h, say, set } from './dom.js';
+import { Announcer, arrange, h, keepLineBreak, say, set } from './dom.js';
 import type { Host } from './live.js';
 import type { Engine, ListenerMessage, ResponseContent } from './messages.js';
 import { showAnswer, showChips } from './passages.js';
@@ -39,7 +39,7 @@ export class AskView {
   private readonly log = h('div', { class: 'rk-log', role: 'log', 'aria-live': 'off', tabindex: 0 });
   private readonly suggested = h('div', { class: 'rk-suggested' });
   private readonly engine = h('select', { class: 'rk-select' });
-  private readonly question = h('textarea', { rows: 2, class: 'rk-question' });
+  private readonly question = h('textarea', { rows: 2, class: 'rk-question', beforeinput: keepLineBreak });
   private readonly button: HTMLButtonElement;
   private readonly clear: HTMLButtonElement;
   private readonly none = h('p', { class: 'rk-empty' });

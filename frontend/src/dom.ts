@@ -59,6 +59,13 @@ export function arrange(parent: Element, children: readonly Element[]): void {
   }
 }
 
+/** For `beforeinput`: JupyterLab takes the line break of Shift+Enter away from whatever is in a cell. */
+export function keepLineBreak(event: InputEvent): void {
+  if (event.inputType === 'insertLineBreak') {
+    event.stopImmediatePropagation();
+  }
+}
+
 /** Tells screen readers what has changed, and not more often than one can listen. */
 export class Announcer {
   readonly element = h('div', { class: 'rk-unseen', role: 'status', 'aria-live': 'polite' });

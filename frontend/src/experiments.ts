@@ -50,12 +50,14 @@ class Board {
   private readonly caption = h('caption', { class: 'rk-unseen' });
   private readonly head = h('tr');
   private readonly body = h('tbody');
+  private readonly scroll: HTMLElement;
   private result: ExperimentResult | null = null;
 
   constructor(private readonly host: Host) {
     const table = h('table', {}, this.caption, h('thead', {}, this.head), this.body);
     // It is scrolled by keyboard too.
-    this.element = h('section', { class: 'rk-board' }, this.title, this.note, h('div', { tabindex: 0 }, table));
+    this.scroll = h('div', { class: 'rk-scroll', tabindex: 0, role: 'group' }, table);
+    this.element = h('article', { class: 'rk-board' }, this.title, this.note, this.scroll);
   }
 
   show(result: ExperimentResult, task: Task | undefined): void {
@@ -81,7 +83,7 @@ class Board {
         ),
       ),
     );
-    set(this.element, 'aria-label', result.experiment);
+    set(this.scroll, 'aria-label', result.experiment);
     this.result = result;
   }
 

@@ -425,7 +425,7 @@
   border-bottom: 1px solid var(--rk-line);
 }
 
-.rk-board > div {
+.rk-scroll {
   overflow: auto;
 }
 
