@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ engine = RAGEngine("index", embedder=embedder, llm=ExtractiveLLM(embedder, min_r
 
 
 def start_lab(folder: Path, *arguments: str, app: str = "lab", port: int = 0) -> Server:
-    """Start JupyterLab with the panel as it is committed, and nothing that asks questions."""
+    """Start JupyterLab with the panel as it is committed, without Node.js, and with nothing that asks questions."""
     extensions = folder / "labextensions"
     extensions.mkdir(exist_ok=True)
     if not (extensions / "ragkit-lab").exists():
@@ -60,6 +61,7 @@ def start_lab(folder: Path, *arguments: str, app: str = "lab", port: int = 0) ->
         app=app,
         base_url=BASE_URL,
         port=port,
+        PATH=str(Path(sys.executable).parent),
     )
 
 
