@@ -98,6 +98,7 @@ class Doctor:
             ("origin", ("socket",), self._origin),
             ("publishing", ("http",), self._publishing),
             ("engine", ("socket",), self._engine),
+            ("panel", ("http",), self._panel),
             ("index", ("python",), self._index),
             ("embedder", ("python",), self._embedder),
             ("llm", ("python",), self._llm),
@@ -167,6 +168,18 @@ class Doctor:
                 "Check the address: a base_url belongs to it, as in http://localhost:8888/user/me/.",
             )
         return "ok", f"the server lets us in; {status.get('kernels', '?')} kernels run on it"
+
+    def _panel(self) -> _Result:
+        # JupyterLab gives the settings of the extensions that it has found.
+        if self._get("lab/api/settings/ragkit-lab:panel", headers=self._server.headers).status_code == 200:
+            return "ok", "JupyterLab and Notebook on this server have the side panel"
+        if self._get("lab", headers=self._server.headers).status_code == 404:
+            return "skipped", "this server has no JupyterLab"
+        return (
+            "warning",
+            "this server's JupyterLab has no ragkit panel",
+            "Install ragkit where the server runs and restart it ('jupyter labextension list' should name ragkit-lab).",
+        )
 
     def _get(self, path: str, *, headers: dict[str, str]) -> Any:
         import httpx2

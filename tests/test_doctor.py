@@ -24,6 +24,7 @@ from ragkit.llm import GenerativeLLM, OpenAILLM, ScriptedLLM
 from ragkit.publisher import Publisher
 from tests.commands import ragkit
 from tests.corpora import write_pages
+from tests.lab import start_lab
 from tests.server.live_server import TOKEN, Server, receive_type, say, start_server
 
 
@@ -72,6 +73,7 @@ def test_a_server_that_works(server: Server, tmp_path: Path) -> None:
     status = {layer: finding["status"] for layer, finding in findings.items()}
     assert status == dict.fromkeys(("python", *NETWORK, "embedder"), "ok") | {
         "engine": "warning",
+        "panel": "ok",
         "index": "skipped",
         "llm": "skipped",
     }
@@ -80,6 +82,19 @@ def test_a_server_that_works(server: Server, tmp_path: Path) -> None:
     assert "384 numbers" in findings["embedder"]["message"]
     assert "torch" in findings["python"]["message"]
     assert (done.returncode, told["ok"], told["first_failure"]) == (0, True, None)
+
+
+@pytest.mark.parametrize("status", ["ok", "warning"])
+def test_the_panel(tmp_path: Path, status: str) -> None:
+    """On a JupyterLab that has it, and on one that looks elsewhere."""
+    elsewhere = f"--LabServerApp.labextensions_path={tmp_path / 'nowhere'}"
+    lab = start_lab(tmp_path) if status == "ok" else start_server(tmp_path, elsewhere, app="lab", base_url="/user/x/")
+    try:
+        finding = examine(find=lambda: found(lab), only=("panel",))["panel"]
+    finally:
+        lab.stop()
+    assert finding.status == status
+    assert ("jupyter labextension list" in finding.advice) == (status == "warning")
 
 
 def test_the_doctor_publishes_nothing(server: Server) -> None:
