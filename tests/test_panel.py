@@ -440,7 +440,7 @@ def test_it_speaks_french(page: Page, tmp_path: Path, tmp_path_factory: pytest.T
             expect(view.get_by_role("tab", name="Activité")).to_be_visible()
             expect(view).to_contain_text(re.compile(r"1\s200 documents sur 4\s000"))
             expect(view).to_contain_text("1 fichier n'a pas pu être lu")
-        lab.show("Demander")
+        lab.show("Interroger")
         expect(lab.panel.get_by_role("textbox", name="Question")).to_be_visible()
         lab.screenshot("french")
         batch.close(5)
