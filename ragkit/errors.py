@@ -190,7 +190,8 @@ class EmptyIndexError(IndexingError):
     def __init__(self, path: str | Path) -> None:
         super().__init__(
             path,
-            f"The index at '{path}' holds no documents yet. Index some first: engine.index('my/documents').",
+            f"The index at '{path}' holds no documents yet. Index some first: engine.index('my/documents'). "
+            "If that is being done now, ask again in a moment.",
         )
 
 

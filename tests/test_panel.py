@@ -217,7 +217,11 @@ def test_questions_are_answered_by_the_notebooks_own_engine(lab: Lab, root: Path
     lab.open("ask.ipynb")
     for number in range(3):
         lab.run_cell(number)
-    lab.execute("ragkit:ask")
+    # As a person does it, with the cursor in the notebook: what is typed next goes into the question.
+    lab.page.locator(".jp-Cell").first.click()
+    lab.page.keyboard.press("Control+Shift+C")
+    lab.page.locator(".lm-CommandPalette-input").fill("Ask your documents")
+    lab.page.keyboard.press("Enter")
     box = lab.panel.get_by_role("textbox", name="Question")
     expect(box).to_be_focused()
     box.fill(QUESTION)
@@ -231,7 +235,13 @@ def test_questions_are_answered_by_the_notebooks_own_engine(lab: Lab, root: Path
     expect(answer.locator("mark").first).to_contain_text("1.2")
     lab.screenshot("ask")
     answer.get_by_role("button", name="Open bm25.md").first.click()
-    expect(lab.page.locator(".jp-FileEditor, .jp-MarkdownViewer").first).to_be_visible()
+    expect(lab.page.locator(".jp-FileEditor")).to_be_visible()
+    selected = """() => {
+        const { editor } = jupyterapp.shell.currentWidget.content, { start, end } = editor.getSelection()
+        const at = (position) => editor.getOffsetAt(position)
+        return editor.model.sharedModel.getSource().slice(at(start), at(end))
+    }"""
+    until(lambda: "1.2" in lab.page.evaluate(selected))
 
     # A follow-up question is one click.
     chip = lab.panel.locator(".rk-exchange .rk-chip").first

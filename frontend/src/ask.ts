@@ -2,23 +2,14 @@
 
 import type { Activity } from './activity.js';
 import { Announcer, arrange, h, keepLineBreak, say, set } from './dom.js';
+import { type Exchange, ExchangeElement, isExchange } from './exchange.js';
 import type { Host } from './live.js';
 import type { Engine, ListenerMessage, ResponseContent } from './messages.js';
-import { showAnswer, showChips } from './passages.js';
+import { showChips } from './passages.js';
 import { type AskError, type AskOptions, newId } from './socket.js';
 
 const MAX_EXCHANGES = 30;
 const MAX_STORED = 1_000_000; // characters
-
-/** A question and what became of it. */
-interface Exchange {
-  readonly id: string;
-  readonly question: string;
-  readonly context: Record<string, unknown>;
-  answer?: ResponseContent;
-  error?: { code: string; message: string };
-  followUps: string[];
-}
 
 export interface Channel {
   /** Whether a question is on its way at once. */
@@ -48,6 +39,7 @@ export class AskView {
   /** What was in storage when we last looked. */
   private stored = new Set<string>();
   private chosen = '';
+  private begun = false;
   private stop: AbortController | null = null;
   private engines = '';
   private suggestedId: unknown = null;
@@ -140,7 +132,14 @@ export class AskView {
         );
       }
     }
-    this.suggested.hidden = !others;
+    // What others might ask is no help in the middle of a conversation, and less if it is on the page already.
+    const last = this.exchanges.at(-1);
+    const isNew = others && (!last || Date.parse(others.time) > (last.at ?? 0));
+    this.suggested.hidden = !isNew || Boolean(last?.followUps.includes(others.questions[0]));
+    if (!this.begun) {
+      this.begun = true;
+      this.log.scrollTop = this.log.scrollHeight; // the newest is what one comes back for
+    }
     return true;
   }
 
@@ -176,7 +175,7 @@ export class AskView {
       return; // one at a time: the button says Stop
     }
     const { words } = this.host;
-    const exchange: Exchange = { id: newId(), question, context, followUps: [] };
+    const exchange: Exchange = { id: newId(), question, context, at: Date.now(), followUps: [] };
     this.exchanges = [...this.exchanges, exchange].slice(-MAX_EXCHANGES);
     this.stop = new AbortController();
     this.button.textContent = words.__('Stop');
@@ -198,7 +197,12 @@ export class AskView {
       this.button.textContent = words.__('Ask');
     }
     this.store();
-    this.following(() => this.showExchanges());
+    const isFollowed = this.isAtEnd();
+    this.showExchanges();
+    if (isFollowed) {
+      // From its question on: an answer is read from its beginning.
+      this.log.scrollTop = element.element.offsetTop;
+    }
     if (exchange.answer) {
       this.events.answered?.(question, exchange.answer);
     }
@@ -219,12 +223,15 @@ export class AskView {
 
   /** Change the log, and stay at its end if that is where the reader was. */
   private following(change: () => void): void {
-    const { log } = this;
-    const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+    const atEnd = this.isAtEnd();
     change();
     if (atEnd) {
-      log.scrollTop = log.scrollHeight;
+      this.log.scrollTop = this.log.scrollHeight;
     }
+  }
+
+  private isAtEnd(): boolean {
+    return this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < 40;
   }
 
   private showExchanges(): void {
@@ -327,73 +334,7 @@ export class AskView {
   }
 }
 
-/** Another version may have stored something else. */
-function isExchange(value: Partial<Exchange> | null): value is Exchange {
-  return (
-    typeof value?.id === 'string' &&
-    typeof value.question === 'string' &&
-    Array.isArray(value.followUps) &&
-    (value.answer === undefined || (typeof value.answer.answer === 'string' && Array.isArray(value.answer.sources)))
-  );
-}
-
 function nameOf(engine: Engine): string {
   const from = engine.origin?.name ? ` (${engine.origin.name})` : '';
   return `${engine.index} · ${engine.llm}${from}`;
-}
-
-class ExchangeElement {
-  readonly element: HTMLElement;
-  private readonly preview = h('div', { class: 'rk-text', 'aria-busy': 'true' });
-  private readonly waiting: HTMLElement;
-  private readonly rest = h('div');
-  private state = '';
-
-  constructor(
-    private readonly exchange: Exchange,
-    private readonly host: Host,
-  ) {
-    this.waiting = h('div', { class: 'rk-quiet rk-waiting' });
-    const question = h('div', { class: 'rk-asked' }, exchange.question);
-    this.element = h('article', { class: 'rk-exchange' }, question, this.waiting, this.preview, this.rest);
-  }
-
-  /** Say what is waited for. */
-  wait(isOpen: boolean): void {
-    const { words } = this.host;
-    say(this.waiting, isOpen ? words.__('Looking for passages…') : words.__('Waiting for the connection…'));
-  }
-
-  /** A piece of the answer. */
-  add(piece: string): void {
-    this.waiting.hidden = true;
-    this.preview.append(piece);
-  }
-
-  show(ask: (question: string) => void): void {
-    const { answer, error, followUps } = this.exchange;
-    const state = `${answer ? 'answer' : error ? 'error' : ''} ${followUps.join('\n')}`;
-    if (state === this.state || (!answer && !error)) {
-      return;
-    }
-    this.state = state;
-    this.waiting.hidden = this.preview.hidden = true;
-    if (error) {
-      const code = h('span', { class: 'rk-quiet' }, error.code);
-      this.rest.replaceChildren(h('div', { class: 'rk-error' }, error.message, ' ', code));
-    } else if (answer) {
-      if (!this.rest.querySelector('.rk-answer')) {
-        try {
-          this.rest.replaceChildren(showAnswer(answer, this.host));
-        } catch (problem) {
-          console.error('ragkit: an answer could not be drawn', problem); // stored by another version, for example
-          this.rest.replaceChildren(h('div', { class: 'rk-text rk-answer' }, answer.answer));
-        }
-      }
-      this.rest.querySelector('.rk-chips')?.remove();
-      if (followUps.length) {
-        this.rest.append(showChips(followUps, ask));
-      }
-    }
-  }
 }

@@ -132,10 +132,13 @@ export class Live {
     this.refresh();
   }
 
-  /** Go to the ask view, ready to type. */
-  focusAsk(): void {
-    this.show('ask');
-    this.ask.focus();
+  /** Put the keyboard where one goes on: into the question, or on the tab. */
+  focus(): void {
+    if (this.view === 'ask') {
+      this.ask.focus();
+    } else {
+      this.tabs.get(this.view)!.focus();
+    }
   }
 
   dispose(): void {

@@ -6,6 +6,7 @@ import {
   type JupyterFrontEndPlugin,
 } from '@jupyterlab/application';
 import { ICommandPalette } from '@jupyterlab/apputils';
+import type { CodeEditor } from '@jupyterlab/codeeditor';
 import { ServerConnection } from '@jupyterlab/services';
 import { ISettingRegistry } from '@jupyterlab/settingregistry';
 import { IStatusBar } from '@jupyterlab/statusbar';
@@ -18,6 +19,7 @@ import { type Activity, doneShare } from './activity.js';
 import { statusText } from './connection.js';
 import { h, say, set } from './dom.js';
 import { Live } from './live.js';
+import type { Source } from './messages.js';
 import { fileOf, serverPath } from './paths.js';
 import { type ConnectionState, RagkitSocket } from './socket.js';
 import type { Words } from './words.js';
@@ -71,10 +73,10 @@ function activate(
     canOpenOrigin: ({ path }) => serverPath(path) !== null,
     openOrigin: ({ path }) => open(serverPath(path)),
     canOpenSource: ({ source }) => serverPath(fileOf(source)) !== null,
-    openSource: ({ source }) => open(serverPath(fileOf(source))),
+    openSource: (source) => void openPassage(app, source),
   });
 
-  const panel = new Widget();
+  const panel = new Panel(live);
   panel.id = ID;
   panel.addClass('rk-panel');
   panel.title.icon = icon;
@@ -101,7 +103,7 @@ function addCommands(
   const category = 'ragkit';
   const commands: [string, string, () => void][] = [
     ['ragkit:activity', words.__('Show what is being indexed'), () => live.show('activity')],
-    ['ragkit:ask', words.__('Ask your documents'), () => live.focusAsk()],
+    ['ragkit:ask', words.__('Ask your documents'), () => live.show('ask')],
     ['ragkit:experiments', words.__('Show the leaderboard'), () => live.show('experiments')],
   ];
   for (const [command, label, show] of commands) {
@@ -151,6 +153,33 @@ async function followSettings(
     follow(settings);
   } catch (problem) {
     console.warn('ragkit: the settings could not be read; the defaults hold', problem);
+  }
+}
+
+/** Open a file and select what the answer quotes, where the file is text in which that is found. */
+async function openPassage(app: JupyterFrontEnd, source: Source): Promise<void> {
+  const widget = await app.commands.execute('docmanager:open', { path: serverPath(fileOf(source.source)) });
+  await widget?.context?.ready;
+  const editor: CodeEditor.IEditor | undefined = widget?.content?.editor;
+  const [start, end] = source.quotes[0] ?? [source.start, source.end];
+  const quote = [...source.text].slice(start - source.start, end - source.start).join('');
+  const at = editor?.model.sharedModel.getSource().indexOf(quote) ?? -1;
+  if (editor && at >= 0) {
+    const selection = { start: editor.getPositionAt(at)!, end: editor.getPositionAt(at + quote.length)! };
+    editor.setSelection(selection);
+    editor.revealSelection(selection);
+  }
+}
+
+/** The views as a widget of the shell. */
+class Panel extends Widget {
+  constructor(private readonly live: Live) {
+    super();
+  }
+
+  protected override onActivateRequest(): void {
+    // Later: the command palette gives the keyboard back to where it came from when it closes.
+    setTimeout(() => this.live.focus(), 100);
   }
 }
 

@@ -1,4 +1,4 @@
-"use strict";(self.rspackChunkragkit_lab=self.rspackChunkragkit_lab||[]).push([["style_index_js"],{"./node_modules/css-loader/dist/cjs.js!./style/live.css"(e,r,t){var o=t("./node_modules/css-loader/dist/runtime/noSourceMaps.js"),a=t.n(o),n=t("./node_modules/css-loader/dist/runtime/api.js"),i=(t.n(n))()(a());i.push([e.id,`/* Colours and sizes come from JupyterLab's theme where there is one. Elsewhere light-dark() follows the page. */
+"use strict";(self.rspackChunkragkit_lab=self.rspackChunkragkit_lab||[]).push([["style_index_js"],{"./node_modules/css-loader/dist/cjs.js!./style/live.css"(e,r,t){var o=t("./node_modules/css-loader/dist/runtime/noSourceMaps.js"),a=t.n(o),i=t("./node_modules/css-loader/dist/runtime/api.js"),n=(t.n(i))()(a());n.push([e.id,`/* Colours and sizes come from JupyterLab's theme where there is one. Elsewhere light-dark() follows the page. */
 
 .rk-live {
   --rk-text: var(--jp-ui-font-color1, light-dark(#1f1f1f, #e6e6e6));
@@ -297,6 +297,7 @@
 }
 
 .rk-log {
+  position: relative;
   flex: 1;
   min-height: 0;
   overflow: auto;
@@ -390,6 +391,19 @@
   border-top: 1px solid var(--rk-line);
 }
 
+/* At the bottom, also before there is anything above it. */
+.rk-form {
+  margin-top: auto;
+}
+
+.rk-form .rk-line {
+  flex-wrap: wrap;
+}
+
+.rk-chips-title {
+  flex-basis: 100%;
+}
+
 .rk-suggested {
   max-height: 40%;
   overflow: auto;
@@ -405,14 +419,16 @@
 }
 
 .rk-question::placeholder {
+  font-style: italic;
   color: var(--rk-quiet);
   opacity: 1;
 }
 
 .rk-select {
-  flex: 1;
+  flex: 1 1 9em;
   min-width: 0;
-  padding: 3px;
+  padding: 3px 18px 3px 3px;
+  text-overflow: ellipsis;
   border: 1px solid var(--rk-line);
   border-radius: 3px;
   background: var(--rk-raised);
@@ -476,6 +492,10 @@
 .rk-widget .rk-live {
   border: 1px solid var(--rk-line);
   border-radius: 3px;
-  max-height: 32em;
+  max-height: 40em;
 }
-`,""]),t.d(r,{},{A:i})},"./node_modules/css-loader/dist/runtime/api.js"(e){e.exports=function(e){var r=[];return r.toString=function(){return this.map(function(r){var t="",o=void 0!==r[5];return r[4]&&(t+="@supports (".concat(r[4],") {")),r[2]&&(t+="@media ".concat(r[2]," {")),o&&(t+="@layer".concat(r[5].length>0?" ".concat(r[5]):""," {")),t+=e(r),o&&(t+="}"),r[2]&&(t+="}"),r[4]&&(t+="}"),t}).join("")},r.i=function(e,t,o,a,n){"string"==typeof e&&(e=[[null,e,void 0]]);var i={};if(o)for(var s=0;s<this.length;s++){var d=this[s][0];null!=d&&(i[d]=!0)}for(var l=0;l<e.length;l++){var p=[].concat(e[l]);o&&i[p[0]]||(void 0!==n&&(void 0===p[5]||(p[1]="@layer".concat(p[5].length>0?" ".concat(p[5]):""," {").concat(p[1],"}")),p[5]=n),t&&(p[2]&&(p[1]="@media ".concat(p[2]," {").concat(p[1],"}")),p[2]=t),a&&(p[4]?(p[1]="@supports (".concat(p[4],") {").concat(p[1],"}"),p[4]=a):p[4]="".concat(a)),r.push(p))}},r}},"./node_modules/css-loader/dist/runtime/noSourceMaps.js"(e){e.exports=function(e){return e[1]}},"./node_modules/style-loader/dist/runtime/injectStylesIntoStyleTag.js"(e){var r=[];function t(e){for(var t=-1,o=0;o<r.length;o++)if(r[o].identifier===e){t=o;break}return t}function o(e,o){for(var a={},n=[],i=0;i<e.length;i++){var s=e[i],d=o.base?s[0]+o.base:s[0],l=a[d]||0,p="".concat(d," ").concat(l);a[d]=l+1;var c=t(p),u={css:s[1],media:s[2],sourceMap:s[3],supports:s[4],layer:s[5]};if(-1!==c)r[c].references++,r[c].updater(u);else{var k=function(e,r){var t=r.domAPI(r);return t.update(e),function(r){r?(r.css!==e.css||r.media!==e.media||r.sourceMap!==e.sourceMap||r.supports!==e.supports||r.layer!==e.layer)&&t.update(e=r):t.remove()}}(u,o);o.byIndex=i,r.splice(i,0,{identifier:p,updater:k,references:1})}n.push(p)}return n}e.exports=function(e,a){var n=o(e=e||[],a=a||{});return function(e){e=e||[];for(var i=0;i<n.length;i++){var s=t(n[i]);r[s].references--}for(var d=o(e,a),l=0;l<n.length;l++){var p=t(n[l]);0===r[p].references&&(r[p].updater(),r.splice(p,1))}n=d}}},"./node_modules/style-loader/dist/runtime/insertBySelector.js"(e){var r={};e.exports=function(e,t){var o=function(e){if(void 0===r[e]){var t=document.querySelector(e);if(window.HTMLIFrameElement&&t instanceof window.HTMLIFrameElement)try{t=t.contentDocument.head}catch(e){t=null}r[e]=t}return r[e]}(e);if(!o)throw Error("Couldn't find a style target. This probably means that the value for the 'insert' parameter is invalid.");o.appendChild(t)}},"./node_modules/style-loader/dist/runtime/insertStyleElement.js"(e){e.exports=function(e){var r=document.createElement("style");return e.setAttributes(r,e.attributes),e.insert(r,e.options),r}},"./node_modules/style-loader/dist/runtime/setAttributesWithoutAttributes.js"(e,r,t){e.exports=function(e){var r=t.nc;r&&e.setAttribute("nonce",r)}},"./node_modules/style-loader/dist/runtime/styleDomAPI.js"(e){e.exports=function(e){if("u"<typeof document)return{update:function(){},remove:function(){}};var r=e.insertStyleElement(e);return{update:function(t){var o,a,n;o="",t.supports&&(o+="@supports (".concat(t.supports,") {")),t.media&&(o+="@media ".concat(t.media," {")),(a=void 0!==t.layer)&&(o+="@layer".concat(t.layer.length>0?" ".concat(t.layer):""," {")),o+=t.css,a&&(o+="}"),t.media&&(o+="}"),t.supports&&(o+="}"),(n=t.sourceMap)&&"u">typeof btoa&&(o+="\n/*# sourceMappingURL=data:application/json;base64,".concat(btoa(unescape(encodeURIComponent(JSON.stringify(n))))," */")),e.styleTagTransform(o,r,e.options)},remove:function(){var e;null===(e=r).parentNode||e.parentNode.removeChild(e)}}}},"./node_modules/style-loader/dist/runtime/styleTagTransform.js"(e){e.exports=function(e,r){if(r.styleSheet)r.styleSheet.cssText=e;else{for(;r.firstChild;)r.removeChild(r.firstChild);r.appendChild(document.createTextNode(e))}}},"./style/index.js"(e,r,t){var o=t("./node_modules/style-loader/dist/runtime/injectStylesIntoStyleTag.js"),a=t.n(o),n=t("./node_modules/style-loader/dist/runtime/styleDomAPI.js"),i=t.n(n),s=t("./node_modules/style-loader/dist/runtime/insertBySelector.js"),d=t.n(s),l=t("./node_modules/style-loader/dist/runtime/setAttributesWithoutAttributes.js"),p=t.n(l),c=t("./node_modules/style-loader/dist/runtime/insertStyleElement.js"),u=t.n(c),k=t("./node_modules/style-loader/dist/runtime/styleTagTransform.js"),f=t.n(k),m=t("./node_modules/css-loader/dist/cjs.js!./style/live.css"),h={};h.styleTagTransform=f(),h.setAttributes=p(),h.insert=d().bind(null,"head"),h.domAPI=i(),h.insertStyleElement=u(),a()(m.A,h),m.A&&m.A.locals&&m.A.locals}}]);
+
+.rk-widget .rk-log {
+  min-height: 18em;
+}
+`,""]),t.d(r,{},{A:n})},"./node_modules/css-loader/dist/runtime/api.js"(e){e.exports=function(e){var r=[];return r.toString=function(){return this.map(function(r){var t="",o=void 0!==r[5];return r[4]&&(t+="@supports (".concat(r[4],") {")),r[2]&&(t+="@media ".concat(r[2]," {")),o&&(t+="@layer".concat(r[5].length>0?" ".concat(r[5]):""," {")),t+=e(r),o&&(t+="}"),r[2]&&(t+="}"),r[4]&&(t+="}"),t}).join("")},r.i=function(e,t,o,a,i){"string"==typeof e&&(e=[[null,e,void 0]]);var n={};if(o)for(var s=0;s<this.length;s++){var l=this[s][0];null!=l&&(n[l]=!0)}for(var d=0;d<e.length;d++){var p=[].concat(e[d]);o&&n[p[0]]||(void 0!==i&&(void 0===p[5]||(p[1]="@layer".concat(p[5].length>0?" ".concat(p[5]):""," {").concat(p[1],"}")),p[5]=i),t&&(p[2]&&(p[1]="@media ".concat(p[2]," {").concat(p[1],"}")),p[2]=t),a&&(p[4]?(p[1]="@supports (".concat(p[4],") {").concat(p[1],"}"),p[4]=a):p[4]="".concat(a)),r.push(p))}},r}},"./node_modules/css-loader/dist/runtime/noSourceMaps.js"(e){e.exports=function(e){return e[1]}},"./node_modules/style-loader/dist/runtime/injectStylesIntoStyleTag.js"(e){var r=[];function t(e){for(var t=-1,o=0;o<r.length;o++)if(r[o].identifier===e){t=o;break}return t}function o(e,o){for(var a={},i=[],n=0;n<e.length;n++){var s=e[n],l=o.base?s[0]+o.base:s[0],d=a[l]||0,p="".concat(l," ").concat(d);a[l]=d+1;var c=t(p),u={css:s[1],media:s[2],sourceMap:s[3],supports:s[4],layer:s[5]};if(-1!==c)r[c].references++,r[c].updater(u);else{var k=function(e,r){var t=r.domAPI(r);return t.update(e),function(r){r?(r.css!==e.css||r.media!==e.media||r.sourceMap!==e.sourceMap||r.supports!==e.supports||r.layer!==e.layer)&&t.update(e=r):t.remove()}}(u,o);o.byIndex=n,r.splice(n,0,{identifier:p,updater:k,references:1})}i.push(p)}return i}e.exports=function(e,a){var i=o(e=e||[],a=a||{});return function(e){e=e||[];for(var n=0;n<i.length;n++){var s=t(i[n]);r[s].references--}for(var l=o(e,a),d=0;d<i.length;d++){var p=t(i[d]);0===r[p].references&&(r[p].updater(),r.splice(p,1))}i=l}}},"./node_modules/style-loader/dist/runtime/insertBySelector.js"(e){var r={};e.exports=function(e,t){var o=function(e){if(void 0===r[e]){var t=document.querySelector(e);if(window.HTMLIFrameElement&&t instanceof window.HTMLIFrameElement)try{t=t.contentDocument.head}catch(e){t=null}r[e]=t}return r[e]}(e);if(!o)throw Error("Couldn't find a style target. This probably means that the value for the 'insert' parameter is invalid.");o.appendChild(t)}},"./node_modules/style-loader/dist/runtime/insertStyleElement.js"(e){e.exports=function(e){var r=document.createElement("style");return e.setAttributes(r,e.attributes),e.insert(r,e.options),r}},"./node_modules/style-loader/dist/runtime/setAttributesWithoutAttributes.js"(e,r,t){e.exports=function(e){var r=t.nc;r&&e.setAttribute("nonce",r)}},"./node_modules/style-loader/dist/runtime/styleDomAPI.js"(e){e.exports=function(e){if("u"<typeof document)return{update:function(){},remove:function(){}};var r=e.insertStyleElement(e);return{update:function(t){var o,a,i;o="",t.supports&&(o+="@supports (".concat(t.supports,") {")),t.media&&(o+="@media ".concat(t.media," {")),(a=void 0!==t.layer)&&(o+="@layer".concat(t.layer.length>0?" ".concat(t.layer):""," {")),o+=t.css,a&&(o+="}"),t.media&&(o+="}"),t.supports&&(o+="}"),(i=t.sourceMap)&&"u">typeof btoa&&(o+="\n/*# sourceMappingURL=data:application/json;base64,".concat(btoa(unescape(encodeURIComponent(JSON.stringify(i))))," */")),e.styleTagTransform(o,r,e.options)},remove:function(){var e;null===(e=r).parentNode||e.parentNode.removeChild(e)}}}},"./node_modules/style-loader/dist/runtime/styleTagTransform.js"(e){e.exports=function(e,r){if(r.styleSheet)r.styleSheet.cssText=e;else{for(;r.firstChild;)r.removeChild(r.firstChild);r.appendChild(document.createTextNode(e))}}},"./style/index.js"(e,r,t){var o=t("./node_modules/style-loader/dist/runtime/injectStylesIntoStyleTag.js"),a=t.n(o),i=t("./node_modules/style-loader/dist/runtime/styleDomAPI.js"),n=t.n(i),s=t("./node_modules/style-loader/dist/runtime/insertBySelector.js"),l=t.n(s),d=t("./node_modules/style-loader/dist/runtime/setAttributesWithoutAttributes.js"),p=t.n(d),c=t("./node_modules/style-loader/dist/runtime/insertStyleElement.js"),u=t.n(c),k=t("./node_modules/style-loader/dist/runtime/styleTagTransform.js"),f=t.n(k),m=t("./node_modules/css-loader/dist/cjs.js!./style/live.css"),h={};h.styleTagTransform=f(),h.setAttributes=p(),h.insert=l().bind(null,"head"),h.domAPI=n(),h.insertStyleElement=u(),a()(m.A,h),m.A&&m.A.locals&&m.A.locals}}]);
