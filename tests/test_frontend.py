@@ -19,7 +19,7 @@ SOURCES = ROOT / "frontend" / "src"
 # Imports run one way: a module may import those before it.
 ORDER = [
     "messages", "addresses", "socket", "activity", "words", "dom", "paths", "connection", "tasks", "experiments",
-    "passages", "ask", "live", "panel", "widget",
+    "passages", "exchange", "ask", "live", "panel", "widget",
 ]  # fmt: skip
 
 
