@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Ledger", "Record", "Sample", "judge", "judge_other", "judge_replies", "judge_use"]
+__all__ = ["Broadcasts", "Ledger", "Record", "Sample", "judge", "judge_other", "judge_replies", "judge_use"]
 
 MAX_GROWTH_BYTES = 10 * 10**6
 MAX_MORE_FILES = 5
@@ -43,31 +43,48 @@ class Sample:
     connections: int
 
 
+class Broadcasts:
+    """What all listeners together saw of tasks: it tells whether what one of them missed was superseded."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[int, str] = {}  # by seq, whose progress it was
+        self._newest: dict[str, int] = {}  # by task, the seq of the last word about it
+
+    def take(self, seq: int, task: str, *, ended: bool) -> None:
+        """Note an event about a task."""
+        if not ended:
+            self._tasks[seq] = task
+        self._newest[task] = max(seq, self._newest.get(task, 0))
+
+    def is_superseded(self, seq: int) -> bool:
+        """Return whether this was progress of a task of which there is newer news."""
+        return seq in self._tasks and self._newest[self._tasks[seq]] > seq
+
+
 class Record:
     """What one listener saw, over all its connections.
+
+    Args:
+        broadcasts: What all listeners saw.
 
     Attributes:
         said: By seq, what must be neither lost nor doubled.
         failed: The tasks that ended as failed.
         running: The tasks that were seen to run.
-        skipped: Events that a resumed connection left out; they have to be superseded progress.
+        left_out: What it did not get, and is to be superseded progress.
         faults: Counts of what must not happen.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, broadcasts: Broadcasts) -> None:
+        self.broadcasts = broadcasts
         self.epoch = ""
         self.seq = self.first = 0
-        self.events = self.skipped = self.connections = 0
+        self.events = self.connections = 0
         self.said: dict[int, Said] = {}
         self.failed: set[str] = set()
         self.running: set[str] = set()
+        self.left_out: list[range] = []
         self.faults: Counter[str] = Counter()
-        self._resumed = False
-
-    def connected(self) -> None:
-        """A connection begins, after the last event seen."""
-        self.connections += 1
-        self._resumed = True
 
     def take(self, message: dict[str, Any]) -> None:
         """Take a message as it came."""
@@ -83,12 +100,7 @@ class Record:
         elif self.epoch and seq <= self.seq:
             self.faults["seq goes back"] += 1
         elif self.epoch and seq > self.seq + 1:
-            if self._resumed:
-                self.skipped += seq - self.seq - 1
-            else:
-                self.faults["hole in seq"] += 1
-        if seq == self.seq + 1:
-            self._resumed = False  # what is left out by a resumption is left out before the newest
+            self.left_out.append(range(self.seq + 1, seq))
         self.first = self.first or seq
         self.epoch, self.seq = epoch, seq
         self.events += 1
@@ -98,6 +110,21 @@ class Record:
                 self.failed.add(message["task_id"])
         elif "task_id" in message and "state" in message:
             self.running.add(message["task_id"])
+        if "task_id" in message and "state" in message:
+            self.broadcasts.take(seq, message["task_id"], ended=message["state"] in TERMINAL)
+
+    @property
+    def skipped(self) -> int:
+        """How many events it was spared."""
+        return sum(map(len, self.left_out))
+
+    def problems(self) -> list[str]:
+        """Return what it saw and should not have, and what it did not see and no newer event stands for."""
+        holes = [seq for missing in self.left_out for seq in missing if not self.broadcasts.is_superseded(seq)]
+        problems = [f"{fault}, {count} times" for fault, count in self.faults.items()]
+        if holes:
+            problems.append(f"{len(holes)} holes in seq that are not superseded progress: {holes[:5]}")
+        return problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +164,7 @@ class Ledger:
 def judge(record: Record, ledgers: list[Ledger]) -> list[str]:
     """Return what the auditor did not see as it should have; empty if all is well."""
     seen = Counter(record.said.values())
-    problems = [f"the auditor saw: {fault}, {count} times" for fault, count in record.faults.items()]
+    problems = [f"the auditor saw: {problem}" for problem in record.problems()]
 
     def complain(what: str, which: list[Said] | list[str]) -> None:
         if which:
@@ -158,7 +185,7 @@ def judge(record: Record, ledgers: list[Ledger]) -> list[str]:
 
 def judge_other(record: Record, auditor: Record) -> list[str]:
     """Return in what a listener that came and went differs from the auditor, between its first and last event."""
-    problems = [f"{fault}, {count} times" for fault, count in record.faults.items()]
+    problems = record.problems()
     expected = {seq: said for seq, said in auditor.said.items() if record.first <= seq <= record.seq}
     if missing := expected.keys() - record.said.keys():
         problems.append(f"{len(missing)} lost: {', '.join(str(expected[seq]) for seq in sorted(missing)[:5])}")

@@ -34,7 +34,7 @@ import msgspec
 import psutil
 from websockets.exceptions import WebSocketException
 
-from benchmarks.audit import Ledger, Record, Sample, judge, judge_other, judge_replies, judge_use
+from benchmarks.audit import Broadcasts, Ledger, Record, Sample, judge, judge_other, judge_replies, judge_use
 from benchmarks.load import handshake
 from benchmarks.servers import TOKEN, end_children, prepare
 from ragkit.discovery import Server as Address
@@ -159,7 +159,7 @@ async def listen(service: Service, record: Record, seconds: float) -> None:
     resume = f"?epoch={record.epoch}&seq={record.seq}" if record.epoch else ""
     with contextlib.suppress(TimeoutError, *LOST):
         async with asyncio.timeout(seconds), await dial(service.address, f"api/v1/ws{resume}", right="read") as socket:
-            record.connected()
+            record.connections += 1
             async for frame in socket:
                 record.take(decode(frame))
 
@@ -176,12 +176,10 @@ async def come_back(service: Service, record: Record) -> None:
         await asyncio.sleep(random.uniform(0.1, 8))
 
 
-async def visit(service: Service, faults: Counter[str]) -> None:
+async def visit(service: Service, broadcasts: Broadcasts, visits: list[Record]) -> None:
     while True:
-        record = Record()
-        await listen(service, record, random.uniform(0.5, 20))
-        faults.update(record.faults)
-        faults["visits"] += 1
+        visits.append(Record(broadcasts))
+        await listen(service, visits[-1], random.uniform(0.5, 20))
         await asyncio.sleep(random.uniform(0, 3))
 
 
@@ -281,8 +279,9 @@ async def until(condition: Callable[[], object], seconds: float) -> None:
 
 async def run(service: Service, kernels: Kernels, seconds: float) -> list[str]:
     """Run it all; return what was not as it should be."""
-    auditor, resumers = Record(), [Record() for _ in range(RESUMERS)]
-    visits: Counter[str] = Counter()
+    broadcasts = Broadcasts()
+    auditor, resumers = Record(broadcasts), [Record(broadcasts) for _ in range(RESUMERS)]
+    visits: list[Record] = []
     replies: Counter[str] = Counter()
     every = min(10.0, seconds / 60)
     async with asyncio.TaskGroup() as group:
@@ -292,7 +291,7 @@ async def run(service: Service, kernels: Kernels, seconds: float) -> list[str]:
         watching = group.create_task(watch(service, auditor, every))
         listeners = [
             *(group.create_task(come_back(service, record)) for record in resumers),
-            *(group.create_task(visit(service, visits)) for _ in range(VISITORS)),
+            *(group.create_task(visit(service, broadcasts, visits)) for _ in range(VISITORS)),
             *(group.create_task(ignore(service)) for _ in range(DEAF)),
             *(group.create_task(ask(service, i, replies)) for i in range(ASKERS)),
         ]
@@ -315,8 +314,7 @@ async def run(service: Service, kernels: Kernels, seconds: float) -> list[str]:
     problems = judge(auditor, ledgers)
     for record in resumers:
         problems += [f"a listener that resumed saw: {problem}" for problem in judge_other(record, auditor)]
-    visited = visits.pop("visits")
-    problems += [f"visitors saw: {fault}, {count} times" for fault, count in visits.items()]
+    problems += [f"a visitor saw: {problem}" for record in visits for problem in record.problems()]
     problems += judge_replies(replies)
     if left is not None and left.connections:
         problems.append(f"{left.connections} connections are left after everybody has gone")
@@ -326,7 +324,10 @@ async def run(service: Service, kernels: Kernels, seconds: float) -> list[str]:
         f"The auditor saw {auditor.events:,} events, {len(auditor.said):,} of them such, over "
         f"{auditor.connections} connections, which left out {auditor.skipped:,}; {len(auditor.failed)} tasks failed."
     )
-    print(f"{sum(record.connections for record in resumers)} resumptions, {visited} visits.")
+    print(
+        f"{sum(record.connections for record in resumers)} resumptions, which were spared "
+        f"{sum(record.skipped for record in resumers):,} superseded events; {len(visits)} visits."
+    )
     print("Replies: " + ", ".join(f"{count:,} {outcome}" for outcome, count in replies.most_common()))
     return problems + judge_use(service.lives, min(SETTLE_SECONDS, seconds / 5))
 
