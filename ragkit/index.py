@@ -12,17 +12,23 @@ import contextlib
 import errno
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from pathlib import Path
+from typing import Literal
 
 import filelock
 
+from ragkit.cache import CachedEmbedder, EmbeddingCache
 from ragkit.chunking import Chunker
 from ragkit.embedding import Embedder
-from ragkit.errors import IndexLockedError, IndexMismatchError, IndexWriteError, InputError
+from ragkit.errors import EmptyIndexError, IndexLockedError, IndexMismatchError, IndexWriteError, InputError
+from ragkit.integrity import IndexCheck, check, mend
 from ragkit.loaders import find_sources
+from ragkit.pipeline import sweep
 from ragkit.records import FORMAT, DocumentRecord, Records
+from ragkit.report import IndexReport, Progress
 from ragkit.store import ChromaStore, VectorStore
-from ragkit.update import IndexReport, Progress, Update
+from ragkit.update import Update
 
 __all__ = ["Index", "remove_index"]
 
@@ -37,16 +43,24 @@ class Index:
         embedder: What embeds passages and questions. An index remembers its embedder and refuses another.
         chunker: What cuts documents into passages.
         store: Where vectors lie; an embedded ChromaDB inside the folder if None.
+        cache: Where what was embedded before is looked up; this user's own if None, nowhere if
+            False.
 
     Raises:
         InputError: The path holds something that is not an index.
     """
 
     def __init__(
-        self, path: str | Path, *, embedder: Embedder, chunker: Chunker, store: VectorStore | None = None
+        self,
+        path: str | Path,
+        *,
+        embedder: Embedder,
+        chunker: Chunker,
+        store: VectorStore | None = None,
+        cache: EmbeddingCache | Literal[False] | None = None,
     ) -> None:
         self.path = Path(path)
-        self.embedder = embedder
+        self.embedder = embedder if isinstance(embedder, CachedEmbedder) else CachedEmbedder(embedder, cache)
         self.chunker = chunker
         self.store: VectorStore = store or ChromaStore(self.path / "vectors")
         self._records: Records | None = None
@@ -92,14 +106,17 @@ class Index:
         rebuild: bool = False,
         on_progress: Callable[[Progress], None] = lambda progress: None,
         cancelled: Callable[[], bool] = lambda: False,
+        executor: Executor | None = None,
     ) -> IndexReport:
-        """Make the index agree with a folder or file: add, update and delete what differs.
+        """Make the index agree with a folder, a file or a web page: add, update and delete what differs.
 
         Args:
             path: A folder (read recursively) or one file. Documents of other folders indexed before are kept.
             rebuild: Throw away what the index holds first, also if it was made with another embedder.
             on_progress: Called a few times a second, and with every end; must not raise.
-            cancelled: Asked between batches; True stops the work.
+            cancelled: Asked several times a second; True stops the work.
+            executor: Where to embed, if not here: a `concurrent.futures` executor or one like it (Dask's,
+                ipyparallel's, mpi4py's), whose workers can import ragkit. Each loads the model once.
 
         Returns:
             What was done. Files that cannot be read are in ``failed``; they stop nobody else.
@@ -129,9 +146,67 @@ class Index:
                 chunker=self.chunker,
                 on_progress=on_progress,
                 cancelled=cancelled,
+                executor=executor,
             ).run()
 
+    def verify(self) -> IndexCheck:
+        """Compare records, vectors and files; nothing is changed.
+
+        Raises:
+            EmptyIndexError: Nothing was indexed here.
+            IndexCorruptError: The records or the vectors cannot be read; `repair` mends the vectors.
+        """
+        self._require()
+        self.catch_up()
+        return check(self.records, self.store)
+
+    def repair(self) -> IndexCheck:
+        """Make records and vectors agree: embed what has lost its vector, delete vectors that belong to nothing.
+
+        Files are not read; what they have changed is for `update`.
+
+        Returns:
+            How it stands now.
+
+        Raises:
+            EmptyIndexError, IndexLockedError, IndexMismatchError, EmbeddingError: See `update`.
+            IndexCorruptError: The records themselves cannot be read; then only a rebuild helps.
+        """
+        self._require()
+        with self._locked():
+            self.check()
+            self.catch_up()
+            mend(self.records, self.store, self.embedder)
+            return check(self.records, self.store)
+
+    def forget(self, path: str | Path) -> int:
+        """Remove the documents of a folder that was indexed, also if the folder is no longer there.
+
+        Returns:
+            How many those were.
+
+        Raises:
+            InputError: No such folder was indexed; the message says which were.
+            IndexLockedError: Another process is writing.
+        """
+        given = Path(path).expanduser().absolute()
+        with self._locked():
+            self.catch_up()
+            roots = {root: root_id for root_id, root, _ in self.records.roots()}
+            if given not in roots and (resolved := given.resolve()) in roots:
+                given = resolved
+            if given not in roots:
+                known = ", ".join(f"'{root}'" for root in roots) or "none"
+                raise InputError(f"'{path}' was not indexed here. Folders that were: {known}.")
+            count = self.records.delete_root(roots[given])
+            sweep(self.records, self.store)
+        return count
+
     # ------------------------------------------------------------------------------- internals
+
+    def _require(self) -> None:
+        if not self.exists:
+            raise EmptyIndexError(self.path)
 
     def _compare(self, *expected: tuple[str, str]) -> None:
         settings = self.records.settings()

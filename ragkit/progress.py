@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from ragkit import events
-from ragkit.update import Progress
+from ragkit.report import Progress
 
 __all__ = ["ProgressBar", "progress_event"]
 

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from ragkit.chunking import Chunk
+from ragkit.documents import printable_path
 from ragkit.errors import IndexCorruptError, IndexingError, IndexWriteError
 
 __all__ = ["DocumentRecord", "Records", "Replacement", "Snapshot", "SourceRecord", "StoredChunk"]
@@ -208,20 +209,42 @@ class Records:
             ).fetchone()
         return int(row[0]), prefix
 
+    def move_root(self, root_id: int, path: Path) -> None:
+        """Note that a folder is somewhere else now, with all that is in it."""
+        with self._connection(write=True) as db:
+            ((old,),) = db.execute("SELECT path FROM roots WHERE id = ?", (root_id,)).fetchall()
+            db.execute("UPDATE roots SET path = ? WHERE id = ?", (str(path), root_id))
+            # Sources are written for people; what does not begin with the folder stays as it is.
+            db.execute(
+                "UPDATE documents SET source = ?1 || substr(source, length(?2) + 1) "
+                "WHERE root_id = ?3 AND substr(source, 1, length(?2)) = ?2",
+                (printable_path(path), printable_path(Path(old)), root_id),
+            )
+
     # ------------------------------------------------------------------------------- reading
 
-    def sources(self, root_id: int) -> dict[str, SourceRecord]:
-        rows = self._rows("SELECT id, hash, failures FROM sources WHERE root_id = ?", (root_id,))
-        return {i: SourceRecord(i, h, tuple((s, r) for s, r in json.loads(f))) for i, h, f in rows}
+    def sources(self, root_id: int) -> Iterator[tuple[SourceRecord, int]]:
+        """Give every source of a root with the number of its documents, in the order of their ids.
 
-    def documents_of(self, root_id: int) -> dict[str, dict[str, str]]:
-        """Map source id -> {document id: content hash} for one root."""
-        found: dict[str, dict[str, str]] = {}
-        for source_id, document_id, digest in self._rows(
-            "SELECT source_id, id, hash FROM documents WHERE root_id = ?", (root_id,)
-        ):
-            found.setdefault(source_id, {})[document_id] = digest
-        return found
+        One whose hash is empty was begun and never finished. Nothing must be written meanwhile.
+        """
+        with self._connection() as db:
+            for id_, digest, failures, count in db.execute(
+                "SELECT ids.id, s.hash, s.failures, (SELECT count(*) FROM documents AS d "
+                " WHERE d.root_id = ?1 AND d.source_id = ids.id) "
+                "FROM (SELECT id FROM sources WHERE root_id = ?1 "
+                " UNION SELECT source_id FROM documents WHERE root_id = ?1) AS ids "
+                "LEFT JOIN sources AS s ON s.root_id = ?1 AND s.id = ids.id ORDER BY ids.id",
+                (root_id,),
+            ):
+                reasons = tuple((s, r) for s, r in json.loads(failures or "[]"))
+                yield SourceRecord(id_, digest or "", reasons), count
+
+    def documents_of(self, root_id: int, source_id: str) -> dict[str, str]:
+        """Map {document id: content hash} for one source."""
+        return dict(
+            self._rows("SELECT id, hash FROM documents WHERE root_id = ? AND source_id = ?", (root_id, source_id))
+        )
 
     def document(self, document_id: str) -> DocumentRecord | None:
         rows = self._rows("SELECT id, source, title, language, text FROM documents WHERE id = ?", (document_id,))
@@ -257,9 +280,19 @@ class Records:
         with self._connection(write=True, visible=False) as db:
             db.executemany("INSERT OR IGNORE INTO garbage VALUES (?)", [(i,) for i in vector_ids])
 
-    def commit(self, root_id: int, replacements: Sequence[Replacement], sources: Sequence[SourceRecord]) -> None:
-        """Step 3: replace documents, and note the sources that are complete now."""
+    def commit(
+        self,
+        root_id: int,
+        replacements: Sequence[Replacement],
+        sources: Sequence[SourceRecord],
+        gone: Collection[str] = (),
+    ) -> None:
+        """Step 3: replace documents, remove those that are ``gone``, and note the sources that are complete now.
+
+        All at once: a source that is noted as complete is not looked at again while its hash is the same.
+        """
         with self._connection(write=True) as db:
+            self._forget(db, gone)
             for new in replacements:
                 self._forget(db, [new.document.id])
                 d = new.document

@@ -26,8 +26,8 @@ from ragkit.documents import detect_language
 from ragkit.embedding import Vectors
 from ragkit.errors import EmptyIndexError, EmptyQuestionError, InputError
 from ragkit.index import Index
+from ragkit.passages import passage_text
 from ragkit.records import DocumentRecord, StoredChunk
-from ragkit.update import passage_text
 
 __all__ = ["BM25", "Dense", "Hit", "Hybrid", "Passages", "Retriever", "reciprocal_rank_fusion", "weighted_fusion"]
 

@@ -7,6 +7,7 @@ document are the index's records. ChromaDB keeps it, embedded on disk or as a se
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["ChromaStore", "VectorStore"]
 
 _COLLECTION = "passages"
+_PAGE = 10_000
 
 
 class VectorStore(Protocol):
@@ -47,8 +49,12 @@ class VectorStore(Protocol):
 
     def count(self) -> int: ...
 
+    def ids(self) -> Iterator[str]:
+        """List every id."""
+        ...
+
     def clear(self) -> None:
-        """Remove everything."""
+        """Remove everything, also if it is damaged."""
         ...
 
     def refresh(self) -> None:
@@ -181,7 +187,26 @@ class ChromaStore:
         with self._using("read") as collection:
             return int(collection.count())
 
+    def ids(self) -> Iterator[str]:
+        at = 0
+        while True:
+            with self._using("read") as collection:
+                found = collection.get(include=[], limit=_PAGE, offset=at)["ids"]
+            yield from found
+            at += len(found)
+            if len(found) < _PAGE:
+                return
+
     def clear(self) -> None:
+        try:
+            self._clear()
+        except (IndexCorruptError, IndexWriteError):
+            if self._path is None:
+                raise
+            self.refresh()
+            shutil.rmtree(self._path)  # it is ours alone, and what it holds cannot be read
+
+    def _clear(self) -> None:
         with self._using("written"):
             self._client().delete_collection(self._name)
             self._opened.collection = None
@@ -197,4 +222,5 @@ class ChromaStore:
             self._opened.collection = None
             system = systems.pop(str(self._path), None)
             if system is not None:
-                system.stop()
+                with contextlib.suppress(AttributeError):  # it never came to be opened
+                    system.stop()

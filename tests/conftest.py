@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Nobody's own cache is read or written, by the processes that tests start neither.
+_cache = tempfile.TemporaryDirectory(prefix="ragkit-test-cache-")
+os.environ["RAGKIT_CACHE_DIR"] = _cache.name
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,8 @@ from ragkit.errors import (
 )
 from ragkit.index import Index, remove_index
 from ragkit.retrieval import PassagesCache
-from ragkit.update import Progress, passage_text
+from ragkit.passages import passage_text
+from ragkit.report import Progress
 
 
 class CountingEmbedder(HashEmbedder):
