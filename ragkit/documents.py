@@ -1,6 +1,6 @@
 """Documents: a text, where it came from, and what stands where in it.
 
-`find_sources` says which files of a folder are documents; `ragkit.loaders.load` reads one.
+`ragkit.sources.find_sources` says which files of a folder are documents; `ragkit.loaders.read` reads one.
 """
 
 from __future__ import annotations
@@ -9,21 +9,15 @@ import bisect
 import dataclasses
 import functools
 import os
-import stat
 import unicodedata
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from ragkit.errors import DocumentError, NoDocumentsError, SourceNotFoundError
+from ragkit.errors import DocumentError
 
-__all__ = ["SUFFIXES", "Document", "Found", "Mark", "Source", "detect_language", "find_sources", "printable_path"]
+__all__ = ["Document", "Found", "Mark", "Skipped", "Source", "detect_language", "printable_path"]
 
-SUFFIXES = (".md", ".markdown", ".txt", ".text", ".rst", ".html", ".htm", ".pdf", ".ipynb", ".jsonl")
-"""The file endings that ragkit reads."""
-
-MAX_BYTES = 100 * 2**20
-_SKIPPED_FOLDERS = frozenset({"node_modules", "__pycache__", "site-packages"})
 _LANGUAGE_SAMPLE = 5_000  # characters: more makes no better a guess
 _FEWEST_LETTERS = 20
 
@@ -113,139 +107,79 @@ def _identifier() -> Any:
 # ----------------------------------------------------------------------------------------- files
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A file to load.
+    """A file to load. There may be a hundred thousand of them: what can be derived is.
 
     Attributes:
-        path: Where it is.
-        id: Its path below the root, with ``/``. Bytes of a name that are not UTF-8 are written ``\\xNN``.
+        root: The folder that was asked for.
+        name: The file's path below it, as the system writes it.
         size_bytes: Its size.
+        url: Where it was downloaded from; empty for a file that was there.
     """
 
-    path: Path
-    id: str
+    root: Path
+    name: str
     size_bytes: int
+    url: str = ""
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self.root / self.name
+
+    @property
+    def id(self) -> str:
+        r"""Its path below the root, with ``/``; for a download, its address without the host.
+
+        Bytes of a name that are not UTF-8 are written ``\xNN``.
+        """
+        if self.url:
+            return self.url.partition("://")[2].partition("/")[2] or "/"
+        return printable_path(self.name).replace(os.sep, "/")
 
     @property
     def where(self) -> str:
-        """The path for people and for the wire: always encodable as UTF-8."""
-        return printable_path(self.path)
+        """Its path or address for people and for the wire: always encodable as UTF-8."""
+        return self.url or printable_path(self.path)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Skipped:
+    """Files or folders that are passed over without being looked into, all for one reason.
+
+    Attributes:
+        reason: Why, as a phrase: ``"hidden"``.
+        count: How many; a folder counts once, whatever it holds.
+        examples: The first few, as paths below the root, a folder's with a ``/`` at the end.
+    """
+
+    reason: str
+    count: int
+    examples: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Found:
-    """What `find_sources` found: files to load, sorted by id, and files that are passed over with a reason.
+    """What there is to index at a place.
 
-    ``alone`` is true where one file was asked for, whether it can be loaded or not.
+    Attributes:
+        root: The folder; of a file that was asked for, the folder that it is in; of a download, its host.
+        sources: Files to load, sorted by id.
+        failures: Files that ragkit would read, and cannot: each with its reason.
+        alone: True where one file was asked for, whether it can be loaded or not.
+        skipped: What is no document, or is not wanted.
+        keeps: What has to live as long as this: the folder of a download.
     """
 
     root: Path
     sources: tuple[Source, ...]
     failures: tuple[DocumentError, ...] = ()
     alone: bool = False
+    skipped: tuple[Skipped, ...] = ()
+    keeps: object = dataclasses.field(default=None, repr=False, compare=False)
 
 
-def find_sources(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Found:
-    """Find the documents below a folder, or take one file.
-
-    Hidden files and folders, files of other kinds and installed packages are passed over silently. Files over
-    ``max_bytes``, links that lead out of the folder or nowhere, and what cannot be read are passed over with a
-    reason. A file that is given by itself may be a link to anywhere: whoever names it means it.
-
-    Args:
-        path: A folder or a file.
-        max_bytes: The largest file to read.
-
-    Raises:
-        SourceNotFoundError: There is nothing at ``path``.
-        NoDocumentsError: There is, but nothing that ragkit reads.
-    """
-    given = Path(path).expanduser().absolute()
-    try:
-        target = given.resolve(strict=True)
-        is_folder = target.is_dir()
-    except (OSError, RuntimeError, ValueError) as error:  # a link that leads to itself; a NUL in the name
-        raise SourceNotFoundError(path) from error
-    if is_folder:
-        found = _walk(target, max_bytes)
-    else:
-        if given.suffix.lower() not in SUFFIXES:
-            raise NoDocumentsError(path, SUFFIXES)
-        # The name as given: the target of a link may be called anything.
-        file = given.parent.resolve() / given.name
-        found = _collect([file], file.parent, max_bytes, alone=True)
-    if not found.sources and not found.failures:
-        raise NoDocumentsError(path, SUFFIXES)
-    return found
-
-
-def _walk(root: Path, max_bytes: int) -> Found:
-    """Find the files below a folder. With a stack of our own: `os.walk` recurses, and folders can be deep."""
-    folders, files = [root], []
-    failures: list[DocumentError] = []
-    while folders:
-        folder = folders.pop()
-        try:
-            entries = list(os.scandir(folder))
-        except OSError as error:
-            failures.append(DocumentError(printable_path(folder), f"the folder cannot be read: {error.strerror}"))
-            continue
-        for entry in entries:
-            place = folder / entry.name
-            if entry.name.startswith(".") or entry.name in _SKIPPED_FOLDERS:
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                folders.append(place)
-            elif place.suffix.lower() in SUFFIXES and not _is_folder_inside(entry, root):
-                files.append(place)
-            elif entry.is_symlink() and place.is_dir() and not _is_folder_inside(entry, root):
-                failures.append(DocumentError(printable_path(place), _OUT))
-    found = _collect(files, root, max_bytes)
-    return Found(root, found.sources, (*failures, *found.failures))
-
-
-def _is_folder_inside(entry: os.DirEntry[str], root: Path) -> bool:
-    """Whether this is a link to a folder that the walk comes to anyway; following it could go round in circles."""
-    try:
-        return entry.is_dir() and Path(entry.path).resolve().is_relative_to(root)
-    except OSError:
-        return False
-
-
-_OUT = "a link that leads out of the folder; index its target by itself if you want it"
-
-
-def _collect(files: list[Path], root: Path, max_bytes: int, *, alone: bool = False) -> Found:
-    """Sort files into those to load and those that are passed over with a reason."""
-    sources: dict[Path, Source] = {}
-    failures: list[DocumentError] = []
-    # Links last, so that a file and a link to it are one document, under the file's own name.
-    for file in sorted(files, key=lambda f: (f.is_symlink(), f)):
-        try:
-            target = file.resolve(strict=True)
-            status = target.stat()
-        except (OSError, RuntimeError) as error:
-            reason = "a link that leads nowhere" if file.is_symlink() else f"cannot be read: {error}"
-            failures.append(DocumentError(printable_path(file), reason))
-            continue
-        if target in sources:
-            continue
-        problem = None
-        if not alone and not target.is_relative_to(root):
-            problem = _OUT
-        elif not stat.S_ISREG(status.st_mode):
-            problem = "not a regular file"  # opening a pipe would wait for ever
-        elif status.st_size > max_bytes:
-            problem = f"too large: {status.st_size / 2**20:.1f} MiB, and the limit is {max_bytes / 2**20:.1f} MiB"
-        if problem is None:
-            name = printable_path(file.relative_to(root)).replace(os.sep, "/")
-            sources[target] = Source(file, name, status.st_size)
-        else:
-            failures.append(DocumentError(printable_path(file), problem))
-    return Found(root, tuple(sorted(sources.values(), key=lambda s: s.id)), tuple(failures), alone)
-
-
-def printable_path(path: Path) -> str:
+def printable_path(path: str | Path) -> str:
     """Write a path for people and for the wire: always encodable as UTF-8."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ragkit.documents import SUFFIXES, Document, Found, Mark, detect_language, find_sources
+from ragkit.documents import Document, Found, Mark, detect_language
 from ragkit.errors import NoDocumentsError, SourceNotFoundError
+from ragkit.loaders import SUFFIXES, find_sources
 
 
 def ids(found: Found) -> list[str]:

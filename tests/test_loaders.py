@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from ragkit.documents import Document, Source, find_sources
+from ragkit.documents import Document, Source
 from ragkit.errors import DocumentError
-from ragkit.loaders import Loaded, load
+from ragkit.loaders import Loaded, find_sources, load
 
 # As the makers of the files say (charset-normalizer's own tests).
 ENCODINGS = {
@@ -434,13 +434,13 @@ def test_jsonl_with_nothing_but_bad_rows(tmp_path: Path) -> None:
 
 def test_a_file_that_is_gone(tmp_path: Path) -> None:
     with pytest.raises(DocumentError, match="cannot be read: No such file"):
-        load(Source(tmp_path / "gone.md", "gone.md", 1))
+        load(Source(root=tmp_path, name="gone.md", size_bytes=1))
 
 
 def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "x.md").mkdir()
     with pytest.raises(DocumentError, match="cannot be read: Is a directory"):
-        load(Source(tmp_path / "x.md", "x.md", 1))
+        load(Source(root=tmp_path, name="x.md", size_bytes=1))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
