@@ -1,4 +1,4 @@
-"""The command line: ``ragkit index``, ``ask``, ``serve``, ``watch`` and ``doctor``.
+"""The command line: ``ragkit index``, ``check``, ``ask``, ``serve``, ``watch`` and ``doctor``.
 
 Exit status: 0 when it went well, 1 when it did not (the reason is on stderr), 2 for a command that
 makes no sense, 130 after Ctrl-C. Heavy libraries are imported by the commands that need them.
@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,13 +30,22 @@ from ragkit.errors import (
     ServerError,
 )
 from ragkit.folders import default_index, existing_index, find_index, index_from_environment
+from ragkit.options import (
+    BaseURLOption,
+    IndexOption,
+    KeyOption,
+    LLMOption,
+    TokenOption,
+    URLOption,
+    find_model,
+    named_server,
+    open_engine,
+)
 from ragkit.terminal import one_line, printable
 
 if TYPE_CHECKING:
     from ragkit.answer import Answer
-    from ragkit.discovery import Server
     from ragkit.engine import RAGEngine
-    from ragkit.llm import GenerativeLLM
 
 __all__ = ["app", "main"]
 
@@ -74,22 +81,6 @@ app = typer.Typer(
     help="Index a folder of documents, ask it questions with cited answers, and watch every run live.",
 )
 
-IndexOption = Annotated[
-    Path | None,
-    typer.Option("--index", help="Folder of the index. Default: RAGKIT_INDEX, else the only one in ./indexes."),
-]
-LLMOption = Annotated[
-    str | None, typer.Option("--llm", metavar="MODEL", help="A model on an OpenAI-compatible server. Default: quotes.")
-]
-BaseURLOption = Annotated[
-    str | None, typer.Option(metavar="URL", help="That server, such as http://localhost:11434/v1 for Ollama.")
-]
-KeyOption = Annotated[
-    str | None, typer.Option(metavar="NAME", help="The environment variable that holds the server's API key.")
-]
-URLOption = Annotated[str | None, typer.Option(metavar="URL", help="The Jupyter server. Default: found.")]
-TokenOption = Annotated[str | None, typer.Option(metavar="TOKEN", help="Its token. Default: RAGKIT_TOKEN, or found.")]
-
 
 def _print_version(wanted: bool) -> None:
     if wanted:
@@ -110,12 +101,13 @@ def _root(
 
 @app.command(no_args_is_help=True)
 def index(
-    path: Annotated[Path, typer.Argument(help="A folder, read recursively, or a file.")],
+    path: Annotated[str, typer.Argument(help="A folder, read recursively, a file, or the address of a page.")],
     index: Annotated[
         Path | None,
         typer.Option(help="Folder of the index. Default: RAGKIT_INDEX, else indexes/<the documents' folder>."),
     ] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Throw away what the index holds first.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on: index again as files change, until Ctrl-C.")] = False,
 ) -> None:
     """Make an index of a folder, or bring it up to date."""
     from ragkit.index import remove_index
@@ -124,12 +116,12 @@ def index(
     find_sources(path)  # a wrong path must cost neither seconds nor, with --rebuild, an index
     folder = index or index_from_environment() or default_index(path)
     try:
-        engine = _engine(folder, "ragkit index")
+        engine = open_engine(folder, "ragkit index")
     except (IndexMismatchError, IndexCorruptError):
         if not rebuild:
             raise
         remove_index(folder)
-        engine = _engine(folder, "ragkit index")
+        engine = open_engine(folder, "ragkit index")
     typer.echo(f"Indexing '{path}' into '{folder}'")
     report = engine.index(path, rebuild=rebuild)
     typer.echo(printable(str(report)))
@@ -137,6 +129,26 @@ def index(
         raise InputError(f"No document could be read from '{path}'. The reasons are above.")
     option = f" --index {shlex.quote(str(folder))}" if index_from_environment() != folder else ""
     typer.echo(f"The index is in '{folder}'. Next: ragkit ask{option} 'a question'")
+    if watch:
+        typer.echo(f"Watching '{path}'. Ctrl-C ends it.")
+        with engine.watch(path, on_report=lambda news: typer.echo(printable(str(news)))):
+            while True:
+                time.sleep(POLL_SECONDS)
+
+
+@app.command()
+def check(
+    index: Annotated[
+        Path | None, typer.Argument(help="Folder of the index. Default: RAGKIT_INDEX, else the only one in ./indexes.")
+    ] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Make records and vectors agree again.")] = False,
+) -> None:
+    """Compare an index's records, vectors and files."""
+    engine = open_engine(existing_index(index), "ragkit check")
+    found = engine.repair() if repair else engine.verify()
+    typer.echo(printable(str(found)))
+    if not found.is_sound:
+        raise typer.Exit(1)
 
 
 @app.command(no_args_is_help=True)
@@ -154,15 +166,15 @@ def ask(
     """Answer a question from an index, with citations."""
     if not question.strip():
         raise EmptyQuestionError
-    make_llm = _llm(llm, base_url, api_key_env)
-    engine = _engine(existing_index(index), "ragkit ask", make_llm=make_llm, k=k, follow_ups=follow_ups)
+    make_model = find_model(llm, base_url, api_key_env)
+    engine = open_engine(existing_index(index), "ragkit ask", make_model=make_model, k=k, follow_ups=follow_ups)
     shown: list[str] = []
 
     def stream(piece: str) -> None:
         shown.append(piece)
         typer.echo(printable(piece), nl=False)
 
-    live = make_llm is not None and not as_json and sys.stdout.isatty()
+    live = make_model is not None and not as_json and sys.stdout.isatty()
     answer = engine.ask(question, on_delta=stream if live else None)
     if as_json:
         questions = answer.follow_ups(timeout_seconds=wait) if follow_ups else ()
@@ -195,9 +207,9 @@ def serve(
 ) -> None:
     """Answer what is asked on the socket, until Ctrl-C."""
     parent = os.environ.get("RAGKIT_PARENT_PID", "")
-    make_llm = _llm(llm, base_url, api_key_env)
+    make_model = find_model(llm, base_url, api_key_env)
     folder = existing_index(index)
-    engine = _engine(folder, "ragkit serve", make_llm=make_llm, k=k)
+    engine = open_engine(folder, "ragkit serve", make_model=make_model, k=k)
     engine.retrieve("Is everything there?")  # what cannot work says so now, and the first question does not wait
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     documents, passages = engine.corpus.counts()
@@ -252,7 +264,7 @@ def watch(
         with view:
             missing = asyncio.run(
                 watching.watch(
-                    lambda: _server(url, token),
+                    lambda: named_server(url, token),
                     view,
                     say=lambda text: _say(one_line(text)),
                     until=wanted,
@@ -286,9 +298,9 @@ def doctor(
     from ragkit.doctor import Doctor
 
     examination = Doctor(
-        find=lambda: _server(url, token),
+        find=lambda: named_server(url, token),
         index=lambda: find_index(index),
-        llm=_llm(llm, base_url, api_key_env),
+        llm=find_model(llm, base_url, api_key_env),
         timeout_seconds=timeout,
     ).examine()
     findings = []
@@ -310,52 +322,6 @@ def doctor(
         typer.echo("\nNothing fails.")
     if failed:
         raise typer.Exit(1)
-
-
-# ---------------------------------------------------------------------------------- what is meant
-
-
-def _llm(model: str | None, base_url: str | None, api_key_env: str | None) -> Callable[[], GenerativeLLM] | None:
-    """Check the options about a model, and give what makes it."""
-    if model is None:
-        if base_url or api_key_env:
-            raise typer.BadParameter("--base-url and --api-key-env need --llm MODEL: which model is meant?")
-        return None
-    key = None
-    if api_key_env is not None and not (key := os.environ.get(api_key_env)):
-        raise typer.BadParameter(f"--api-key-env: the environment variable '{api_key_env}' is not set.")
-    from ragkit.llm import OpenAILLM
-
-    return functools.partial(OpenAILLM, model, base_url=base_url, api_key=key)
-
-
-def _engine(
-    folder: Path,
-    name: str,
-    *,
-    make_llm: Callable[[], GenerativeLLM] | None = None,
-    k: int = 5,
-    follow_ups: bool = True,
-) -> RAGEngine:
-    from ragkit.discovery import find_origin
-    from ragkit.engine import RAGEngine
-    from ragkit.publisher import Publisher
-
-    publisher = Publisher(origin=find_origin(kind="cli", name=name))
-    llm = make_llm() if make_llm is not None else None
-    return RAGEngine(folder, llm=llm, k=k, follow_ups=follow_ups, publisher=publisher)
-
-
-def _server(url: str | None, token: str | None) -> Server:
-    from ragkit.discovery import find_server
-
-    env = dict(os.environ)
-    if url is not None:
-        if env.get("RAGKIT_URL", url) != url:
-            env.pop("RAGKIT_TOKEN", None)  # it is another server's
-        env["RAGKIT_URL"] = url
-    server = find_server(env=env)
-    return dataclasses.replace(server, token=token) if token is not None else server
 
 
 # ---------------------------------------------------------------------------------- small things

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from ragkit.errors import InputError
 
@@ -41,9 +42,11 @@ def existing_index(given: Path | None) -> Path:
     return folder
 
 
-def default_index(documents: Path) -> Path:
-    """Say where the index of a folder (or of a file in it) goes: ``indexes/<the folder's name>``."""
-    place = documents.resolve()
+def default_index(documents: str | Path) -> Path:
+    """Say where the index of a folder, of a file in it or of a page goes: ``indexes/<the folder's or host's name>``."""
+    if str(documents).startswith(("http://", "https://")):
+        return INDEXES / (urlsplit(str(documents)).hostname or "pages")
+    place = Path(documents).resolve()
     return INDEXES / ((place if place.is_dir() else place.parent).name or "documents")
 
 

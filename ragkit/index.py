@@ -24,7 +24,6 @@ from ragkit.embedding import Embedder
 from ragkit.errors import EmptyIndexError, IndexLockedError, IndexMismatchError, IndexWriteError, InputError
 from ragkit.integrity import IndexCheck, check, mend
 from ragkit.loaders import find_sources
-from ragkit.pipeline import sweep
 from ragkit.records import FORMAT, DocumentRecord, Records
 from ragkit.report import IndexReport, Progress
 from ragkit.store import ChromaStore, VectorStore
@@ -199,7 +198,7 @@ class Index:
                 known = ", ".join(f"'{root}'" for root in roots) or "none"
                 raise InputError(f"'{path}' was not indexed here. Folders that were: {known}.")
             count = self.records.delete_root(roots[given])
-            sweep(self.records, self.store)
+            self.records.sweep(self.store)
         return count
 
     # ------------------------------------------------------------------------------- internals

@@ -18,7 +18,6 @@ import numpy as np
 from ragkit.embedding import Embedder
 from ragkit.errors import DocumentError, IndexCorruptError
 from ragkit.passages import embedded_texts
-from ragkit.pipeline import sweep
 from ragkit.reading import hash_file
 from ragkit.records import Records, StoredChunk
 from ragkit.store import VectorStore
@@ -114,7 +113,7 @@ def mend(records: Records, store: VectorStore, embedder: Embedder) -> None:
     except IndexCorruptError:
         store.clear()
         stored = set()
-    sweep(records, store)
+    records.sweep(store)
     snapshot = records.snapshot()
     recorded = {each.vector_id for chunks in snapshot.chunks.values() for each in chunks}
     if surplus := stored - recorded:

@@ -39,10 +39,10 @@ from ragkit.records import DocumentRecord, Records, Replacement, SourceRecord, S
 from ragkit.report import Meter
 from ragkit.store import VectorStore
 
-__all__ = ["Pipeline", "Place", "sweep"]
+__all__ = ["Pipeline", "Place"]
 
 _FIRST_WINDOW = 64  # chunks: the model begins when the first few files are read
-_MAX_WINDOW = 4_096
+_MAX_WINDOW = 1_024
 _WINDOW_SECONDS = 60.0
 _SLICE_SECONDS = 0.7  # between two looks at whether to stop
 _MAX_SLICE = 1_024
@@ -136,7 +136,7 @@ class Pipeline:
         self._todo = iter(changed)
         self._todo_lock = threading.Lock()
         self._readers = [Reader() for _ in range(max(1, min(readers, len(changed))))]
-        self._belt: Belt[_Item | _Outcome | _Ended | BaseException] = Belt(2 * _MAX_WINDOW)
+        self._belt: Belt[_Item | _Outcome | _Ended | BaseException] = Belt(_MAX_WINDOW)
         self._written: Belt[tuple[list[_Item], Vectors] | None] = Belt(1)
         self._problem: BaseException | None = None  # the writer's
         self._committed = 0  # documents, by the writer
@@ -385,18 +385,11 @@ class Pipeline:
             [item.finishes for item in window if item.finishes is not None],
             [document_id for item in window for document_id in item.gone],
         )
-        sweep(self._records, self._store)
+        self._records.sweep(self._store)
         self.added += sum(item.is_new for item in window)
         self.updated += sum(not item.is_new for item in window)
         self.deleted += sum(len(item.gone) for item in window)
         self._committed += len(window)
-
-
-def sweep(records: Records, store: VectorStore) -> None:
-    """Delete the vectors that must not exist."""
-    if garbage := records.garbage():
-        store.delete(garbage)
-        records.swept(garbage)
 
 
 def _record(item: _Item) -> DocumentRecord:

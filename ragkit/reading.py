@@ -29,18 +29,7 @@ import msgspec
 
 from ragkit.documents import Document, Source, printable_path
 from ragkit.errors import CancelledError, DocumentError
-from ragkit.loaders import TIMEOUT_SECONDS
-
-try:  # TEMPORARY
-    from ragkit.loaders import read
-except ImportError:
-    from ragkit.loaders import load
-
-    def read(source):
-        loaded = load(source)
-        yield from loaded.documents
-        yield from loaded.failures
-
+from ragkit.loaders import TIMEOUT_SECONDS, read
 
 __all__ = ["Reader", "hash_file"]
 
@@ -50,9 +39,10 @@ _LOOK_SECONDS = 0.5
 
 
 class _Job(msgspec.Struct, array_like=True):
-    path: bytes  # as the file system has it: names need not be UTF-8
-    id: str
+    root: bytes  # as the file system has it: names need not be UTF-8
+    name: bytes
     size_bytes: int
+    url: str
 
 
 class _Read(msgspec.Struct, tag="read"):
@@ -234,11 +224,12 @@ def hash_file(path: Path) -> str:
 
 
 def _job(source: Source) -> _Job:
-    return _Job(os.fsencode(source.path), source.id, source.size_bytes)
+    return _Job(os.fsencode(source.root), os.fsencode(source.name), source.size_bytes, source.url)
 
 
 def _source(job: _Job) -> Source:
-    return Source(Path(os.fsdecode(job.path)), job.id, job.size_bytes)
+    root, name = Path(os.fsdecode(job.root)), os.fsdecode(job.name)
+    return Source(root=root, name=name, size_bytes=job.size_bytes, url=job.url)
 
 
 def main() -> None:

@@ -33,6 +33,7 @@ from typing import Any
 from ragkit.chunking import Chunk
 from ragkit.documents import printable_path
 from ragkit.errors import IndexCorruptError, IndexingError, IndexWriteError
+from ragkit.store import VectorStore
 
 __all__ = ["DocumentRecord", "Records", "Replacement", "Snapshot", "SourceRecord", "StoredChunk"]
 
@@ -349,8 +350,14 @@ class Records:
         """List the vectors that must not exist."""
         return [i for (i,) in self._rows("SELECT vector_id FROM garbage")]
 
+    def sweep(self, store: VectorStore) -> None:
+        """Step 4: delete the vectors that must not exist."""
+        if garbage := self.garbage():
+            store.delete(garbage)
+            self.swept(garbage)
+
     def swept(self, vector_ids: Collection[str]) -> None:
-        """Step 4: these vectors are gone."""
+        """Note that these vectors are gone."""
         with self._connection(write=True, visible=False) as db:
             db.executemany("DELETE FROM garbage WHERE vector_id = ?", [(i,) for i in vector_ids])
 

@@ -17,7 +17,7 @@ from ragkit.chunking import Chunker
 from ragkit.documents import Source, printable_path
 from ragkit.errors import CancelledError, DocumentError, IndexMismatchError
 from ragkit.loaders import Found
-from ragkit.pipeline import Pipeline, Place, sweep
+from ragkit.pipeline import Pipeline, Place
 from ragkit.reading import hash_file
 from ragkit.records import FORMAT, Records, SourceRecord
 from ragkit.report import IndexReport, Meter, Progress
@@ -67,7 +67,7 @@ class Update:
         done, total = len(self.passed_over), len(self.sources) + len(self.passed_over)
         try:
             self.meter.tell(force=True, documents_done=done, documents_total=total)
-            sweep(self.records, self.store)
+            self.records.sweep(self.store)
             place, absorbed = self._place()
             changed, expected, missing = self._compare(place)
             if not changed:
@@ -213,7 +213,7 @@ class Update:
             self.records.delete(place.root_id, gone, missing)
         for other in absorbed:  # a folder inside this one: its files are here now, under this root's ids
             self.records.delete_root(other)
-        sweep(self.records, self.store)
+        self.records.sweep(self.store)
         return len(pipeline.gone) + len(gone)
 
     def _stop_if_asked(self) -> None:

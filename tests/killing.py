@@ -1,13 +1,15 @@
 """Kills a process that indexes, wherever it is, and holds what the next run makes of it against what it should be.
 
-``python -m tests.killing points`` ends the process itself before and after each durable step, one after the other;
-``python -m tests.killing random COUNT SEED`` sends SIGKILL at random moments. Prints a line a round, and fails at the
-first difference. Every run is a fork of this process, which has imported all there is and opened nothing.
+``python -m tests.killing points SCENARIO`` ("first run", "changes" or "rebuild") ends the process itself before and
+after each durable step, one after the other; ``python -m tests.killing random COUNT SEED`` sends SIGKILL at random
+moments. Prints a line a round, and fails at the first difference. Every run is a fork of this process, which has
+imported all there is and opened nothing.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import random
 import shutil
@@ -26,12 +28,12 @@ import numpy as np
 from ragkit import pipeline
 from ragkit.cache import EmbeddingCache
 from ragkit.chunking import StructureChunker
-from ragkit.documents import find_sources
 from ragkit.embedding import HashEmbedder, Kind
 from ragkit.index import Index
 from ragkit.loaders import load
 from ragkit.passages import embedded_texts
 from ragkit.records import Records
+from ragkit.sources import find_sources
 from ragkit.store import ChromaStore
 
 DURABLE = {
@@ -181,36 +183,35 @@ def prepare(base: Path) -> Path:
     return folder
 
 
-def points() -> bool:
+def crashed(base: Path, scenario: str, number: int, *, after: bool) -> tuple[Path, bool]:
+    """Set a scenario up, and let it crash at a step; return the folder, and whether there was such a step."""
+    base.mkdir()
+    folder = prepare(base)
+    if scenario == "first run":
+        shutil.rmtree(base / "index")
+
+    def work() -> None:
+        crash_at(number, after=after, counter=[0])
+        index_in(base).update(folder, rebuild=scenario == "rebuild")
+
+    code = forked(work)
+    assert code in (0, 77), f"{scenario}: ended with {code}"
+    return folder, code == 77
+
+
+def points(scenario: str) -> bool:
+    sound = True
     with tempfile.TemporaryDirectory(prefix="ragkit-points-") as name:
-        tried, sound = 0, True
-        for scenario in ("first run", "changes", "rebuild"):
-            number = 1
-            while True:
-                ended = []
-                for after in (False, True):
-                    base = Path(name) / f"{tried}"
-                    base.mkdir()
-                    folder = prepare(base)
-                    if scenario == "first run":
-                        shutil.rmtree(base / "index")
-
-                    def work(base: Path = base, folder: Path = folder, after: bool = after) -> None:
-                        crash_at(number, after=after, counter=[0])
-                        index_in(base).update(folder, rebuild=scenario == "rebuild")
-
-                    ended.append(forked(work))
-                    tried += 1
-                    where = f"{scenario}, {'after' if after else 'before'} step {number}"
-                    if ended[-1] == 77:
-                        sound &= recovers(base, folder, where)
-                    shutil.rmtree(base)
-                assert set(ended) <= {0, 77}, f"{scenario}: ended with {ended}"
-                if ended == [0, 0]:
-                    break
-                number += 1
-        print(f"{tried} points")
-        return sound
+        for tried in itertools.count():
+            number, after = tried // 2 + 1, bool(tried % 2)
+            base = Path(name) / str(tried)
+            folder, is_step = crashed(base, scenario, number, after=after)
+            if not is_step:
+                print(f"{scenario}: {tried} points")
+                return sound
+            sound &= recovers(base, folder, f"{scenario}, {'after' if after else 'before'} step {number}")
+            shutil.rmtree(base)
+    raise AssertionError
 
 
 # -------------------------------------------------------------------------------------- at random
@@ -245,8 +246,8 @@ def at_random(count: int, seed: int) -> bool:
 
 def main() -> int:
     match sys.argv[1:]:
-        case ["points"]:
-            return int(not points())
+        case ["points", scenario]:
+            return int(not points(scenario))
         case ["random", count, seed]:
             return int(not at_random(int(count), int(seed)))
     print(__doc__)

@@ -15,9 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ragkit.documents import Document, find_sources
+from ragkit.documents import Document
 from ragkit.errors import CancelledError, DocumentError
 from ragkit.reading import Reader
+from ragkit.sources import find_sources
 
 Parser = Callable[[str], None]
 
@@ -126,7 +127,7 @@ def test_the_child_ends_with_its_parent(parser: Parser, folder: Path, program: s
     code = textwrap.dedent(
         f"""
         from pathlib import Path
-        from ragkit.documents import find_sources
+        from ragkit.sources import find_sources
         from ragkit.reading import Reader
         list(Reader().read(find_sources({str(folder / "b.pdf")!r}).sources[0]))
         """
