@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from ragkit.errors import DocumentError
 
-__all__ = ["Document", "Found", "Mark", "Skipped", "Source", "detect_language", "printable_path"]
+__all__ = ["Document", "Found", "Mark", "Skipped", "Source", "detect_language", "printable_path", "with_language"]
 
 _LANGUAGE_SAMPLE = 5_000  # characters: more makes no better a guess
 _FEWEST_LETTERS = 20
@@ -95,6 +95,13 @@ def detect_language(text: str, *, among: Collection[str] | None = None, default:
     # Three-letter codes are languages so rare that a guess of one is nearly always wrong.
     fitting = (language for language, _ in ranked if (len(language) == 2 if among is None else language in among))
     return next(fitting, default)
+
+
+def with_language(document: Document) -> Document:
+    """Return the document with its language guessed, if its file did not say."""
+    if document.language != "und":
+        return document
+    return dataclasses.replace(document, language=detect_language(document.text))
 
 
 @functools.cache

@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ragkit.decoding import clean
-from ragkit.documents import Document, Mark, Source, detect_language
+from ragkit.documents import Document, Mark, Source
 from ragkit.errors import DocumentError
 from ragkit.markup import markdown_headings
 
@@ -93,7 +93,6 @@ class Draft:
             text=text,
             source=self.source.where + suffix,
             title=_title(title) or _title(top) or _name(self.source),
-            language=detect_language(text),
             marks=tuple(mark for mark in self.marks if mark.start < len(text)),  # pages at the end may be empty
             metadata=metadata,
         )

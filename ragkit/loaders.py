@@ -11,18 +11,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 from ragkit.decoding import decode
-from ragkit.documents import Document, Found, Source
+from ragkit.documents import Document, Found, Source, with_language
 from ragkit.drafts import Draft
+from ragkit.epub import read_epub
 from ragkit.errors import DocumentError
 from ragkit.faults import reason_of
 from ragkit.kinds import SUFFIXES, kind_of
 from ragkit.markup import front_matter_title, html_to_markdown, markdown_headings
 from ragkit.notebooks import read_notebook
 from ragkit.pdf import read_pdf
+from ragkit.slides import read_pptx
 from ragkit.sources import find_sources
 from ragkit.tables import read_csv, read_jsonl
+from ragkit.word import read_docx
+from ragkit.workbooks import read_xlsx
 
-__all__ = ["SUFFIXES", "TIMEOUT_SECONDS", "Found", "Loaded", "Source", "find_sources", "load", "read"]
+__all__ = ["SUFFIXES", "TIMEOUT_SECONDS", "Found", "Loaded", "Source", "find_sources", "load", "parse", "read"]
 
 TIMEOUT_SECONDS = 120.0
 
@@ -50,7 +54,13 @@ def load(source: Source, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Loaded:
 
 
 def read(source: Source, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[Document | DocumentError]:
-    """Read one file, and give its documents as they come.
+    """Read one file, and give its documents as they come, with their languages guessed; see `parse`."""
+    for item in parse(source, timeout_seconds=timeout_seconds):
+        yield with_language(item) if isinstance(item, Document) else item
+
+
+def parse(source: Source, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[Document | DocumentError]:
+    """Read one file, and give its documents as they come, in languages unknown unless the file says.
 
     Args:
         source: One of those that `find_sources` found.
@@ -109,4 +119,8 @@ _READERS: Mapping[str, _Reader] = {
     ".jsonl": read_jsonl,
     ".csv": read_csv,
     ".tsv": read_csv,
+    ".docx": read_docx,
+    ".pptx": read_pptx,
+    ".xlsx": read_xlsx,
+    ".epub": read_epub,
 }

@@ -2,7 +2,7 @@
 
 ::
 
-    Reader  --- a source --->  child (low priority, memory limit): ragkit.loaders.read
+    Reader  --- a source --->  child (low priority, memory limit): ragkit.loaders.parse
             <-- documents and failures as they come, then the end ---
 
 The child sees hostile files, so what it says is decoded as data (msgpack, of these types only) and never run.
@@ -27,9 +27,9 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from ragkit.documents import Document, Source, printable_path
+from ragkit.documents import Document, Source, printable_path, with_language
 from ragkit.errors import CancelledError, DocumentError
-from ragkit.loaders import TIMEOUT_SECONDS, read
+from ragkit.loaders import TIMEOUT_SECONDS, parse
 
 __all__ = ["Reader", "hash_file"]
 
@@ -105,7 +105,7 @@ class Reader:
             while True:
                 match self._heard(process):
                     case _Read(document=document):
-                        yield document
+                        yield with_language(document)  # here: its model takes half a second to load
                     case _Failed(source=where, reason=reason, whole=False):
                         yield DocumentError(where, reason)
                     case _Failed(source=where, reason=reason):
@@ -245,7 +245,7 @@ def main() -> None:
             return
         source = _source(job)
         try:
-            for item in read(source):
+            for item in parse(source):
                 match item:
                     case Document():
                         _send(said, _Read(item))

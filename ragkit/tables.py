@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from ragkit.decoding import clean, lines
-from ragkit.documents import Document, Source, detect_language
+from ragkit.documents import Document, Source
 from ragkit.drafts import MAX_CHARACTERS, Draft, one_line
 from ragkit.errors import DocumentError
 
@@ -75,7 +75,6 @@ def _row(source: Source, number: int, line: str | None, seen: set[int]) -> Docum
         text=text,
         source=f"{source.where}#{row_id}",
         title=one_line(title) if isinstance(title, str) else "",
-        language=detect_language(text),
         metadata={k: v for k, v in row.items() if k not in known and isinstance(v, str | int | float | bool)},
     )
 
