@@ -16,9 +16,10 @@ from ragkit.drafts import Draft
 from ragkit.epub import read_epub
 from ragkit.errors import DocumentError
 from ragkit.faults import reason_of
-from ragkit.kinds import SUFFIXES, kind_of
+from ragkit.kinds import CODE_SUFFIXES, SUFFIXES, kind_of
 from ragkit.markup import front_matter_title, html_to_markdown, markdown_headings
 from ragkit.notebooks import read_notebook
+from ragkit.outlines import outline
 from ragkit.pdf import read_pdf
 from ragkit.slides import read_pptx
 from ragkit.sources import find_sources
@@ -84,8 +85,14 @@ def parse(source: Source, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterat
 
 
 def _read_text(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
-    text, encoding = decode(source.path.read_bytes(), where=source.where)
-    yield Draft(source).finish_as(text, encoding=encoding)
+    kind = kind_of(source.name) or ""
+    is_code = kind in CODE_SUFFIXES
+    text, encoding = decode(source.path.read_bytes(), where=source.where, declares=is_code)
+    draft = Draft(source)
+    draft.marks += outline(text, kind)
+    # A program is known by its file's name, not by its first function's.
+    title = source.id.rpartition("/")[2] if is_code and not source.url and kind != ".tex" else ""
+    yield draft.finish_as(text, title=title, encoding=encoding)
 
 
 def _read_markdown(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
@@ -97,7 +104,7 @@ def _read_markdown(source: Source, deadline: float) -> Iterator[Document | Docum
 
 
 def _read_html(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
-    html, encoding = decode(source.path.read_bytes(), where=source.where, html=True)
+    html, encoding = decode(source.path.read_bytes(), where=source.where, declares=True)
     if not html.strip():
         raise DocumentError(source.where, "empty: it holds no text")
     text, title = html_to_markdown(html)

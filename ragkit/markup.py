@@ -6,6 +6,7 @@ import functools
 import itertools
 import logging
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ragkit.decoding import clean
@@ -14,7 +15,7 @@ from ragkit.documents import Mark
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
 
-__all__ = ["front_matter_title", "html_to_markdown", "markdown_headings"]
+__all__ = ["front_matter_title", "html_in_full", "html_to_markdown", "markdown_headings", "markdown_table"]
 
 # These log each small repair of each file: of use to who configures logging, noise on everybody else's console.
 for _library in ("htmldate", "trafilatura"):
@@ -68,6 +69,18 @@ def _markdown() -> tuple[MarkdownIt, MarkdownIt]:
     return blocks, MarkdownIt("commonmark")
 
 
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Write rows as a table, the first as its header; empty if there are none."""
+    if not rows or not any(cell.strip() for row in rows for cell in row):
+        return ""
+    width = max(len(row) for row in rows)
+    lines = [
+        [" ".join(cell.split()).replace("|", "\\|") for cell in [*row, *[""] * (width - len(row))]] for row in rows
+    ]
+    lines.insert(1, ["---"] * width)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 # ----------------------------------------------------------------------------------------- HTML
 
 _HIDDEN = frozenset({"script", "style", "template", "noscript", "title", "svg"})
@@ -88,7 +101,7 @@ def html_to_markdown(html: str) -> tuple[str, str]:
         RecursionError: The page is nested too deep.
     """
     import trafilatura
-    from lxml import html as lxml_html  # type: ignore[import-untyped]
+    from lxml import html as lxml_html
 
     # A parser of our own, for its larger limit on depth (2,048), and because it says when that was reached:
     # trafilatura's drops in silence what is nested deeper than 256.
@@ -126,3 +139,48 @@ def _visible_text(tree: Any) -> str:
             stack += [(child, False) for child in reversed(element)]
     lines = (" ".join(line.split()) for line in re.split(r"\n\s*\n", "".join(parts)))
     return "\n\n".join(line for line in lines if line.strip("# "))
+
+
+def html_in_full(html: str) -> str:
+    """Write all that a page says as Markdown: for what has no menus and banners, such as a book's chapter.
+
+    Raises:
+        RecursionError: The page is nested too deep.
+    """
+    import warnings
+
+    import bs4
+    from bs4.element import NavigableString
+
+    with warnings.catch_warnings(action="ignore"):  # that a chapter in XHTML is XML; here it need not even be that
+        # Python's own parser: lxml's drops in silence what is nested deeper than 256.
+        page = bs4.BeautifulSoup(html, "html.parser")
+    for element in page(["head", "script", "style", "template", "svg"]):
+        element.decompose()
+    for string in page.find_all(string=lambda string: type(string) is not NavigableString):
+        string.extract()  # comments, and what XML begins with
+    for element in page("img"):
+        element.replace_with(str(element.get("alt") or ""))
+    for element in page("a"):
+        target = str(element.get("href") or "")
+        if target.startswith(("#footnote-ref-", "#endnote-ref-", "#comment-ref-")):
+            element.decompose()  # mammoth's arrow, back to where a note is referred to
+        elif not target.startswith(("http:", "https:", "mailto:")):
+            element.unwrap()
+    return clean(_converter().convert_soup(page)).strip("\n")
+
+
+@functools.cache
+def _converter() -> Any:
+    import markdownify
+
+    # No escapes: an underscore with a backslash before it is found by nobody who looks for the word.
+    return markdownify.MarkdownConverter(
+        heading_style="ATX",
+        bullets="-",
+        strip=["b", "strong", "em", "i", "u"],
+        escape_asterisks=False,
+        escape_underscores=False,
+        escape_misc=False,
+        table_infer_header=True,
+    )

@@ -18,8 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Imports run one way: a module may import those before it.
 ORDER = [
-    "errors", "terminal", "documents", "kinds", "ignoring", "downloads", "sources", "decoding", "markup", "faults", "drafts",
-    "notebooks", "pdf", "tables", "loaders", "analysis", "chunking", "embedding", "store", "records",
+    "errors", "terminal", "documents", "kinds", "ignoring", "downloads", "sources", "decoding", "markup", "outlines",
+    "faults", "drafts", "notebooks", "pdf", "tables", "archives", "word", "slides", "workbooks", "epub", "loaders",
+    "analysis", "chunking", "embedding", "store", "records",
     "update", "index", "retrieval", "quotes", "chat", "llm", "answer", "follow_ups", "events", "discovery", "journal",
     "outbox", "handshake", "serving", "link", "publisher", "progress", "engine", "folders", "watch", "doctor",
     "widgets", "cli",
