@@ -94,6 +94,7 @@ class Passages:
             return vector
 
         self._embed = embed
+        self._nearest: tuple[str, dict[int, float]] = "", {}  # the last search's
 
     def __len__(self) -> int:
         return len(self.stored)
@@ -139,14 +140,22 @@ class Passages:
         """Embed a question; the vectors of the last 256 are kept."""
         return self._embed(question)
 
+    def nearest(self, question: str, *, k: int) -> dict[int, float]:
+        """Find the passages nearest to a question by the store's approximate search: position -> cosine similarity."""
+        found = self.index.store.search(self.embed(question), k=k)
+        nearest = {self.position[i]: s for i, s in found if i in self.position}
+        self._nearest = question, nearest
+        return nearest
+
     def similarities(self, question: str, positions: Sequence[int]) -> dict[int, float]:
-        """Exact cosine similarity of the question to these passages."""
-        ids = [self.stored[p].vector_id for p in positions]
-        vectors = self.index.store.get(ids)
+        """Cosine similarity of the question to these passages."""
+        asked, nearest = self._nearest
+        known = {p: nearest[p] for p in positions if p in nearest} if asked == question else {}
+        ids = {p: self.stored[p].vector_id for p in positions if p not in known}
+        vectors = self.index.store.get(list(ids.values())) if ids else {}
         query = self.embed(question)
-        return {
-            p: float(np.clip(vectors[i] @ query, -1, 1)) for p, i in zip(positions, ids, strict=True) if i in vectors
-        }
+        known |= {p: float(vectors[i] @ query) for p, i in ids.items() if i in vectors}
+        return {p: max(-1.0, min(1.0, known[p])) for p in positions if p in known}
 
 
 class _BM25:
@@ -218,11 +227,9 @@ class Dense:
         return "Dense(exact)" if self.exact else "Dense()"
 
     def scores(self, question: str, passages: Passages) -> Scores:
-        query = passages.embed(question)
         if self.exact:
-            return _top(passages.vectors @ query, self.depth, positive=False)
-        found = passages.index.store.search(query, k=self.depth)
-        return {passages.position[i]: s for i, s in found if i in passages.position}
+            return _top(passages.vectors @ passages.embed(question), self.depth, positive=False)
+        return passages.nearest(question, k=self.depth)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

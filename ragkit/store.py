@@ -168,9 +168,7 @@ class ChromaStore:
 
     def search(self, vector: Vectors, *, k: int) -> list[tuple[str, float]]:
         with self._using("searched") as collection:
-            k = min(k, collection.count())
-            if k < 1:
-                return []
+            # Not min(k, count()), which reads every row; where there are fewer, fewer are found.
             found = collection.query(query_embeddings=[vector], n_results=k, include=["distances"])
         return [(id_, 1.0 - float(d)) for id_, d in zip(found["ids"][0], found["distances"][0], strict=True)]
 
