@@ -42,7 +42,11 @@ def download(url: str, *, max_bytes: int, timeout_seconds: float = DOWNLOAD_SECO
     Returns:
         One source, whose file is removed with what is returned; or one failure, which says what to do.
     """
-    address = urlsplit(url)
+    try:
+        address = urlsplit(url)
+    except ValueError as error:
+        refusal = DocumentError(url, f"not an address ({error}); check its spelling")
+        return Found(Path(url), (), (refusal,), alone=True)
     shown = address._replace(netloc=address.netloc.rpartition("@")[2], fragment="").geturl()
     root = Path(f"{address.scheme}:/{address.netloc.rpartition('@')[2]}")
     folder = _Folder()

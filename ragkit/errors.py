@@ -102,14 +102,18 @@ class NoDocumentsError(InputError):
     Attributes:
         path: The folder or file.
         suffixes: The file endings that would have been read.
+        skipped: What is there instead, and why it is passed over: ``"3 hidden: ..."``.
     """
 
-    def __init__(self, path: str | Path, suffixes: Sequence[str]) -> None:
+    def __init__(self, path: str | Path, suffixes: Sequence[str], skipped: Sequence[str] = ()) -> None:
         self.path = Path(path)
         self.suffixes = tuple(suffixes)
+        self.skipped = tuple(skipped)
+        there = f" Passed over: {'; '.join(self.skipped[:5])}." if self.skipped else ""
+        more = f" ({len(self.suffixes)} kinds in all)" if len(self.suffixes) > 17 else ""
         super().__init__(
-            f"'{self.path}' holds no document that ragkit reads. "
-            f"Put files ending in {', '.join(self.suffixes)} there, or give another path."
+            f"'{self.path}' holds no document that ragkit reads.{there} "
+            f"Put files ending in {', '.join(self.suffixes[:17])}{more} there, or give another path."
         )
 
 

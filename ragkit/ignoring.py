@@ -2,7 +2,8 @@
 
 A pattern becomes a regular expression. Each of its stars but the last of a name takes the least that it can and
 never gives it back: that finds the same matches, and no pattern makes it try all ways to cut a name.
-See https://git-scm.com/docs/gitignore; the tests ask Git itself.
+See https://git-scm.com/docs/gitignore; the tests ask Git itself. One thing differs: ``?`` and ``[!a]`` are a character,
+and to Git a byte.
 """
 
 from __future__ import annotations
@@ -202,8 +203,7 @@ def _class(glob: str, at: int) -> tuple[str, int] | None:
         high = low
         if glob[at : at + 1] == "-" and at + 1 < len(glob) and glob[at + 1] != "]":
             high, at = _member(glob, at + 1)
-        if low <= high:
-            members += f"{re.escape(low)}-{re.escape(high)}"
+        members += f"{re.escape(low)}-{re.escape(high)}" if low <= high else re.escape(low)
     return None
 
 

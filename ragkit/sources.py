@@ -70,7 +70,7 @@ def find_sources(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Found:
     walk.run()
     found = walk.found()
     if not found.sources and not found.failures:
-        raise NoDocumentsError(path, SUFFIXES)
+        raise NoDocumentsError(path, SUFFIXES, [f"{what.count} {what.reason}" for what in found.skipped])
     return found
 
 
