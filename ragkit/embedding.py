@@ -8,10 +8,8 @@ no network), any OpenAI-compatible server, and `HashEmbedder`, which needs no mo
 from __future__ import annotations
 
 import copy
-import functools
 import hashlib
 import os
-import pickle
 import re
 import threading
 import weakref
@@ -27,10 +25,7 @@ from ragkit.errors import EmbedderNotFoundError, EmbeddingError, InputError
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = [
-    "Embedder", "HashEmbedder", "Kind", "OpenAIEmbedder", "SentenceTransformerEmbedder", "Vectors", "embed_there",
-    "portable",
-]  # fmt: skip
+__all__ = ["Embedder", "HashEmbedder", "Kind", "OpenAIEmbedder", "SentenceTransformerEmbedder", "Vectors"]
 
 Vectors = npt.NDArray[np.float32]
 Kind = Literal["passage", "query"]
@@ -398,32 +393,3 @@ def _unit_rows(vectors: Vectors) -> Vectors:
     vectors = (vectors / np.where(lengths == 0, 1, lengths)).astype(np.float32, copy=False)
     vectors[empty, 0] = 1.0
     return vectors
-
-
-# ------------------------------------------------------------------------------- in other processes
-
-
-def portable(embedder: Embedder) -> bytes:
-    """Pickle an embedder for `embed_there`.
-
-    Raises:
-        InputError: It cannot be sent to another process.
-    """
-    try:
-        return pickle.dumps(embedder)
-    except Exception as error:  # pickle calls code of the embedder's own
-        raise InputError(
-            f"{embedder!r} cannot be sent to an executor: {error}. Give it a __getstate__ without its model, or leave "
-            "executor out."
-        ) from error
-
-
-@functools.lru_cache(maxsize=4)
-def _unpickled(embedder: bytes) -> Embedder:
-    found: Embedder = pickle.loads(embedder)
-    return found
-
-
-def embed_there(embedder: bytes, texts: Sequence[str]) -> Vectors:
-    """Embed passages in a worker of an executor; a worker loads its model once."""
-    return _unpickled(embedder).embed(texts)

@@ -31,8 +31,9 @@ from ragkit.belt import Belt
 from ragkit.cache import CachedEmbedder
 from ragkit.chunking import Chunk, Chunker
 from ragkit.documents import Document, Source
-from ragkit.embedding import Vectors, embed_there, portable
+from ragkit.embedding import Vectors
 from ragkit.errors import CancelledError, DocumentError
+from ragkit.executors import embed_there, portable
 from ragkit.passages import embedded_texts
 from ragkit.reading import Reader, hash_file
 from ragkit.records import DocumentRecord, Records, Replacement, SourceRecord, StoredChunk
@@ -74,6 +75,11 @@ class _Item:
     is_new: bool
     finishes: SourceRecord | None = None  # on the last document of a source, with those that it no longer holds
     gone: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def record(self) -> DocumentRecord:
+        d = self.document
+        return DocumentRecord(self.document_id, d.source, d.title, d.language, d.text)
 
 
 @dataclasses.dataclass(slots=True)
@@ -129,8 +135,7 @@ class Pipeline:
         readers: int,
         executor: Executor | None = None,
     ) -> None:
-        self._place, self._records, self._store = place, records, store
-        self._expected = expected
+        self._place, self._expected, self._records, self._store = place, expected, records, store
         self._embedder, self._chunker, self._meter = embedder, chunker, meter
         self._stop_if_asked, self._prepare, self._executor = stop_if_asked, prepare, executor
         self._todo = iter(changed)
@@ -379,7 +384,7 @@ class Pipeline:
         self._records.commit(
             self._place.root_id,
             [
-                Replacement(_record(item), item.source_id, item.hash, tuple(chunks))
+                Replacement(item.record, item.source_id, item.hash, tuple(chunks))
                 for item, chunks in zip(window, stored, strict=True)
             ],
             [item.finishes for item in window if item.finishes is not None],
@@ -390,11 +395,6 @@ class Pipeline:
         self.updated += sum(not item.is_new for item in window)
         self.deleted += sum(len(item.gone) for item in window)
         self._committed += len(window)
-
-
-def _record(item: _Item) -> DocumentRecord:
-    d = item.document
-    return DocumentRecord(item.document_id, d.source, d.title, d.language, d.text)
 
 
 def _hash_document(document: Document) -> str:

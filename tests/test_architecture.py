@@ -20,10 +20,10 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
     "errors", "terminal", "documents", "kinds", "ignoring", "downloads", "sources", "decoding", "markup", "outlines",
     "faults", "drafts", "notebooks", "pdf", "tables", "archives", "word", "slides", "workbooks", "epub", "loaders",
-    "analysis", "chunking", "embedding", "store", "records",
-    "update", "index", "retrieval", "quotes", "chat", "llm", "answer", "follow_ups", "events", "discovery", "journal",
-    "outbox", "handshake", "serving", "link", "publisher", "progress", "engine", "folders", "watch", "doctor",
-    "widgets", "cli",
+    "reading", "analysis", "embedding", "chunking", "passages", "cache", "executors", "store", "records", "report",
+    "belt", "pipeline", "update", "integrity", "index", "retrieval", "quotes", "chat", "llm", "answer", "follow_ups",
+    "events", "discovery", "journal", "outbox", "handshake", "serving", "link", "publisher", "progress", "refresh",
+    "background", "engine", "folders", "watch", "doctor", "widgets", "options", "cli",
 ]  # fmt: skip
 SERVER_MAY_IMPORT = {"events", "errors", "discovery", "terminal"}
 HEAVY = {"torch", "chromadb", "sentence_transformers", "transformers", "pandas", "openai", "numpy"}
