@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import functools
+import hashlib
 import os
 import unicodedata
 from collections.abc import Collection, Mapping
@@ -74,6 +75,11 @@ class Document:
             if self.marks[at].kind == "page":
                 return int(self.marks[at].label)
         return None
+
+    def digest(self) -> str:
+        """Return the hash of what would be indexed of it."""
+        parts = (self.title, self.language, repr(self.marks), self.text)
+        return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
 
     def _marks_until(self, offset: int) -> int:
         return bisect.bisect_right(self.marks, offset, key=lambda mark: mark.start)

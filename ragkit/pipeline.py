@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import threading
 import time
 import uuid
@@ -227,7 +226,7 @@ class Pipeline:
                     outcome.failures.append(problem)
                     continue
                 seen.add(document_id)
-                content = _hash_document(thing)
+                content = thing.digest()
                 if before.get(document_id) == content:
                     outcome.unchanged += 1
                     continue
@@ -395,8 +394,3 @@ class Pipeline:
         self.updated += sum(not item.is_new for item in window)
         self.deleted += sum(len(item.gone) for item in window)
         self._committed += len(window)
-
-
-def _hash_document(document: Document) -> str:
-    parts = (document.title, document.language, repr(document.marks), document.text)
-    return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
