@@ -171,6 +171,10 @@ class Skipped:
     count: int
     examples: tuple[str, ...]
 
+    def __str__(self) -> str:
+        more = ", ..." if self.count > len(self.examples) else ""
+        return f"{self.count}, {self.reason} ({', '.join(self.examples)}{more})"
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Found:

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from ragkit.documents import Skipped
 from ragkit.errors import DocumentError
 from ragkit.terminal import one_line, printable
 
@@ -16,6 +17,7 @@ __all__ = ["IndexReport", "Meter", "Progress"]
 _TELL_SECONDS = 0.1
 _RATE_WINDOW_SECONDS = 10.0
 _FAILURES_SHOWN = 10
+_REASONS_SHOWN = 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class IndexReport:
         chunks: Passages of the added and updated documents.
         embedded: How many of their texts the embedder was asked for; the others were known.
         seconds: How long it took.
+        passed_over: Files and folders that are no documents, or are not wanted, by reason.
     """
 
     added: int
@@ -72,6 +75,7 @@ class IndexReport:
     chunks: int
     embedded: int
     seconds: float
+    passed_over: tuple[Skipped, ...] = ()
 
     def __str__(self) -> str:
         counts = f"{self.added} added, {self.updated} updated, {self.skipped} unchanged, {self.deleted} deleted"
@@ -82,6 +86,9 @@ class IndexReport:
         lines += [f"  not read: {one_line(str(error))}" for error in self.failed[:_FAILURES_SHOWN]]
         if len(self.failed) > _FAILURES_SHOWN:
             lines.append(f"  ... and {len(self.failed) - _FAILURES_SHOWN} more, in report.failed")
+        lines += [f"  passed over: {one_line(str(each))}" for each in self.passed_over[:_REASONS_SHOWN]]
+        if len(self.passed_over) > _REASONS_SHOWN:
+            lines.append(f"  ... and for {len(self.passed_over) - _REASONS_SHOWN} more reasons, in report.passed_over")
         return printable("\n".join(lines))
 
     def _repr_html_(self) -> str:

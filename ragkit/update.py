@@ -54,8 +54,9 @@ class Update:
     ) -> None:
         self.path, self.records, self.store = path, records, store
         self.embedder, self.chunker, self.executor = embedder, chunker, executor
+        self.found = found  # for as long as it is read: it may keep a download
         self.root, self.sources, self.alone = found.root, found.sources, found.alone
-        self.passed_over = frozenset(failure.source for failure in found.failures)
+        self.failed = frozenset(failure.source for failure in found.failures)
         self.cancelled = cancelled
         self.meter = Meter(on_progress)
         self.meter.failed.extend(found.failures)
@@ -64,7 +65,7 @@ class Update:
 
     def run(self) -> IndexReport:
         began = time.monotonic()
-        done, total = len(self.passed_over), len(self.sources) + len(self.passed_over)
+        done, total = len(self.failed), len(self.sources) + len(self.failed)
         try:
             self.meter.tell(force=True, documents_done=done, documents_total=total)
             self.records.sweep(self.store)
@@ -106,6 +107,7 @@ class Update:
             chunks=chunks,
             embedded=pipeline.embedded,
             seconds=time.monotonic() - began,
+            passed_over=self.found.skipped,
         )
 
     def _place(self) -> tuple[Place, list[int]]:
@@ -140,7 +142,7 @@ class Update:
     def _was_passed_over(self, source_id: str) -> bool:
         """Whether a file, or a folder above it, is there and could not be read."""
         path = PurePosixPath(source_id)
-        return any(printable_path(self.root / part) in self.passed_over for part in (path, *path.parents))
+        return any(printable_path(self.root / part) in self.failed for part in (path, *path.parents))
 
     def _compare(self, place: Place) -> tuple[list[Source], dict[str, int], list[str]]:
         """Hash what is known; return what has to be read, how many documents that seems to be, and what is gone."""

@@ -179,7 +179,7 @@ def test_killed_at_any_moment_the_next_run_ends_as_an_undisturbed_one(tmp_path: 
 def test_a_crash_between_any_two_steps_leaves_nothing_behind(tmp_path: Path, folder: Path) -> None:
     """The four steps of a replacement, interrupted before each write to either side."""
     index_at(tmp_path / "index").update(folder)
-    steps = ["records.reserve", "store.add", "records.commit", "store.delete", "records.swept"]
+    steps = ["records.reserve", "store.add", "records.commit", "store.delete", "records.sweep"]
     for number, step in enumerate(steps):
         write(folder / "page0.md", 700 + number)
         index = index_at(tmp_path / "index")
