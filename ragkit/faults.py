@@ -14,8 +14,8 @@ def reason_of(error: Exception) -> str:
     match error:
         case TimeoutError():
             return "not read in time"
-        case OSError():
-            return f"cannot be read: {error.strerror or error}"
+        case OSError(errno=int()):  # else it is not the system's, but a parser's
+            return f"cannot be read: {error.strerror}"
         case RecursionError():
             return "nested too deep to be read"
         case MemoryError():

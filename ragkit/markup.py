@@ -141,6 +141,10 @@ def _visible_text(tree: Any) -> str:
     return "\n\n".join(line for line in lines if line.strip("# "))
 
 
+_MAX_DEPTH = 200  # markdownify recurses, with a few calls for each level
+_PROCESSING = re.compile(r"<\?[^>]*>")
+
+
 def html_in_full(html: str) -> str:
     """Write all that a page says as Markdown: for what has no menus and banners, such as a book's chapter.
 
@@ -150,32 +154,44 @@ def html_in_full(html: str) -> str:
     import warnings
 
     import bs4
-    from bs4.element import NavigableString
 
     with warnings.catch_warnings(action="ignore"):  # that a chapter in XHTML is XML; here it need not even be that
         # Python's own parser: lxml's drops in silence what is nested deeper than 256.
-        page = bs4.BeautifulSoup(html, "html.parser")
-    for element in page(["head", "script", "style", "template", "svg"]):
-        element.decompose()
-    for string in page.find_all(string=lambda string: type(string) is not NavigableString):
-        string.extract()  # comments, and what XML begins with
-    for element in page("img"):
-        element.replace_with(str(element.get("alt") or ""))
-    for element in page("a"):
-        target = str(element.get("href") or "")
-        if target.startswith(("#footnote-ref-", "#endnote-ref-", "#comment-ref-")):
-            element.decompose()  # mammoth's arrow, back to where a note is referred to
-        elif not target.startswith(("http:", "https:", "mailto:")):
-            element.unwrap()
-    return clean(_converter().convert_soup(page)).strip("\n")
+        page = bs4.BeautifulSoup(_PROCESSING.sub("", html), "html.parser")
+    level: list[Any] = [page]
+    for _ in range(_MAX_DEPTH):
+        level = [child for element in level for child in element.contents if isinstance(child, bs4.Tag)]
+        if not level:
+            return clean(_converter().convert_soup(page)).strip("\n")
+    raise RecursionError
 
 
 @functools.cache
 def _converter() -> Any:
     import markdownify
 
+    class Converter(markdownify.MarkdownConverter):
+        """Leaves out what is not read: what is hidden, links within the book, pictures but for what they show."""
+
+        def convert_a(self, element: Any, text: str, parent_tags: Any) -> str:
+            target = str(element.get("href") or "")
+            if target.startswith(("#footnote-ref-", "#endnote-ref-", "#comment-ref-")):
+                return ""  # mammoth's arrow, back to where a note is referred to
+            if target.startswith(("http:", "https:", "mailto:")):
+                words = text.strip()
+                return f"[{words}]({target})" if words and words != target else target
+            return text
+
+        def convert_img(self, element: Any, text: str, parent_tags: Any) -> str:
+            return str(element.get("alt") or "")
+
+        def convert_head(self, element: Any, text: str, parent_tags: Any) -> str:
+            return ""
+
+        convert_script = convert_style = convert_template = convert_svg = convert_title = convert_head
+
     # No escapes: an underscore with a backslash before it is found by nobody who looks for the word.
-    return markdownify.MarkdownConverter(
+    return Converter(
         heading_style="ATX",
         bullets="-",
         strip=["b", "strong", "em", "i", "u"],

@@ -70,7 +70,8 @@ def _rst(text: str) -> list[Mark]:
         ):
             continue
         has_line_above = above.rstrip() == below.rstrip()
-        if not has_line_above and (above.strip() or title[0].isspace()):
+        follows_text = above.strip() and _ADORNMENT.fullmatch(above) is None
+        if not has_line_above and (follows_text or title[0].isspace()):
             continue
         style = (mark[1], has_line_above)
         if style not in styles:

@@ -26,17 +26,17 @@ def read_xlsx(source: Source, deadline: float) -> Iterator[Document | DocumentEr
 
     with open_archive(source) as archive:
         title = core_title(archive)
-    with warnings.catch_warnings(action="ignore"):  # of what it does not support; none of it is text
-        workbook = openpyxl.load_workbook(source.path, read_only=True, data_only=True, keep_links=False)
     failures: list[DocumentError] = []
-    try:
+    # Opened here: openpyxl forgets to close what it opens when it fails.
+    with source.path.open("rb") as file:
+        with warnings.catch_warnings(action="ignore"):  # of what it does not support; none of it is text
+            workbook = openpyxl.load_workbook(file, read_only=True, data_only=True, keep_links=False)
         sheets = ((sheet.title, _rows(source, sheet, deadline, failures)) for sheet in workbook.worksheets)
-        yield from documents_of_sheets(source, sheets, title=title)
-    except DocumentError:
-        if not failures:
-            raise
-    finally:
-        workbook.close()
+        try:
+            yield from documents_of_sheets(source, sheets, title=title)
+        except DocumentError:
+            if not failures:
+                raise
     yield from failures
 
 

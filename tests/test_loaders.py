@@ -6,52 +6,13 @@ import os
 import time
 import zlib
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from ragkit.documents import Document, Source
+from ragkit.documents import Source
 from ragkit.errors import DocumentError
-from ragkit.loaders import Loaded, find_sources, load
-
-# As the makers of the files say (charset-normalizer's own tests).
-ENCODINGS = {
-    "arabic-1": "cp1256", "arabic": "utf-8", "bulgarian": "utf-8", "chinese": "big5", "english.bom": "utf-8",
-    "french-1": "cp1252", "french": "utf-8", "greek-2": "cp1253", "greek": "cp1253", "hebrew-2": "cp1255",
-    "hebrew-3": "cp1255", "korean": "cp949", "polish": "utf-8", "russian-2": "utf-8", "russian-3": "utf-8",
-    "russian": "mac_cyrillic", "spanish": "utf-8", "turkish": "cp1254",
-}  # fmt: skip
-
-
-def read(folder: Path, name: str, content: str | bytes, **options: Any) -> Loaded:
-    file = folder / name
-    file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return load(find_sources(file).sources[0], **options)
-
-
-def one(folder: Path, name: str, content: str | bytes) -> Document:
-    loaded = read(folder, name, content)
-    assert loaded.failures == ()
-    (document,) = loaded.documents
-    for mark in document.marks:
-        assert 0 <= mark.start < len(document.text)
-    return document
-
-
-def refused(folder: Path, name: str, content: str | bytes) -> str:
-    with pytest.raises(DocumentError) as caught:
-        read(folder, name, content)
-    assert caught.value.source == str((folder / name).resolve())
-    return caught.value.reason
-
-
-def headings(document: Document) -> list[tuple[str, int, str]]:
-    """Each heading with its level and the line that it begins on."""
-    return [
-        (mark.label, mark.level, document.text[mark.start :].split("\n", 1)[0])
-        for mark in document.marks
-        if mark.kind == "heading"
-    ]
+from ragkit.loaders import find_sources, load
+from tests.reading import ENCODINGS, headings, one, read, refused
 
 
 def pdf(*pages: bytes, title: bytes = b"") -> bytes:
