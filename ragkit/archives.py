@@ -16,9 +16,9 @@ __all__ = ["core_title", "open_archive", "parsed", "part_of"]
 
 MAX_PARTS = 20_000
 MAX_UNPACKED_BYTES = 2**30
-MAX_MARKUP_BYTES = 64 * 2**20  # of one part that becomes a tree in memory
+MAX_MARKUP_BYTES = 32 * 2**20  # of one part that becomes a tree in memory, which is up to forty times as large
 _TREES = (".xml", ".rels", ".xhtml", ".html", ".htm", ".opf", ".ncx")
-_STREAMED = "xl/worksheets/"
+_STREAMED = ("xl/worksheets/", "xl/sharedStrings.xml")
 _COMPOUND_FILE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 

@@ -11,7 +11,7 @@ from ragkit.documents import Mark
 
 __all__ = ["outline"]
 
-_MAX_CODE = 2_000_000  # characters: more was written by a program, and its tree takes a gigabyte
+_MAX_CODE = 500_000  # characters: more was written by a program, and its tree takes much memory
 _ADORNMENT = re.compile(r"([=\-~^\"'`#*+.:_<>])\1{2,}[ \t]*")
 _TEX = re.compile(r"^[ \t]*\\(chapter|section|subsection|subsubsection)\*?(?:\[[^\]\n]*\])?\{([^\n]*)\}", re.MULTILINE)
 _TEX_LEVELS = {"chapter": 1, "section": 2, "subsection": 3, "subsubsection": 4}
