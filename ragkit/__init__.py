@@ -17,11 +17,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ragkit.answer import Answer, Citation
+    from ragkit.cache import EmbeddingCache
+    from ragkit.chunkers import RecursiveChunker, SemanticChunker, SentenceChunker, TokenChunker
     from ragkit.chunking import Chunk, StructureChunker
     from ragkit.documents import Document
-    from ragkit.embedding import Embedder, HashEmbedder, OpenAIEmbedder, SentenceTransformerEmbedder
+    from ragkit.embedding import Embedder, HashEmbedder, SentenceTransformerEmbedder
     from ragkit.engine import RAGEngine
     from ragkit.errors import RagkitError
+    from ragkit.hosted import OpenAIEmbedder
     from ragkit.llm import LLM, ExtractiveLLM, OpenAILLM, ScriptedLLM
     from ragkit.report import IndexReport
     from ragkit.retrieval import Hit
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Answer": "answer",
     "Chunk": "chunking",
+    "EmbeddingCache": "cache",
     "Citation": "answer",
     "Document": "documents",
     "Embedder": "embedding",
@@ -37,13 +41,17 @@ _HOME = {
     "Hit": "retrieval",
     "IndexReport": "report",
     "LLM": "llm",
-    "OpenAIEmbedder": "embedding",
+    "OpenAIEmbedder": "hosted",
     "OpenAILLM": "llm",
     "RAGEngine": "engine",
     "RagkitError": "errors",
+    "RecursiveChunker": "chunkers",
     "ScriptedLLM": "llm",
+    "SemanticChunker": "chunkers",
+    "SentenceChunker": "chunkers",
     "SentenceTransformerEmbedder": "embedding",
     "StructureChunker": "chunking",
+    "TokenChunker": "chunkers",
 }
 
 __all__ = sorted([*_HOME, "__version__"])

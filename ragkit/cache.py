@@ -241,6 +241,9 @@ class CachedEmbedder:
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         return self.inner.count_tokens(texts)
 
+    def token_spans(self, text: str) -> list[tuple[int, int]]:
+        return self.inner.token_spans(text)
+
     def fingerprint(self, kind: Kind) -> str | None:
         tell = getattr(self.inner, "fingerprint", None)  # an embedder of a user's own may not have it
         found: str | None = tell(kind) if tell is not None and self.cache is not None else None

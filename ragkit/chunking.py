@@ -7,16 +7,16 @@ chunks of a document, in order, hold everything in it but white space.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, Protocol
 
 from ragkit.documents import Document
+from ragkit.embedding import Embedder
 from ragkit.errors import InputError
+from ragkit.spans import Cut, Span, by, by_sentences, counted, fit, parts, trimmed, word_cuts
 
-__all__ = ["Chunk", "Chunker", "StructureChunker"]
+__all__ = ["Chunk", "Chunker", "StructureChunker", "chunks_at", "limit"]
 
 CountTokens = Callable[[Sequence[str]], list[int]]
 
@@ -55,14 +55,57 @@ class Chunker(Protocol):
     @property
     def name(self) -> str: ...
 
-    def chunk(self, document: Document, *, count_tokens: CountTokens) -> list[Chunk]:
+    def chunk(self, document: Document, *, embedder: Embedder) -> list[Chunk]:
         """Cut one document.
 
         Args:
             document: What to cut.
-            count_tokens: The embedder's own count, for batches of texts.
+            embedder: What will read the chunks: it counts tokens, and has a limit.
+
+        Raises:
+            InputError: Chunks could be longer than what the embedder reads.
         """
         ...
+
+
+def limit(max_tokens: int, embedder: Embedder) -> int:
+    """Return ``max_tokens``, if the embedder reads that much.
+
+    Raises:
+        InputError: It does not, and would be blind to the end of a chunk.
+    """
+    if max_tokens > embedder.max_tokens:
+        raise InputError(
+            f"{embedder.name} reads {embedder.max_tokens} tokens and would not see the end of a chunk of {max_tokens}. "
+            f"Give the chunker a max_tokens of {embedder.max_tokens} or less, or take an embedder that reads more."
+        )
+    return max_tokens
+
+
+def chunks_at(document: Document, spans: Iterable[Span], bodies: Iterable[int] | None = None) -> list[Chunk]:
+    """Make the chunks that stand at these offsets.
+
+    Args:
+        document: The document.
+        spans: In order.
+        bodies: For each, where to look for its headings: after those that it begins with. Its start by default.
+    """
+    has_pages = any(mark.kind == "page" for mark in document.marks)
+    spans = list(spans)
+    return [
+        Chunk(
+            document_id=document.id,
+            start=start,
+            end=end,
+            text=document.text[start:end],
+            headings=document.headings_at(body),
+            page=document.page_at(start) if has_pages else None,
+            ordinal=ordinal,
+        )
+        for ordinal, ((start, end), body) in enumerate(
+            zip(spans, bodies if bodies is not None else (start for start, _ in spans), strict=True)
+        )
+    ]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,48 +134,33 @@ class StructureChunker:
     def name(self) -> str:
         return f"structure(max_tokens={self.max_tokens})"
 
-    def chunk(self, document: Document, *, count_tokens: CountTokens) -> list[Chunk]:
+    def chunk(self, document: Document, *, embedder: Embedder) -> list[Chunk]:
         """See `Chunker.chunk`."""
+        limit(self.max_tokens, embedder)
+        count_tokens = embedder.count_tokens
         pieces = self._counted(document.text, _linked(document, list(_blocks(document))), count_tokens)
-        cuts: list[Split] = [
-            _sentences,
-            functools.partial(_cut_after, re.compile(r"\n")),
-            # A few words at a time: one by one, the words of a 10 MB line would take longer than all the rest.
-            functools.partial(_cut_after, re.compile(r"\s+"), every=max(2, self.max_tokens // 8)),
-            functools.partial(_cut_after, re.compile(r"\s+")),
-            # A word that is longer than a chunk: a hash, a data URL, or text without spaces.
-            functools.partial(_cut_after, re.compile(rf"(?s:.{{{max(1, self.max_tokens // 2)}}})")),
-        ]
-        for split in cuts:
-            pieces = self._divided(document, pieces, split, count_tokens)
+        pieces = self._divided(document, pieces, by_sentences(document.language), count_tokens, is_for_code=False)
+        for cut in (by(r"\n"), *word_cuts(self.max_tokens)):
+            pieces = self._divided(document, pieces, cut, count_tokens)
         sections = self._sections(self._units(pieces))
-        spans = self._fitting(document, [s for section in sections for s in self._packed(section)], count_tokens)
-        has_pages = any(mark.kind == "page" for mark in document.marks)
-        return [
-            Chunk(
-                document_id=document.id,
-                start=start,
-                end=end,
-                text=document.text[start:end],
-                headings=document.headings_at(body),
-                page=document.page_at(start) if has_pages else None,
-                ordinal=ordinal,
-            )
-            for ordinal, (start, end, body) in enumerate(spans)
-        ]
+        packed = [found for section in sections for found in self._packed(section)]
+        within = iter(packed)
+        _, last, body = next(within, (0, 0, 0))
+        spans, bodies = [], []
+        whole = [(start, end) for start, end, _ in packed]
+        for start, end in fit(document.text, whole, count_tokens, max_tokens=self.max_tokens):
+            while start >= last:
+                _, last, body = next(within)
+            spans.append((start, end))
+            bodies.append(min(max(body, start), end - 1))
+        return chunks_at(document, spans, bodies)
 
     def _counted(self, text: str, pieces: list[_Piece], count_tokens: CountTokens) -> list[_Piece]:
-        floors = [(p.end - p.start) // _CHARACTERS_PER_TOKEN for p in pieces]
-        # What is too long for its length alone will be cut anyway; counting megabytes at every turn takes seconds.
-        unsure = [text[p.start : p.end] for p, floor in zip(pieces, floors, strict=True) if floor <= self.max_tokens]
-        counts = iter(count_tokens(unsure) if unsure else [])
-        return [
-            dataclasses.replace(p, tokens=max(floor, next(counts)) if floor <= self.max_tokens else floor)
-            for p, floor in zip(pieces, floors, strict=True)
-        ]
+        counts = counted(text, [(p.start, p.end) for p in pieces], count_tokens, max_tokens=self.max_tokens)
+        return [dataclasses.replace(p, tokens=tokens) for p, tokens in zip(pieces, counts, strict=True)]
 
     def _divided(
-        self, document: Document, pieces: list[_Piece], split: Split, count_tokens: CountTokens
+        self, document: Document, pieces: list[_Piece], cut: Cut, count_tokens: CountTokens, *, is_for_code: bool = True
     ) -> list[_Piece]:
         """Split the pieces that are too long; count all the parts in one call."""
         parts: dict[int, list[_Piece]] = {}
@@ -140,12 +168,12 @@ class StructureChunker:
         for unit in self._units(pieces):
             size = 0
             for piece in unit:
-                if size + piece.tokens > self.max_tokens:
-                    parts[at] = split(document, piece)
+                if size + piece.tokens > self.max_tokens and (is_for_code or piece.kind != "code"):
+                    parts[at] = _cut(document, piece, cut)
                 size += piece.tokens
                 at += 1
-        counted = iter(self._counted(document.text, [p for part in parts.values() for p in part], count_tokens))
-        return [q for i, p in enumerate(pieces) for q in ([next(counted) for _ in parts[i]] if i in parts else [p])]
+        new = iter(self._counted(document.text, [p for part in parts.values() for p in part], count_tokens))
+        return [q for i, p in enumerate(pieces) for q in ([next(new) for _ in parts[i]] if i in parts else [p])]
 
     def _units(self, pieces: list[_Piece]) -> Iterator[list[_Piece]]:
         """Join what must not be parted.
@@ -189,7 +217,7 @@ class StructureChunker:
         if open_section:
             yield open_section
 
-    def _packed(self, units: list[list[_Piece]]) -> Iterator[_Span]:
+    def _packed(self, units: list[list[_Piece]]) -> Iterator[_Packed]:
         """Pack the units of one section."""
         total = _tokens(units)
         target = total / -(-total // self.max_tokens) if total else 0
@@ -205,30 +233,11 @@ class StructureChunker:
         if packed:
             yield _span(packed)
 
-    def _fitting(self, document: Document, spans: list[_Span], count_tokens: CountTokens) -> Iterator[_Span]:
-        """Halve what is over the limit after all: tokens of the parts need not add up to those of the whole."""
-        counts = count_tokens([document.text[start:end] for start, end, _ in spans]) if spans else []
-        for (start, end, body), tokens in zip(spans, counts, strict=True):
-            if tokens <= self.max_tokens or end - start < 2:
-                yield start, end, body
-                continue
-            middle = (start + end) // 2
-            space = max(document.text.rfind(" ", start + 1, middle), document.text.rfind("\n", start + 1, middle))
-            cut = space if space > start else middle
-            halves = [_trimmed(document.text, start, cut), _trimmed(document.text, cut, end)]
-            yield from self._fitting(
-                document, [(s, e, min(max(body, s), e - 1)) for s, e in halves if s < e], count_tokens
-            )
-
 
 # ------------------------------------------------------------------------------------- structure
 
-# A piece counts at least this much for its length: some tokenizers take a word that they do not know, however
-# long, for one token, and a chunk of a megabyte is no passage.
-_CHARACTERS_PER_TOKEN = 16
-
 Kind = Literal["heading", "text", "item", "row", "code"]
-_Span = tuple[int, int, int]  # start, end, start of the first text that is no heading
+_Packed = tuple[int, int, int]  # start, end, start of the first text that is no heading
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -243,15 +252,12 @@ class _Piece:
     tokens: int = 0
 
 
-Split = Callable[[Document, _Piece], list[_Piece]]
-
 _FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})")
 _ITEM = re.compile(r"\s*(?:[-*+•]|\d{1,3}[.)])\s")
 _ROW = re.compile(r"\s*\|")
 _RULE_ROW = re.compile(r"[\s|:-]+\Z")
 _UNDERLINE = re.compile(r"\s{0,3}(?:=+|-+)\s*$")
 _WORD = re.compile(r"\w")
-_SENTENCE_WINDOW = 10_000  # characters that are split into sentences at a time
 
 
 def _blocks(document: Document) -> Iterator[_Piece]:
@@ -265,7 +271,7 @@ def _blocks(document: Document) -> Iterator[_Piece]:
     def closed() -> Iterator[_Piece]:
         nonlocal block, kind
         if block:
-            start, end = _trimmed(text, block[0][0], block[-1][1])
+            start, end = trimmed(text, block[0][0], block[-1][1])
             if start < end:
                 leads = kind == "heading" or (kind in ("text", "item") and text[end - 1] in ":：")
                 yield _Piece(start, end, kind, level=levels.get(block[0][0], 0), leads=leads)
@@ -316,7 +322,7 @@ def _linked(document: Document, pieces: list[_Piece]) -> list[_Piece]:
         if is_rule and before is not None and before.kind != "heading":
             linked[-1] = dataclasses.replace(before, leads=True)
         if piece.kind == "text" and piece.leads:
-            *others, last = _sentences(document, piece)
+            *others, last = _cut(document, piece, by_sentences(document.language))
             if others:  # only the last sentence introduces what follows
                 linked.append(dataclasses.replace(piece, end=others[-1].end, leads=False))
                 piece = last
@@ -324,44 +330,9 @@ def _linked(document: Document, pieces: list[_Piece]) -> list[_Piece]:
     return linked
 
 
-def _sentences(document: Document, piece: _Piece) -> list[_Piece]:
-    """Split prose into sentences; code is left to its lines."""
-    if piece.kind == "code":
-        return [piece]
-    import sentencex
-
-    text = document.text[piece.start : piece.end]
-    language = document.language if document.language != "und" else "en"
-    ends: list[int] = []
-    begin = 0
-    while begin < len(text):
-        # On hostile text (quotation marks that never close) the library takes quadratic time.
-        window = text[begin : begin + _SENTENCE_WINDOW]
-        found_here, at = [], 0
-        # By their texts: the library's own offsets are not always characters.
-        for sentence in sentencex.get_sentence_boundaries(language, window):
-            found = window.find(sentence["text"], at)
-            if found >= 0:
-                at = found + len(sentence["text"])
-                found_here.append(begin + at)
-        goes_on = begin + len(window) < len(text)
-        if goes_on and len(found_here) > 1:
-            found_here.pop()  # the window's end, not the sentence's
-        ends += found_here
-        begin = found_here[-1] if goes_on and found_here else begin + len(window)
-    return _parts(document.text, piece, ends)
-
-
-def _cut_after(pattern: re.Pattern[str], document: Document, piece: _Piece, *, every: int = 1) -> list[_Piece]:
-    text = document.text[piece.start : piece.end]
-    ends = [match.end() for match in pattern.finditer(text)]
-    return _parts(document.text, piece, ends[every - 1 :: every])
-
-
-def _parts(text: str, piece: _Piece, ends: list[int]) -> list[_Piece]:
-    bounds = [piece.start, *(piece.start + e for e in ends), piece.end]
-    spans = [_trimmed(text, a, b) for a, b in itertools.pairwise(bounds)]
-    spans = [(a, b) for a, b in spans if a < b]
+def _cut(document: Document, piece: _Piece, cut: Cut) -> list[_Piece]:
+    """Cut a piece into pieces."""
+    spans = parts(document.text, (piece.start, piece.end), cut(document.text[piece.start : piece.end]))
     last = len(spans) - 1
     return [
         # Only the first part begins the section, only the last leads on.
@@ -370,18 +341,10 @@ def _parts(text: str, piece: _Piece, ends: list[int]) -> list[_Piece]:
     ]
 
 
-def _span(pieces: list[_Piece]) -> _Span:
+def _span(pieces: list[_Piece]) -> _Packed:
     body = next((p.start for p in pieces if p.kind != "heading"), pieces[-1].start)
     return pieces[0].start, pieces[-1].end, body
 
 
 def _tokens(units: list[list[_Piece]]) -> int:
     return sum(piece.tokens for unit in units for piece in unit)
-
-
-def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
-    while start < end and text[start].isspace():
-        start += 1
-    while end > start and text[end - 1].isspace():
-        end -= 1
-    return start, end

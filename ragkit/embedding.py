@@ -2,7 +2,7 @@
 
 An `Embedder` is anything with a name, a dimension and `embed`. Three come with ragkit: any
 sentence-transformers model (the default, all-MiniLM-L6-v2, is installed with the package and needs
-no network), any OpenAI-compatible server, and `HashEmbedder`, which needs no model at all.
+no network), any OpenAI-compatible server (`ragkit.hosted`), and `HashEmbedder`, which needs no model at all.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ragkit.errors import EmbedderNotFoundError, EmbeddingError, InputError
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Embedder", "HashEmbedder", "Kind", "OpenAIEmbedder", "SentenceTransformerEmbedder", "Vectors"]
+__all__ = ["Embedder", "HashEmbedder", "Kind", "SentenceTransformerEmbedder", "Vectors", "unit_rows"]
 
 Vectors = npt.NDArray[np.float32]
 Kind = Literal["passage", "query"]
@@ -71,6 +71,10 @@ class Embedder(Protocol):
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Count each text's tokens, special tokens not counted. Fast for batches."""
+        ...
+
+    def token_spans(self, text: str) -> list[tuple[int, int]]:
+        """Return where each token stands: (start, end) offsets into the text, special tokens left out."""
         ...
 
     def fingerprint(self, kind: Kind) -> str | None:
@@ -240,6 +244,9 @@ class SentenceTransformerEmbedder:
         encodings = self._counter().encode_batch_fast(list(texts), add_special_tokens=False)
         return [len(encoding.ids) for encoding in encodings]
 
+    def token_spans(self, text: str) -> list[tuple[int, int]]:
+        return list(self._counter().encode(text, add_special_tokens=False).offsets)
+
     def _counter(self) -> Any:
         # The model's own tokenizer warns about texts over the limit, which are what we count for; and a switch of its
         # truncation or padding would reach into the batch that another thread embeds.
@@ -253,100 +260,7 @@ class SentenceTransformerEmbedder:
             return self._counting
 
 
-class OpenAIEmbedder:
-    """Embeddings from any OpenAI-compatible server.
-
-    Args:
-        model: The model's name on that server.
-        base_url: The server's address, ending in ``/v1``; None for OpenAI's own.
-        api_key: The key; None takes OPENAI_API_KEY, and a placeholder for servers that need none.
-        batch_size: Texts in one request.
-        timeout_seconds: For one request.
-        max_tokens: The longest text that the model reads.
-        languages: ISO 639-1 codes that the model is good at; None means all.
-    """
-
-    def __init__(
-        self,
-        model: str,
-        *,
-        base_url: str | None = None,
-        api_key: str | None = None,
-        batch_size: int = 128,
-        timeout_seconds: float = 60.0,
-        max_tokens: int = 512,
-        languages: frozenset[str] | None = None,
-    ) -> None:
-        self.name = f"openai/{model}"
-        self.max_tokens = max_tokens
-        self.languages = languages
-        self._model = model
-        self._base_url = base_url
-        self._api_key = api_key
-        self._batch_size = batch_size
-        self._timeout_seconds = timeout_seconds
-        self._dimension: int | None = None
-        self._client: Any = None
-        self._lock = threading.Lock()
-
-    def __repr__(self) -> str:
-        return f"OpenAIEmbedder({self._model!r}, base_url={self._base_url!r})"
-
-    def _connect(self) -> Any:
-        with self._lock:
-            if self._client is None:
-                import openai
-
-                self._client = openai.OpenAI(
-                    base_url=self._base_url,
-                    api_key=self._api_key or os.environ.get("OPENAI_API_KEY") or "none",
-                    timeout=self._timeout_seconds,
-                )
-            return self._client
-
-    @property
-    def dimension(self) -> int:
-        if self._dimension is None:
-            self._dimension = int(self.embed(["dimension"]).shape[1])
-        return self._dimension
-
-    def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Vectors:
-        """See `Embedder.embed`. Raises `EmbeddingError` if the server fails or answers with something else."""
-        import openai
-
-        client = self._connect()
-        rows: list[list[float]] = []
-        try:
-            for start in range(0, len(texts), self._batch_size):
-                batch = list(texts[start : start + self._batch_size])
-                answer = client.embeddings.create(model=self._model, input=batch, encoding_format="float")
-                data = sorted(answer.data, key=lambda item: item.index)
-                if len(data) != len(batch):
-                    raise EmbeddingError(self.name, f"'{self.name}' gave {len(data)} vectors for {len(batch)} texts.")
-                rows.extend(item.embedding for item in data)
-        except openai.OpenAIError as error:
-            raise EmbeddingError(
-                self.name,
-                f"The embedding server at {client.base_url} failed: {error}. Check that it runs, "
-                f"that it has the model '{self._model}', and the API key.",
-            ) from error
-        except (AttributeError, TypeError, ValueError) as error:  # a 200 that is HTML, or JSON of another shape
-            raise EmbeddingError(
-                self.name,
-                f"{client.base_url} does not answer as an OpenAI-compatible embedding server. "
-                "Check base_url: it usually ends in /v1.",
-            ) from error
-        if not rows:
-            return np.zeros((0, self._dimension or 0), dtype=np.float32)
-        return _unit_rows(np.asarray(rows, dtype=np.float32))
-
-    def fingerprint(self, kind: Kind) -> str | None:
-        # A server does not tell its model's revision: the same name at the same address has to do.
-        return "\n".join((self.name, self._base_url or "", "unit"))
-
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Estimate: the server's tokenizer is not known; three bytes a token is safe for Latin script."""
-        return [max(1, len(text.encode()) // 3) for text in texts]
+_WORD_OR_SIGN = re.compile(r"\w+|[^\w\s]")
 
 
 class HashEmbedder:
@@ -377,16 +291,19 @@ class HashEmbedder:
             for word in re.findall(r"\w+", text.lower()):
                 digest = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")
                 vectors[row, (digest >> 1) % self.dimension] += 1.0 if digest & 1 else -1.0
-        return _unit_rows(np.sign(vectors) * np.sqrt(np.abs(vectors)))
+        return unit_rows(np.sign(vectors) * np.sqrt(np.abs(vectors)))
 
     def fingerprint(self, kind: Kind) -> str | None:
         return None  # as quickly made as found
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        return [len(re.findall(r"\w+|[^\w\s]", text)) for text in texts]
+        return [len(_WORD_OR_SIGN.findall(text)) for text in texts]
+
+    def token_spans(self, text: str) -> list[tuple[int, int]]:
+        return [match.span() for match in _WORD_OR_SIGN.finditer(text)]
 
 
-def _unit_rows(vectors: Vectors) -> Vectors:
+def unit_rows(vectors: Vectors) -> Vectors:
     """Scale rows to length 1; a zero row (no words) becomes the first axis, so that cosine stays defined."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     empty = lengths[:, 0] == 0

@@ -248,7 +248,7 @@ class Pipeline:
         self._belt.put(outcome)
 
     def _cut(self, document: Document, document_id: str, source_id: str, digest: str, *, is_new: bool) -> _Item:
-        chunks = self._chunker.chunk(document, count_tokens=self._embedder.count_tokens)
+        chunks = self._chunker.chunk(document, embedder=self._embedder)
         texts, tokens = embedded_texts(document.title, chunks, self._embedder)
         return _Item(document, document_id, source_id, digest, chunks, texts, tokens, is_new)
 

@@ -106,7 +106,7 @@ def compare(place: Path, folder: Path) -> None:
     embedder = Embedder()
     for source in find_sources(folder).sources:
         for document in load(source).documents:
-            chunks = CHUNKER.chunk(document, count_tokens=embedder.count_tokens)
+            chunks = CHUNKER.chunk(document, embedder=embedder)
             expected[document.id] = [(c.start, c.end, c.text) for c in chunks]
     found = {
         # The folder has a prefix where a folder inside it was indexed first.

@@ -20,8 +20,9 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
     "errors", "terminal", "documents", "kinds", "ignoring", "downloads", "sources", "decoding", "markup", "outlines",
     "faults", "drafts", "notebooks", "pdf", "tables", "archives", "word", "slides", "workbooks", "epub", "loaders",
-    "reading", "analysis", "embedding", "chunking", "passages", "cache", "executors", "store", "records", "report",
-    "belt", "pipeline", "update", "integrity", "index", "retrieval", "quotes", "chat", "llm", "answer", "follow_ups",
+    "reading", "analysis", "embedding", "hosted", "spans", "chunking", "chunkers", "passages", "cache",
+    "executors", "store", "records", "report", "belt", "pipeline", "update", "integrity", "index", "retrieval",
+    "quotes", "chat", "llm", "answer", "follow_ups",
     "events", "discovery", "journal", "outbox", "handshake", "serving", "link", "publisher", "progress", "refresh",
     "background", "engine", "folders", "watch", "doctor", "widgets", "options", "cli",
 ]  # fmt: skip

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from ragkit.cache import CachedEmbedder, EmbeddingCache, default_cache
-from ragkit.embedding import HashEmbedder, Kind, OpenAIEmbedder, SentenceTransformerEmbedder, Vectors
+from ragkit.embedding import HashEmbedder, Kind, SentenceTransformerEmbedder, Vectors
 from ragkit.errors import InputError
+from ragkit.hosted import OpenAIEmbedder
 
 
 class Fingerprinted(HashEmbedder):
@@ -147,10 +148,9 @@ def test_a_damaged_file_is_said_once_and_made_anew(cache: EmbeddingCache) -> Non
 def test_one_that_cannot_be_written_is_said_once_and_left(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     embedder = CachedEmbedder(Fingerprinted(), EmbeddingCache(tmp_path / "file" / "c.db"))
-    with pytest.warns(RuntimeWarning, match="embedded anew") as warned:
-        for _ in range(3):
-            assert embedder.embed(["a", "b"]).shape == (2, 16)
-    assert len(warned) == 1
+    with pytest.warns(RuntimeWarning, match="embedded anew"):
+        assert embedder.embed(["a", "b"]).shape == (2, 16)
+    assert embedder.embed(["a", "c"]).shape == (2, 16)  # a second warning would be an error
 
 
 def test_the_default_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,23 @@ from hypothesis import strategies as st
 
 from ragkit.chunking import Chunk, StructureChunker
 from ragkit.documents import Document, Mark
+from ragkit.embedding import HashEmbedder
 from ragkit.errors import DocumentError, InputError
 from ragkit.loaders import find_sources, load
 from ragkit.markup import markdown_headings
 
 Count = Callable[[Sequence[str]], list[int]]
+
+
+class Counting(HashEmbedder):
+    """Counts tokens as it is told."""
+
+    def __init__(self, count: Count) -> None:
+        super().__init__(dimension=8)
+        self._count = count
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        return self._count(texts)
 
 
 def words(texts: Sequence[str]) -> list[int]:
@@ -49,7 +61,7 @@ def markdown(text: str, language: str = "en") -> Document:
 
 def cut(text: str, max_tokens: int = 30, count: Count = words) -> list[str]:
     document = markdown(text)
-    chunks = StructureChunker(max_tokens=max_tokens).chunk(document, count_tokens=count)
+    chunks = StructureChunker(max_tokens=max_tokens).chunk(document, embedder=Counting(count))
     check(document, chunks, max_tokens, count)
     return [chunk.text for chunk in chunks]
 
@@ -98,7 +110,7 @@ def test_any_marks_and_language(text: str, starts: list[int], language: str) -> 
     """Marks need not be where our loaders put them: documents may be made by hand."""
     marks = tuple(Mark(start, "heading", "H", 1 + start % 6) for start in sorted(starts))
     document = Document(id="d", text=text, source="", title="", language=language, marks=marks)
-    check(document, StructureChunker(max_tokens=8).chunk(document, count_tokens=words), 8, words)
+    check(document, StructureChunker(max_tokens=8).chunk(document, embedder=Counting(words)), 8, words)
 
 
 @settings(deadline=None, max_examples=100)
@@ -115,7 +127,7 @@ def test_all_messy_files(shared: Path, minilm: Count) -> None:
         except DocumentError:
             continue
         for document in documents:
-            check(document, StructureChunker().chunk(document, count_tokens=minilm), 200, minilm)
+            check(document, StructureChunker().chunk(document, embedder=Counting(minilm)), 200, minilm)
             done += 1
     assert done > 80
 
@@ -126,7 +138,7 @@ def test_the_chunking_corpora(shared: Path, minilm: Count) -> None:
     for source in sources:
         (document,) = load(source).documents
         started = time.monotonic()
-        chunks = StructureChunker().chunk(document, count_tokens=minilm)
+        chunks = StructureChunker().chunk(document, embedder=Counting(minilm))
         assert time.monotonic() - started < 30  # finance.md, 740 kB, takes about a second
         check(document, chunks, 200, minilm)
         mean = sum(minilm([chunk.text for chunk in chunks])) / len(chunks)
@@ -165,7 +177,7 @@ def test_a_heading_stays_with_its_text() -> None:
 
 def test_headings_are_those_of_the_text() -> None:
     document = markdown("# A\n\n## B\n\n" + "word " * 30 + "\n\n## C\n\n" + "word " * 20)
-    chunks = StructureChunker(max_tokens=30).chunk(document, count_tokens=words)
+    chunks = StructureChunker(max_tokens=30).chunk(document, embedder=Counting(words))
     assert [chunk.headings for chunk in chunks] == [("A", "B"), ("A", "B"), ("A", "C")]
 
 
@@ -227,7 +239,7 @@ def test_giant_words_are_cut_by_characters(minilm: Count) -> None:
 
 def test_a_ten_megabyte_line(minilm: Count) -> None:
     document = Document(id="d", text="word and word " * 700_000, source="", title="")
-    chunks = StructureChunker().chunk(document, count_tokens=minilm)
+    chunks = StructureChunker().chunk(document, embedder=Counting(minilm))
     check(document, chunks, 200, minilm)
 
 
@@ -235,9 +247,9 @@ def test_pages() -> None:
     text = "one " * 30 + "\n\n" + "two " * 30
     marks = (Mark(0, "page", "1", 0), Mark(text.index("two"), "page", "2", 0))
     document = Document(id="d", text=text, source="", title="", marks=marks)
-    chunks = StructureChunker(max_tokens=30).chunk(document, count_tokens=words)
+    chunks = StructureChunker(max_tokens=30).chunk(document, embedder=Counting(words))
     assert [chunk.page for chunk in chunks] == [1, 2]
-    assert StructureChunker().chunk(markdown("x"), count_tokens=words)[0].page is None
+    assert StructureChunker().chunk(markdown("x"), embedder=Counting(words))[0].page is None
 
 
 def test_tokens_are_counted_in_few_batches() -> None:
@@ -249,7 +261,9 @@ def test_tokens_are_counted_in_few_batches() -> None:
         calls += 1
         return words(texts)
 
-    StructureChunker(max_tokens=20).chunk(markdown("# H\n\n" + "A sentence of words. " * 5_000), count_tokens=count)
+    StructureChunker(max_tokens=20).chunk(
+        markdown("# H\n\n" + "A sentence of words. " * 5_000), embedder=Counting(count)
+    )
     assert calls <= 8
 
 

@@ -29,9 +29,9 @@ from ragkit.errors import (
     SourceNotFoundError,
 )
 from ragkit.index import Index, remove_index
-from ragkit.retrieval import PassagesCache
 from ragkit.passages import passage_text
 from ragkit.report import Progress
+from ragkit.retrieval import PassagesCache
 
 
 class CountingEmbedder(HashEmbedder):

@@ -192,7 +192,8 @@ class Short(HashEmbedder):
 def test_headings_never_push_a_chunk_over_the_models_limit(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     headings = "".join(f"{'#' * n} a heading of quite some words at level {n}\n\n" for n in range(1, 5))
-    (tmp_path / "docs" / "a.md").write_text(headings + "".join(f"one two three four five six seven {n}. " for n in range(40)))
+    sentences = "".join(f"one two three four five six seven {n}. " for n in range(40))
+    (tmp_path / "docs" / "a.md").write_text(headings + sentences)
     embedder = Short()
     index = Index(tmp_path / "index", embedder=embedder, chunker=StructureChunker(max_tokens=20))
     assert index.update(tmp_path / "docs").embedded > 5

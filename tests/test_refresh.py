@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import filelock
@@ -19,8 +19,8 @@ from tests.test_index import folder, write, write_one  # noqa: F401  # folder is
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[RAGEngine]:
-    yield RAGEngine(tmp_path / "index", embedder=HashEmbedder(dimension=64), progress=False)
+def engine(tmp_path: Path) -> RAGEngine:
+    return RAGEngine(tmp_path / "index", embedder=HashEmbedder(dimension=64), progress=False)
 
 
 def eventually(condition: Callable[[], object], seconds: float = 30) -> None:
