@@ -14,7 +14,7 @@ from ragkit.chunking import Chunk, chunks_at, limit
 from ragkit.documents import Document
 from ragkit.embedding import Embedder
 from ragkit.errors import InputError
-from ragkit.spans import Span, advancing, by, by_sentences, divide, fit, pack, trimmed, word_cuts
+from ragkit.spans import Span, by, by_sentences, divide, fit, pack, settle, trimmed, word_cuts
 
 __all__ = ["RecursiveChunker", "SemanticChunker", "SentenceChunker", "TokenChunker"]
 
@@ -55,8 +55,7 @@ class TokenChunker:
         spans: list[Span] = []
         for start, end in _segments(text):
             spans += self._windows(text, start, end, embedder)
-        fitting = fit(text, spans, embedder.count_tokens, max_tokens=self.max_tokens)
-        return chunks_at(document, advancing(fitting))
+        return chunks_at(document, settle(text, spans, embedder.count_tokens, max_tokens=self.max_tokens))
 
     def _windows(self, text: str, start: int, end: int, embedder: Embedder) -> list[Span]:
         # Where a chunk may begin: at a token, and if it is not a whole chunk away, at one that begins a word.
@@ -123,7 +122,7 @@ class SentenceChunker:
         sentences = _cut_all(text, document.language)
         pieces = divide(text, sentences, word_cuts(self.max_tokens), count, max_tokens=self.max_tokens)
         packed = pack(pieces, max_tokens=self.max_tokens, overlap_tokens=self.overlap_tokens)
-        return chunks_at(document, advancing(fit(text, packed, count, max_tokens=self.max_tokens)))
+        return chunks_at(document, settle(text, packed, count, max_tokens=self.max_tokens))
 
 
 def _cut_all(text: str, language: str) -> list[Span]:
@@ -160,7 +159,7 @@ class RecursiveChunker:
         text, count = document.text, embedder.count_tokens
         pieces = _pieces(document, embedder, max_tokens=self.max_tokens)
         packed = pack(pieces, max_tokens=self.max_tokens, overlap_tokens=self.overlap_tokens)
-        return chunks_at(document, advancing(fit(text, packed, count, max_tokens=self.max_tokens)))
+        return chunks_at(document, settle(text, packed, count, max_tokens=self.max_tokens))
 
 
 def _pieces(document: Document, embedder: Embedder, *, max_tokens: int) -> list[tuple[Span, int]]:

@@ -9,7 +9,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-__all__ = ["Cut", "Span", "advancing", "by", "by_sentences", "divide", "fit", "pack", "parts", "trimmed", "word_cuts"]
+__all__ = ["Cut", "Span", "by", "by_sentences", "divide", "fit", "pack", "parts", "settle", "trimmed", "word_cuts"]
 
 Span = tuple[int, int]
 CountTokens = Callable[[Sequence[str]], list[int]]
@@ -154,10 +154,16 @@ def fit(text: str, spans: Sequence[Span], count_tokens: CountTokens, *, max_toke
         yield from fit(text, [(a, b) for a, b in halves if a < b], count_tokens, max_tokens=max_tokens)
 
 
-def advancing(spans: Iterable[Span]) -> Iterator[Span]:
-    """Leave out what adds nothing to the spans before: halves of chunks that overlap may lie within a neighbour."""
-    reached = -1
+def settle(text: str, spans: list[Span], count_tokens: CountTokens, *, max_tokens: int) -> list[Span]:
+    """`fit` spans that may overlap, so that each goes on from the one before: halves may lie within a neighbour."""
+    while (fitting := list(_advancing(fit(text, spans, count_tokens, max_tokens=max_tokens)))) != spans:
+        spans = fitting  # each turn makes some shorter, and none longer
+    return spans
+
+
+def _advancing(spans: Iterable[Span]) -> Iterator[Span]:
+    begun = reached = -1
     for start, end in spans:
         if end > reached:
-            yield start, end
-            reached = end
+            begun, reached = max(start, begun), end
+            yield begun, end
