@@ -15,7 +15,7 @@ ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 export RAGKIT_TEST_GGUF := $(abspath $(MODELS))
 
-.PHONY: help lab demo test check format bench-retrieval bench-french bench-handbook bench-publish bench-hub bench-soak bench-panel bench-index docs frontend clean
+.PHONY: help lab demo test check format bench-retrieval bench-french bench-handbook bench-publish bench-hub bench-soak bench-panel bench-index bench-chunkers docs frontend clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -61,6 +61,9 @@ bench-panel: $(VENV)/.test  ## What the panel costs JupyterLab; ROWS="frames mem
 
 bench-index: $(VENV)/.test $(PEERS)/.peers  ## Indexing beside raw encode, LangChain and LlamaIndex; ROWS="cold unchanged" chooses, FULL=1: all of the sets
 	FULL=$(FULL) $(BIN)/python -m benchmarks.index $(ROWS)
+
+bench-chunkers: $(VENV)/.test  ## Span-level recall, precision and IoU of every chunker; CHUNKERS="token" chooses (10 minutes)
+	$(BIN)/python -m benchmarks.chunkers $(CHUNKERS)
 
 docs: $(VENV)/.lab  ## Rewrite the tables of docs/protocol.md that repeat the code
 	$(BIN)/python docs/generate.py

@@ -113,7 +113,8 @@ def index(
     from ragkit.index import remove_index
     from ragkit.loaders import find_sources
 
-    find_sources(path)  # a wrong path must cost neither seconds nor, with --rebuild, an index
+    if not path.startswith(("http://", "https://")):
+        find_sources(path)  # a wrong path must cost neither seconds nor, with --rebuild, an index
     folder = index or index_from_environment() or default_index(path)
     try:
         engine = open_engine(folder, "ragkit index")
