@@ -9,6 +9,8 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from ragkit.sentences import sentence_ends
+
 __all__ = ["Cut", "Span", "by", "by_sentences", "divide", "fit", "pack", "parts", "settle", "trimmed", "word_cuts"]
 
 Span = tuple[int, int]
@@ -19,7 +21,6 @@ Cut = Callable[[str], list[int]]
 # A part counts at least this much for its length: some tokenizers take a word that they do not know, however long,
 # for one token, and a chunk of a megabyte is no passage.
 CHARACTERS_PER_TOKEN = 16
-_SENTENCE_WINDOW = 10_000  # characters that are split into sentences at a time
 
 
 def trimmed(text: str, start: int, end: int) -> Span:
@@ -47,30 +48,7 @@ def by(pattern: str, *, every: int = 1) -> Cut:
 
 def by_sentences(language: str) -> Cut:
     """Cut after sentences, by the rules of a language (ISO 639-1; English if unknown)."""
-    return lambda text: _sentence_ends(text, "en" if language == "und" else language)
-
-
-def _sentence_ends(text: str, language: str) -> list[int]:
-    import sentencex
-
-    ends: list[int] = []
-    begin = 0
-    while begin < len(text):
-        # On hostile text (quotation marks that never close) the library takes quadratic time.
-        window = text[begin : begin + _SENTENCE_WINDOW]
-        found_here, at = [], 0
-        # By their texts: the library's own offsets are not always characters.
-        for sentence in sentencex.get_sentence_boundaries(language, window):
-            found = window.find(sentence["text"], at)
-            if found >= 0:
-                at = found + len(sentence["text"])
-                found_here.append(begin + at)
-        goes_on = begin + len(window) < len(text)
-        if goes_on and len(found_here) > 1:
-            found_here.pop()  # the window's end, not the sentence's
-        ends += found_here
-        begin = found_here[-1] if goes_on and found_here else begin + len(window)
-    return ends
+    return lambda text: sentence_ends(text, language)
 
 
 def word_cuts(max_tokens: int) -> list[Cut]:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
     "errors", "terminal", "documents", "kinds", "ignoring", "downloads", "sources", "decoding", "markup", "outlines",
     "faults", "drafts", "notebooks", "pdf", "tables", "archives", "word", "slides", "workbooks", "epub", "loaders",
-    "reading", "analysis", "embedding", "hosted", "spans", "chunking", "chunkers", "passages", "cache",
+    "reading", "analysis", "embedding", "hosted", "sentences", "spans", "chunking", "chunkers", "passages", "cache",
     "executors", "store", "records", "report", "belt", "pipeline", "update", "integrity", "index", "retrieval",
     "quotes", "chat", "llm", "answer", "follow_ups",
     "events", "discovery", "journal", "outbox", "handshake", "serving", "link", "publisher", "progress", "refresh",
