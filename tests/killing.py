@@ -183,34 +183,30 @@ def prepare(base: Path) -> Path:
     return folder
 
 
-def crashed(base: Path, scenario: str, number: int, *, after: bool) -> tuple[Path, bool]:
-    """Set a scenario up, and let it crash at a step; return the folder, and whether there was such a step."""
-    base.mkdir()
-    folder = prepare(base)
-    if scenario == "first run":
-        shutil.rmtree(base / "index")
-
-    def work() -> None:
-        crash_at(number, after=after, counter=[0])
-        index_in(base).update(folder, rebuild=scenario == "rebuild")
-
-    code = forked(work)
-    assert code in (0, 77), f"{scenario}: ended with {code}"
-    return folder, code == 77
-
-
 def points(scenario: str) -> bool:
     sound = True
     with tempfile.TemporaryDirectory(prefix="ragkit-points-") as name:
+        template, base = Path(name) / "template", Path(name) / "base"
+        base.mkdir()
+        folder = prepare(base)
+        if scenario == "first run":
+            shutil.rmtree(base / "index")
+        shutil.copytree(base, template)
         for tried in itertools.count():
             number, after = tried // 2 + 1, bool(tried % 2)
-            base = Path(name) / str(tried)
-            folder, is_step = crashed(base, scenario, number, after=after)
-            if not is_step:
+            shutil.rmtree(base)
+            shutil.copytree(template, base)  # in the same place: an index knows where its folders are
+
+            def work(number: int = number, after: bool = after) -> None:
+                crash_at(number, after=after, counter=[0])
+                index_in(base).update(folder, rebuild=scenario == "rebuild")
+
+            code = forked(work)
+            if code == 0:
                 print(f"{scenario}: {tried} points")
                 return sound
+            assert code == 77, f"{scenario}: ended with {code}"
             sound &= recovers(base, folder, f"{scenario}, {'after' if after else 'before'} step {number}")
-            shutil.rmtree(base)
     raise AssertionError
 
 
