@@ -14,7 +14,7 @@ from ragkit.chunking import Chunk, chunks_at, limit
 from ragkit.documents import Document
 from ragkit.embedding import Embedder
 from ragkit.errors import InputError
-from ragkit.spans import Span, by, by_sentences, divide, fit, pack, settle, trimmed, word_cuts
+from ragkit.spans import Span, by, by_sentences, counted, divide, fit, pack, settle, trimmed, word_cuts
 
 __all__ = ["RecursiveChunker", "SemanticChunker", "SentenceChunker", "TokenChunker"]
 
@@ -209,7 +209,7 @@ class SemanticChunker:
 
     def _joined(self, text: str, spans: list[Span], embedder: Embedder) -> list[Span]:
         texts = [text[start:end] for start, end in spans]
-        tokens = embedder.count_tokens(texts)
+        tokens = counted(text, spans, embedder.count_tokens, max_tokens=self.max_tokens)
         vectors = embedder.embed(texts)
         n = len(spans)
         # The mean over all pairs, without making all pairs: of unit vectors, (|sum|^2 - n) / (n (n - 1)).

@@ -119,10 +119,14 @@ def pack(pieces: Sequence[tuple[Span, int]], *, max_tokens: int, overlap_tokens:
 
 
 def fit(text: str, spans: Sequence[Span], count_tokens: CountTokens, *, max_tokens: int) -> Iterator[Span]:
-    """Halve what is over the limit after all: tokens of the parts need not add up to those of the whole."""
+    """Halve what is over the limit after all: tokens of the parts need not add up to those of the whole.
+
+    So is what is far too long for its length alone, if only of words that the tokenizer does not know, or white space.
+    """
+    longest = 2 * CHARACTERS_PER_TOKEN * max_tokens
     counts = count_tokens([text[start:end] for start, end in spans]) if spans else []
     for (start, end), tokens in zip(spans, counts, strict=True):
-        if tokens <= max_tokens or end - start < 2:
+        if (tokens <= max_tokens and end - start <= longest) or end - start < 2:
             yield start, end
             continue
         middle = (start + end) // 2

@@ -68,6 +68,7 @@ def check(document: Document, chunker: Any, embedder: Embedder) -> list[str]:
     assert not text[at:].strip(), "text at the end is lost"
     for chunk, tokens in zip(chunks, embedder.count_tokens([chunk.text for chunk in chunks]), strict=True):
         assert tokens <= chunker.max_tokens or len(chunk.text) == 1
+        assert len(chunk.text) <= 32 * chunker.max_tokens, "no passage, whatever the tokenizer says"
     return [chunk.text for chunk in chunks]
 
 
@@ -138,6 +139,24 @@ def test_hostile_texts_take_few_counts(make: Callable[[int], Chunker], text: str
     check(document(text, marks=()), make(200), Counting(dimension=8))
     assert Counting.characters < 14 * len(text) + 10_000
     assert Counting.calls < 200
+
+
+@every_chunker
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x" * 50_000,
+        ("y" * 150 + " ") * 500,
+        "\u0301" * 20_000,
+        "\ue000 " * 20_000,
+        "😀" * 20_000,
+        "a" + " " * 99_999 + "b",
+    ],
+    ids=["one word", "words", "accents", "private use", "emoji", "white space"],
+)
+def test_what_the_tokenizer_does_not_know_is_cut_by_its_length(make: Callable[[int], Chunker], text: str) -> None:
+    """MiniLM's takes a word of over 100 characters for one unknown token, and drops some characters altogether."""
+    check(document(text, marks=()), make(50), minilm())
 
 
 @every_chunker
