@@ -72,6 +72,7 @@ class _Item:
     texts: list[str]
     tokens: list[int]
     is_new: bool
+    size_bytes: float = 0.0  # of the file, read to get here
     finishes: SourceRecord | None = None  # on the last document of a source, with those that it no longer holds
     gone: list[str] = dataclasses.field(default_factory=list)
 
@@ -87,6 +88,7 @@ class _Outcome:
 
     source: Source
     failures: list[DocumentError]
+    size_bytes: float = 0.0  # what no document of it accounts for
     unchanged: int = 0
     documents: int = 0
     finished: SourceRecord | None = None  # if no document of it has changed
@@ -146,7 +148,7 @@ class Pipeline:
         self._committed = 0  # documents, by the writer
         self._told = 0
         self._bytes = sum(source.size_bytes for source in changed)
-        self._bytes_read = self._chunks_read = self._chunks_done = 0
+        self._bytes_read, self._chunks_read, self._chunks_done = 0.0, 0, 0
         self._is_read = False
         self._window, self._slice = _FIRST_WINDOW, 16
         self.added = self.updated = self.deleted = self.unchanged = self.embedded = 0
@@ -201,22 +203,21 @@ class Pipeline:
         except CancelledError:
             pass  # it was told to go
         except BaseException as error:
-            self._hand_over(error)
-
-    def _hand_over(self, error: BaseException) -> None:
-        with contextlib.suppress(CancelledError):
-            self._belt.put(error)
+            with contextlib.suppress(CancelledError):
+                self._belt.put(error)
 
     def _read_one(self, reader: Reader, source: Source) -> None:
         """Read a file, and put on the belt those of its documents that differ from what is recorded."""
         source_id = self._place.scope + source.id
         before = self._records.documents_of(self._place.root_id, source_id)
-        outcome = _Outcome(source, [])
+        outcome = _Outcome(source, [], source.size_bytes)
         seen: set[str] = set()
+        share, size = source.size_bytes / self._expected.get(source.id, 1), 0.0
         waiting: _Item | None = None  # the last one goes when it is known to be the last
         try:
             digest = hash_file(source.path)  # before it is read: what changes meanwhile is read again next time
             for thing in reader.read(source):
+                size = min(size + share, outcome.size_bytes)
                 if isinstance(thing, DocumentError):
                     outcome.failures.append(thing)
                     continue
@@ -231,6 +232,8 @@ class Pipeline:
                     outcome.unchanged += 1
                     continue
                 if waiting is not None:
+                    waiting.size_bytes, size = size, 0.0
+                    outcome.size_bytes -= waiting.size_bytes
                     self._belt.put(waiting, len(waiting.chunks))
                 is_new = document_id not in before
                 waiting = self._cut(thing, document_id, source_id, content, is_new=is_new)
@@ -272,6 +275,7 @@ class Pipeline:
                     window.append(thing)
                     size += len(thing.chunks)
                     self._chunks_read += len(thing.chunks)
+                    self._bytes_read += thing.size_bytes
             if size >= self._window:
                 yield window
                 window, size = [], 0
@@ -280,7 +284,7 @@ class Pipeline:
             yield window
 
     def _note(self, outcome: _Outcome) -> None:
-        self._bytes_read += outcome.source.size_bytes
+        self._bytes_read += outcome.size_bytes
         self._meter.failed.extend(outcome.failures)
         self.unchanged += outcome.unchanged
         self.gone += outcome.gone

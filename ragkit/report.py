@@ -27,8 +27,8 @@ class Progress:
     Attributes:
         state: ``"running"``, then one of ``"done"``, ``"failed"``, ``"cancelled"``.
         documents_done: Documents that are in the index or known to fail, unchanged ones included.
-        documents_total: None until every file has been looked at; until every file has been read, rows of a table
-            or a JSONL file are counted by its lines.
+        documents_total: None until every file has been looked at; until a JSONL file has been read, its rows are
+            counted by its lines.
         chunks_done: Chunks of this run that have their vectors.
         chunks_total: Chunks of this run; None until a file has been read, and estimated from the sizes of files until
             all have been.

@@ -26,7 +26,7 @@ from ragkit.store import VectorStore
 __all__ = ["Update"]
 
 MAX_READERS = 4
-_ROWS = (".jsonl", ".csv", ".tsv")  # one document a line, about
+_ROWS = ".jsonl"  # a document a line
 
 
 class Update:
@@ -164,7 +164,7 @@ class Update:
                     found = count + len(known.failures)
                     self.meter.documents(done=found, total=found - 1)
                     continue
-                if source.path.suffix.lower() in _ROWS:
+                if source.path.suffix.lower() == _ROWS:
                     expected[source.id] = _count_lines(source.path)
                     self.meter.documents(total=expected[source.id] - 1)
             except (DocumentError, OSError):
