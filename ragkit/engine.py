@@ -188,8 +188,11 @@ class RAGEngine:
             A handle: ``.stop()`` it, use it in a ``with`` statement, or forget it; it ends with the process.
 
         Raises:
+            InputError: ``path`` is an address.
             What `index` does, the first time. Later failures are in the handle's ``error``, and on the socket.
         """
+        if str(path).startswith(("http:/", "https:/")):
+            raise InputError(f"'{path}' cannot be watched, only files can. Call index() when it may have changed.")
         report = self.index(path)
         if on_report is not None:
             on_report(report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import itertools
 import json
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -507,3 +509,32 @@ def test_remove_index_removes_an_index_and_nothing_else(tmp_path: Path, folder: 
     with pytest.raises(InputError, match="not an index"):
         remove_index(folder)
     assert folder.exists()
+
+
+def test_a_page_from_the_web_is_indexed_again_only_when_it_has_changed(tmp_path: Path, folder: Path) -> None:
+    page = {"text": "The heron stands in the shallow water and waits."}
+
+    class Site(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.end_headers()
+            self.wfile.write(f"<html><title>Birds</title><body><h1>Birds</h1><p>{page['text']}".encode())
+
+        def log_message(self, *args: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site) as site:
+        threading.Thread(target=site.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{site.server_port}/birds?lang=en"
+        index = index_at(tmp_path / "index")
+        index.update(folder)
+        assert index.update(address).added == 1
+        assert index.update(address).skipped == 1
+        page["text"] = "Un été, le héron attend."
+        assert index.update(address).updated == 1
+        site.shutdown()
+    (document,) = (d for d in index.records.snapshot().documents.values() if "héron" in d.text)
+    assert document.source == address
+    assert document.title == "Birds"
+    assert index.update(folder).skipped == 7  # neither knows of the other
+    assert index.verify().is_current

@@ -13,7 +13,7 @@ import pytest
 
 from ragkit.embedding import HashEmbedder
 from ragkit.engine import RAGEngine
-from ragkit.errors import IndexLockedError, SourceNotFoundError
+from ragkit.errors import IndexLockedError, InputError, SourceNotFoundError
 from ragkit.report import IndexReport
 from tests.test_index import folder, write, write_one  # noqa: F401  # folder is a fixture
 
@@ -105,3 +105,8 @@ def test_a_folder_that_is_not_there_fails_at_once(engine: RAGEngine, tmp_path: P
     with pytest.raises(SourceNotFoundError):
         engine.watch(tmp_path / "none")
     assert not [t for t in threading.enumerate() if t.name == "ragkit-refresh"]
+
+
+def test_an_address_cannot_be_watched(engine: RAGEngine) -> None:
+    with pytest.raises(InputError, match=r"index\(\)"):
+        engine.watch("https://example.org/page")
