@@ -137,6 +137,7 @@ class Meter:
         rate = more / seconds if seconds > 0 and more else None
         left = (total - done) / rate if rate is not None and total is not None else None
         self.tell(
+            force=True,  # a batch is seldom, and the next one may take long
             chunks_done=done,
             chunks_total=total,
             rate=rate and round(rate, 2),
