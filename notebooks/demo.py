@@ -170,7 +170,8 @@ def shown(message: dict[str, object]) -> str:
 def listener(environment: dict[str, str]) -> Iterator[ClientConnection]:
     url = environment["RAGKIT_URL"].replace("http", "ws", 1) + "api/v1/ws"
     headers = {"Authorization": f"token {environment['RAGKIT_TOKEN']}"}
-    with connect(url, additional_headers=headers, proxy=None) as socket_:
+    # It does not read while the notebook runs: a full queue would keep it from hearing the server's pongs.
+    with connect(url, additional_headers=headers, proxy=None, max_queue=None) as socket_:
         yield socket_
 
 

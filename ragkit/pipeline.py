@@ -360,8 +360,7 @@ class Pipeline:
         total = self._chunks_read
         if not self._is_read and self._bytes_read:
             total = max(total, round(self._chunks_read * self._bytes / self._bytes_read))
-        self._meter.tell(current_document=item.document_id)
-        self._meter.chunks(self._chunks_done, total)
+        self._meter.chunks(self._chunks_done, total, current_document=item.document_id)
 
     # --------------------------------------------------------------------------------- writing
 

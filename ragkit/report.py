@@ -127,7 +127,7 @@ class Meter:
             documents_total=(self.progress.documents_total or 0) + total,
         )
 
-    def chunks(self, done: int, total: int | None) -> None:
+    def chunks(self, done: int, total: int | None, *, current_document: str | None) -> None:
         """Tell how many chunks have their vectors; the rate and the time left follow from it."""
         now = time.monotonic()
         self._pace.append((now, done))
@@ -140,6 +140,7 @@ class Meter:
             force=True,  # a batch is seldom, and the next one may take long
             chunks_done=done,
             chunks_total=total,
+            current_document=current_document,
             rate=rate and round(rate, 2),
             eta_seconds=left if left is None else round(left, 1),
         )
