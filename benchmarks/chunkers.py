@@ -98,7 +98,9 @@ def interval(values: np.ndarray, *, seed: int = 0) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("chunkers", nargs="*", default=list(CHUNKERS), help=", ".join(CHUNKERS))
-    wanted = parser.parse_args().chunkers
+    parser.add_argument("--markdown", action="store_true", help="print the table as docs/chunking.md has it")
+    options = parser.parse_args()
+    wanted = options.chunkers
     documents = [
         Document(
             id=str(row["_id"]), text=str(row["text"]), source=str(row["_id"]), title=str(row["title"]), language="en",
@@ -118,8 +120,13 @@ def main() -> int:
             figures = measure(CHUNKERS[name], documents, questions)
             cells = [f"{100 * column.mean():.1f} ± {100 * interval(column):.1f}" for column in figures[:, 1:].T]
             table.add_row(name, f"{int(figures[0, 0]):,}", *cells)
-    Console(width=110).print(table)
+    Console(width=110, markup=False).print(markdown(table) if options.markdown else table, soft_wrap=options.markdown)
     return 0
+
+
+def markdown(table: Table) -> str:
+    cells = [[str(column.header), "---", *map(str, column.cells)] for column in table.columns]
+    return "\n".join("| " + " | ".join(row) + " |" for row in zip(*cells, strict=True))
 
 
 if __name__ == "__main__":

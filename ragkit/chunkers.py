@@ -20,6 +20,7 @@ __all__ = ["RecursiveChunker", "SemanticChunker", "SentenceChunker", "TokenChunk
 
 _SEGMENT = 50_000  # characters whose tokens are looked at at a time
 _SEMANTIC_PIECES = 2_000  # pieces whose similarities are looked at at a time
+_AS_GOOD = 1e-6  # more than rounding makes of a sum of similarities
 
 
 def _check(max_tokens: int, overlap_tokens: int) -> None:
@@ -226,8 +227,9 @@ class SemanticChunker:
                 if start < end - 1:
                     similar = vectors[start + 1 : end] @ vectors[start]
                     reward += 2 * (float(similar.sum()) - mean * (end - 1 - start))
-                if best[start] + reward > best[end]:
-                    best[end], begin[end] = best[start] + reward, start
+                # Of equals the longer chunk: the two pieces of a short document are just as alike as its mean.
+                if best[start] + reward > best[end] - _AS_GOOD:
+                    best[end], begin[end] = max(best[end], best[start] + reward), start
         joined: list[Span] = []
         end = n
         while end:

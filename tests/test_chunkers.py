@@ -239,6 +239,14 @@ def test_meaning_decides_where_chunks_end() -> None:
     assert chunks == [" ".join(fish), " ".join(tax)]
 
 
+@pytest.mark.parametrize("pieces", [2, 3, 30])
+def test_what_is_all_about_the_same_is_kept_together(pieces: int) -> None:
+    """Every pair is as alike as the mean: only the limit parts them."""
+    text = " ".join(["A fish swims here."] * pieces)
+    chunks = check(document(text), SemanticChunker(max_tokens=50, piece_tokens=6), HashEmbedder(dimension=8))
+    assert len(chunks) == -(-5 * pieces // 50)
+
+
 @pytest.mark.parametrize("embedder", [minilm(), HashEmbedder(), Hosted("m")], ids=["minilm", "hash", "hosted"])
 @pytest.mark.parametrize("text", ["Hello, world", "L'été à Noël", "😀 smile", "中文字", "e\u0301te\u0301", "", "  "])
 def test_token_spans_are_offsets_of_characters(embedder: Embedder, text: str) -> None:
