@@ -22,9 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ragkit.chunking import StructureChunker
+from ragkit.corpus import Passages
 from ragkit.embedding import SentenceTransformerEmbedder
 from ragkit.index import Index
-from ragkit.retrieval import BM25, Dense, Hybrid, Passages, Retriever, reciprocal_rank_fusion, retrieve
+from ragkit.retrieval import BM25, Dense, Hybrid, Retriever, reciprocal_rank_fusion, retrieve
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("RAGKIT_SHARED", ROOT.parent / "shared")) / "datasets"
@@ -96,7 +97,7 @@ def measure(name: str, console: Console) -> bool:
         chunker=StructureChunker(max_tokens=WHOLE) if whole else StructureChunker(),
     )
     console.print(f"{name}: {index.update(folder / 'corpus.jsonl', on_progress=Progress(console))}")
-    passages = Passages(index)
+    passages = index.passages()
     questions = {row["_id"]: row["text"] for row in rows(folder / "queries.jsonl")}
     judged = qrels(folder / "qrels.tsv")
     questions = {q: questions[q] for q in dict.fromkeys(qrel.query_id for qrel in judged)}

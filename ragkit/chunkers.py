@@ -10,6 +10,7 @@ import itertools
 
 import numpy as np
 
+from ragkit.choices import is_open
 from ragkit.chunking import Chunk, chunks_at, limit
 from ragkit.documents import Document
 from ragkit.embedding import Embedder
@@ -43,7 +44,8 @@ class TokenChunker:
     overlap_tokens: int = 0
 
     def __post_init__(self) -> None:
-        _check(self.max_tokens, self.overlap_tokens)
+        if not is_open(self):
+            _check(self.max_tokens, self.overlap_tokens)
 
     @property
     def name(self) -> str:
@@ -110,7 +112,8 @@ class SentenceChunker:
     overlap_tokens: int = 0
 
     def __post_init__(self) -> None:
-        _check(self.max_tokens, self.overlap_tokens)
+        if not is_open(self):
+            _check(self.max_tokens, self.overlap_tokens)
 
     @property
     def name(self) -> str:
@@ -148,7 +151,8 @@ class RecursiveChunker:
     overlap_tokens: int = 0
 
     def __post_init__(self) -> None:
-        _check(self.max_tokens, self.overlap_tokens)
+        if not is_open(self):
+            _check(self.max_tokens, self.overlap_tokens)
 
     @property
     def name(self) -> str:
@@ -189,6 +193,8 @@ class SemanticChunker:
     piece_tokens: int = 50
 
     def __post_init__(self) -> None:
+        if is_open(self):
+            return
         _check(self.max_tokens, 0)
         if not 1 <= self.piece_tokens <= self.max_tokens:
             raise InputError(f"piece_tokens must be from 1 to max_tokens, not {self.piece_tokens}.")

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, Protocol
 
+from ragkit.choices import is_open
 from ragkit.documents import Document
 from ragkit.embedding import Embedder
 from ragkit.errors import InputError
@@ -127,7 +128,7 @@ class StructureChunker:
     max_tokens: int = 200
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
+        if not is_open(self) and self.max_tokens < 1:
             raise InputError(f"max_tokens must be at least 1, not {self.max_tokens}.")
 
     @property

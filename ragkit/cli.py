@@ -1,4 +1,4 @@
-"""The command line: ``ragkit index``, ``check``, ``ask``, ``serve``, ``watch`` and ``doctor``.
+"""The command line: ``ragkit index``, ``check``, ``ask``, ``serve``, ``watch``, ``doctor``, ``sweep`` and ``runs``.
 
 Exit status: 0 when it went well, 1 when it did not (the reason is on stderr), 2 for a command that
 makes no sense, 130 after Ctrl-C. Heavy libraries are imported by the commands that need them.
@@ -41,6 +41,7 @@ from ragkit.options import (
     named_server,
     open_engine,
 )
+from ragkit.runs_cli import add_commands
 from ragkit.terminal import one_line, printable
 
 if TYPE_CHECKING:
@@ -323,6 +324,9 @@ def doctor(
         typer.echo("\nNothing fails.")
     if failed:
         raise typer.Exit(1)
+
+
+add_commands(app)
 
 
 # ---------------------------------------------------------------------------------- small things

@@ -30,22 +30,22 @@ from ragkit.background import follow_up
 from ragkit.cache import EmbeddingCache
 from ragkit.chat import never
 from ragkit.chunking import Chunker, StructureChunker
+from ragkit.corpus import Passages
 from ragkit.documents import detect_language
 from ragkit.embedding import Embedder, SentenceTransformerEmbedder
 from ragkit.errors import CancelledError, EmptyQuestionError, InputError, RagkitError
 from ragkit.follow_ups import FollowUps
-from ragkit.index import Index
+from ragkit.index import Index, PassagesCache
 from ragkit.integrity import IndexCheck
 from ragkit.llm import LLM, ExtractiveLLM, Prompt
 from ragkit.progress import ProgressBar, progress_event
 from ragkit.publisher import Publisher, Reply, Serving, default_publisher
 from ragkit.refresh import Refreshing
 from ragkit.report import IndexReport, Progress
-from ragkit.retrieval import Hit, Hybrid, Passages, PassagesCache, Retriever, retrieve
+from ragkit.retrieval import Hit, Hybrid, Retriever, retrieve
 from ragkit.store import VectorStore
 
 __all__ = ["RAGEngine"]
-
 _log = logging.getLogger("ragkit")
 _T = TypeVar("_T")
 

@@ -21,6 +21,7 @@
     │   ├── LLMAuthenticationError
     │   ├── LLMRateLimitError
     │   └── LLMResponseError                it answered, but not as an OpenAI-compatible server does
+    ├── CellsError                          what experiments keep cannot be read or written
     ├── ServerError
     │   ├── ServerNotFoundError             no running Jupyter server could be found
     │   ├── AmbiguousServerError            more than one could be meant
@@ -39,6 +40,7 @@ from pathlib import Path
 __all__ = [
     "AmbiguousServerError",
     "CancelledError",
+    "CellsError",
     "DocumentError",
     "EmbedderNotFoundError",
     "EmbeddingError",
@@ -273,6 +275,18 @@ class LLMRateLimitError(LLMError):
 
 class LLMResponseError(LLMError):
     """The server answered, but not as an OpenAI-compatible server does."""
+
+
+class CellsError(RagkitError):
+    """The file that keeps what experiments have computed cannot be read or written."""
+
+    def __init__(self, path: str | Path, detail: str) -> None:
+        self.path = path
+        super().__init__(
+            f"'{path}' keeps what experiments have computed, and cannot be used: {detail}. If the disk is full, make "
+            "room and run the experiment again: it goes on. If the file is damaged, delete it: what it held is "
+            "computed again."
+        )
 
 
 class ServerError(RagkitError):

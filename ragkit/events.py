@@ -142,7 +142,7 @@ class ExperimentProgress(_Broadcast, frozen=True, kw_only=True, tag_field="type"
     experiment: Name
     state: TaskState
     cells_done: Count = 0
-    """A cell is one system on one query set."""
+    """A cell is what is computed once, such as the ranking of one question by one system."""
     cells_total: Count | None = None
     eta_seconds: float | None = None
     message: Text | None = None

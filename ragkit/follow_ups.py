@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterable, Iterator
 
 from ragkit.analysis import tokenize
 from ragkit.answer import Answer
+from ragkit.corpus import Passages
 from ragkit.llm import LLM, GenerativeLLM
 from ragkit.records import DocumentRecord
-from ragkit.retrieval import Hit, Passages, Retriever, retrieve
+from ragkit.retrieval import Hit, Retriever, retrieve
 
 __all__ = ["FollowUps"]
 

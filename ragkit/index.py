@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from pathlib import Path
@@ -20,6 +21,7 @@ import filelock
 
 from ragkit.cache import CachedEmbedder, EmbeddingCache
 from ragkit.chunking import Chunker
+from ragkit.corpus import Documents, Passages
 from ragkit.embedding import Embedder
 from ragkit.errors import EmptyIndexError, IndexLockedError, IndexMismatchError, IndexWriteError, InputError
 from ragkit.integrity import IndexCheck, check, mend
@@ -29,7 +31,7 @@ from ragkit.report import IndexReport, Progress
 from ragkit.store import ChromaStore, VectorStore
 from ragkit.update import Update
 
-__all__ = ["Index", "remove_index"]
+__all__ = ["Index", "PassagesCache", "remove_index"]
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
@@ -93,6 +95,18 @@ class Index:
     def document(self, document_id: str) -> DocumentRecord | None:
         """Read one document as it was indexed."""
         return self.records.document(document_id) if self.exists else None
+
+    def passages(self) -> Passages:
+        """Return every passage as it is now."""
+        snapshot = self.records.snapshot()
+        return Passages(
+            Documents(snapshot.documents.values()),
+            [snapshot.chunks[document_id] for document_id in snapshot.documents],
+            embedder=self.embedder,
+            vectors=self.store,
+            path=self.path,
+            generation=snapshot.generation,
+        )
 
     def counts(self) -> tuple[int, int]:
         """Count (documents, chunks)."""
@@ -252,6 +266,26 @@ def _refuse_foreign_folder(path: Path) -> None:
                 f"'{path}' holds files that are not an index ('{others[0]}', ...). An index needs a folder of its own: "
                 f"RAGEngine('indexes/{path.name}'), then engine.index('{path}')."
             )
+
+
+class PassagesCache:
+    """The newest `Passages` of an index; looks before each use whether another process has changed it."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._lock = threading.Lock()
+        self._passages: Passages | None = None
+
+    def get(self) -> Passages:
+        """Raises `EmptyIndexError` where nothing was indexed yet, `IndexMismatchError` for another embedder's index."""
+        if not self._index.exists:
+            raise EmptyIndexError(self._index.path)
+        self._index.check()
+        with self._lock:
+            if self._passages is None or self._passages.generation != self._index.records.generation():
+                self._index.catch_up()
+                self._passages = self._index.passages()
+            return self._passages
 
 
 def remove_index(path: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""How indexing progress is shown to a person and told to the socket."""
+"""How progress is shown to a person, and that of indexing told to the socket."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from ragkit import events
 from ragkit.report import Progress
 
-__all__ = ["ProgressBar", "progress_event"]
+__all__ = ["CellsBar", "ProgressBar", "progress_event"]
 
 _MAX_FAILURES_TOLD = 100
 
@@ -46,6 +46,28 @@ class ProgressBar:
         failed = f", {len(progress.failures)} failed" if progress.failures else ""
         reading = f"reading {progress.current_document}" if progress.chunks_total is None else documents
         self._bar.set_postfix_str(reading + failed, refresh=True)
+
+
+class CellsBar:
+    """A tqdm bar over the cells of an experiment."""
+
+    def __init__(self, wanted: bool, label: str) -> None:
+        from tqdm.auto import tqdm
+
+        self._bar: Any = tqdm(
+            desc=label, unit=" cells", disable=(False if _in_notebook() else None) if wanted else True
+        )
+
+    def __enter__(self) -> CellsBar:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.close()
+
+    def show(self, done: int, total: int, doing: str) -> None:
+        """Show how far it is."""
+        self._bar.total, self._bar.n = total, done
+        self._bar.set_postfix_str(doing, refresh=True)
 
 
 def _in_notebook() -> bool:

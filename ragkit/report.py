@@ -97,6 +97,22 @@ class IndexReport:
         return f"<p>{html.escape(head)}</p>" + (f"<ul>{items}</ul>" if items else "")
 
 
+class Pace:
+    """How fast something goes, over the last few seconds."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def rate(self, done: int) -> float | None:
+        """Note how many are done, and return how many a second; None if it cannot be told yet."""
+        now = time.monotonic()
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and now - self._seen[0][0] > _RATE_WINDOW_SECONDS:
+            self._seen.popleft()
+        seconds, more = now - self._seen[0][0], done - self._seen[0][1]
+        return more / seconds if seconds > 0 and more > 0 else None
+
+
 class Meter:
     """Tells of the progress of one run: of each end, and between them a few times a second.
 
@@ -109,7 +125,7 @@ class Meter:
         self.failed: list[DocumentError] = []
         self._on_progress = on_progress
         self._told = 0.0
-        self._pace: deque[tuple[float, int]] = deque()
+        self._pace = Pace()
 
     def tell(self, *, force: bool = False, **changes: object) -> None:
         """Note what has changed, and tell it unless something was told just now."""
@@ -129,12 +145,7 @@ class Meter:
 
     def chunks(self, done: int, total: int | None, *, current_document: str | None) -> None:
         """Tell how many chunks have their vectors; the rate and the time left follow from it."""
-        now = time.monotonic()
-        self._pace.append((now, done))
-        while len(self._pace) > 2 and now - self._pace[0][0] > _RATE_WINDOW_SECONDS:
-            self._pace.popleft()
-        seconds, more = now - self._pace[0][0], done - self._pace[0][1]
-        rate = more / seconds if seconds > 0 and more else None
+        rate = self._pace.rate(done)
         left = (total - done) / rate if rate is not None and total is not None else None
         self.tell(
             force=True,  # a batch is seldom, and the next one may take long

@@ -18,13 +18,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Imports run one way: a module may import those before it.
 ORDER = [
-    "errors", "terminal", "documents", "kinds", "ignoring", "downloads", "sources", "decoding", "markup", "outlines",
-    "faults", "drafts", "notebooks", "pdf", "tables", "archives", "word", "slides", "workbooks", "epub", "loaders",
-    "reading", "analysis", "embedding", "hosted", "sentences", "spans", "chunking", "chunkers", "passages", "cache",
-    "executors", "store", "records", "report", "belt", "pipeline", "update", "integrity", "index", "retrieval",
-    "quotes", "chat", "llm", "answer", "follow_ups",
+    "errors", "terminal", "choices", "identity", "documents", "kinds", "ignoring", "downloads", "sources",
+    "decoding", "markup", "outlines", "faults", "drafts", "notebooks", "pdf", "tables", "archives", "word",
+    "slides", "workbooks", "epub", "loaders", "reading", "analysis", "embedding", "hosted", "sentences", "spans",
+    "chunking", "chunkers", "passages", "cache", "executors", "store", "records", "corpus", "report", "belt",
+    "pipeline", "update", "integrity", "index", "retrieval", "quotes", "chat", "llm", "answer", "follow_ups",
     "events", "discovery", "journal", "outbox", "handshake", "serving", "link", "publisher", "progress", "refresh",
-    "background", "engine", "folders", "watch", "doctor", "widgets", "options", "cli",
+    "background", "engine", "folders", "durable", "provenance", "parameters", "run", "runs", "sweep", "trec",
+    "judged", "datasets", "measures", "statistics", "plots", "systems", "cells", "stages", "results", "experiment",
+    "watch", "doctor", "widgets", "options", "runs_cli", "cli",
 ]  # fmt: skip
 SERVER_MAY_IMPORT = {"events", "errors", "discovery", "terminal"}
 HEAVY = {"torch", "chromadb", "sentence_transformers", "transformers", "pandas", "openai", "numpy"}

@@ -12,8 +12,8 @@ import pytest
 
 from ragkit.chunking import StructureChunker
 from ragkit.embedding import HashEmbedder
-from ragkit.index import Index
-from ragkit.retrieval import Dense, Hybrid, PassagesCache, retrieve
+from ragkit.index import Index, PassagesCache
+from ragkit.retrieval import Dense, Hybrid, retrieve
 from tests.conftest import ROOT
 from tests.corpora import write_pages
 

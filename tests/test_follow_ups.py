@@ -7,12 +7,13 @@ import pytest
 
 from ragkit.answer import cite
 from ragkit.chunking import StructureChunker
+from ragkit.corpus import Passages
 from ragkit.documents import detect_language
 from ragkit.embedding import HashEmbedder
 from ragkit.follow_ups import FollowUps
 from ragkit.index import Index
 from ragkit.llm import ExtractiveLLM, ScriptedLLM
-from ragkit.retrieval import Hybrid, Passages, retrieve
+from ragkit.retrieval import Hybrid, retrieve
 from tests.corpora import write_pages
 
 
@@ -20,14 +21,14 @@ from tests.corpora import write_pages
 def passages(tmp_path: Path) -> Passages:
     index = Index(tmp_path / "index", embedder=HashEmbedder(), chunker=StructureChunker(max_tokens=60))
     index.update(write_pages(tmp_path / "docs"))
-    return Passages(index)
+    return index.passages()
 
 
 def maker(passages: Passages, llm: object = None) -> FollowUps:
     return FollowUps(
         lambda: passages,
         retriever=Hybrid(),
-        llm=llm or ExtractiveLLM(passages.index.embedder),  # type: ignore[arg-type]
+        llm=llm or ExtractiveLLM(passages.embedder),  # type: ignore[arg-type]
         language_of=lambda question: detect_language(question, among={"en", "fr"}, default="en"),
     )
 

@@ -30,10 +30,9 @@ from ragkit.errors import (
     NoDocumentsError,
     SourceNotFoundError,
 )
-from ragkit.index import Index, remove_index
+from ragkit.index import Index, PassagesCache, remove_index
 from ragkit.passages import passage_text
 from ragkit.report import Progress
-from ragkit.retrieval import PassagesCache
 
 
 class CountingEmbedder(HashEmbedder):

@@ -10,15 +10,14 @@ import pytest
 
 from ragkit.analysis import tokenize
 from ragkit.chunking import StructureChunker
+from ragkit.corpus import Passages
 from ragkit.embedding import HashEmbedder
 from ragkit.errors import EmptyIndexError, EmptyQuestionError, InputError
-from ragkit.index import Index
+from ragkit.index import Index, PassagesCache
 from ragkit.retrieval import (
     BM25,
     Dense,
     Hybrid,
-    Passages,
-    PassagesCache,
     Retriever,
     reciprocal_rank_fusion,
     retrieve,
@@ -36,7 +35,7 @@ def index(tmp_path: Path) -> Index:
 
 @pytest.fixture
 def passages(index: Index) -> Passages:
-    return Passages(index)
+    return index.passages()
 
 
 RETRIEVERS: list[Retriever] = [BM25(), BM25("documents"), Dense(), Dense(exact=True), Hybrid(), Hybrid(exact=True)]
@@ -130,7 +129,7 @@ def test_the_cache_sees_what_changed(index: Index, tmp_path: Path) -> None:
 
 
 def test_a_generation_that_nobody_holds_is_let_go(index: Index) -> None:
-    passages = Passages(index)
+    passages = index.passages()
     retrieve("papermill parameters", passages, retriever=Hybrid(), k=1)
     held = weakref.ref(passages)
     del passages

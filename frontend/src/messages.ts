@@ -104,7 +104,7 @@ export interface ExperimentProgress {
   task_id: string;
   experiment: string;
   state: 'cancelled' | 'done' | 'failed' | 'queued' | 'running';
-  /** A cell is one system on one query set. */
+  /** A cell is what is computed once, such as the ranking of one question by one system. */
   cells_done: number;
   cells_total: number | null;
   eta_seconds: number | null;

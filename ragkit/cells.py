@@ -1,0 +1,117 @@
+"""What experiments have computed, by everything that it depends on: a cell is computed once and kept.
+
+One mechanism serves resuming, sharing and editing: whoever needs a result asks for its key (`ragkit.identity`
+makes it), computes what is missing, and puts it here in one transaction. Killed at any moment, what was put is there
+and nothing is half there. Unlike a cache it is never trimmed, and what goes wrong with it is an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ragkit.errors import CellsError
+
+__all__ = ["Cells"]
+
+_AT_ONCE = 500  # keys in one question
+_BUSY_SECONDS = 60.0
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS cells (
+    key TEXT PRIMARY KEY, stage TEXT NOT NULL, value BLOB NOT NULL) WITHOUT ROWID;
+"""
+
+
+class Cells:
+    """Results on disk: one SQLite file, which any number of threads and processes share.
+
+    Args:
+        path: The file; its folder is made when it is first used.
+
+    Attributes:
+        computed: By stage, how many cells were put by this object.
+        found: By stage, how many were asked for and there.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.computed: Counter[str] = Counter()
+        self.found: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._db: sqlite3.Connection | None = None
+        self._pid = 0
+
+    def __repr__(self) -> str:
+        return f"Cells({str(self.path)!r})"
+
+    def get(self, stage: str, keys: Sequence[str]) -> dict[str, Any]:
+        """Read what there is of n keys: key -> value.
+
+        Raises:
+            CellsError: The file cannot be read.
+        """
+        found: dict[str, Any] = {}
+        with self._opened() as db:
+            for start in range(0, len(keys), _AT_ONCE):
+                part = keys[start : start + _AT_ONCE]
+                marks = ",".join("?" * len(part))
+                rows = db.execute(f"SELECT key, value FROM cells WHERE key IN ({marks})", part)
+                found |= {key: msgspec.msgpack.decode(value) for key, value in rows}
+            self.found[stage] += len(found)
+        return found
+
+    def put(self, stage: str, values: Mapping[str, Any]) -> None:
+        """Keep values, all of them or none.
+
+        Args:
+            stage: What computed them, for people who look into the file.
+            values: Key -> None, numbers, strings, bytes, lists and dicts of them.
+
+        Raises:
+            CellsError: The file cannot be written.
+        """
+        rows = [(key, stage, msgspec.msgpack.encode(value)) for key, value in values.items()]
+        with self._opened() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                # Whoever was first has computed the same.
+                db.executemany("INSERT OR IGNORE INTO cells VALUES (?, ?, ?)", rows)
+                db.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    db.execute("ROLLBACK")
+                raise
+            self.computed[stage] += len(rows)
+
+    def close(self) -> None:
+        """Let go of the file; the next use opens it again."""
+        with self._lock:
+            if self._db is not None and self._pid == os.getpid():
+                self._db.close()
+            self._db = None
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                if self._db is None or self._pid != os.getpid():  # a connection must not cross a fork
+                    self.path.parent.mkdir(parents=True, exist_ok=True)
+                    db = sqlite3.connect(
+                        self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+                    )
+                    db.execute("PRAGMA journal_mode = WAL")
+                    db.execute("PRAGMA synchronous = NORMAL")
+                    db.executescript(_SCHEMA)
+                    self._db, self._pid = db, os.getpid()
+                yield self._db
+            except (sqlite3.Error, OSError) as error:
+                raise CellsError(self.path, str(error)) from error
