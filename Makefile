@@ -15,7 +15,7 @@ ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 export RAGKIT_TEST_GGUF := $(abspath $(MODELS))
 
-.PHONY: help lab demo test check format bench-retrieval bench-french bench-handbook bench-publish bench-hub bench-soak bench-panel bench-index bench-chunkers docs frontend clean
+.PHONY: help lab demo test check format bench-retrieval bench-french bench-handbook bench-publish bench-hub bench-soak bench-panel bench-index bench-chunkers bench-experiment docs frontend clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -64,6 +64,9 @@ bench-index: $(VENV)/.test $(PEERS)/.peers  ## Indexing beside raw encode, LangC
 
 bench-chunkers: $(VENV)/.test  ## Span-level recall, precision and IoU of every chunker; CHUNKERS="token" chooses (10 minutes)
 	$(BIN)/python -m benchmarks.chunkers $(CHUNKERS)
+
+bench-experiment: $(VENV)/.test  ## SciFact as an experiment: reference values, and what a second run costs (6 minutes)
+	$(BIN)/python -m benchmarks.experiment
 
 docs: $(VENV)/.lab  ## Rewrite the tables of docs/protocol.md that repeat the code
 	$(BIN)/python docs/generate.py

@@ -63,7 +63,15 @@ def test_agrees_with_scipy_and_statsmodels() -> None:
     assert table.loc["better", "p_randomisation_holm"] < 0.05 < table.loc["same", "p_randomisation_holm"]
 
 
-@pytest.mark.parametrize("pairs", [[0.1, 0.2, 0.3, -0.05, 0.4], [0.5, 0.5, -0.5, 1.0, 0.5, 0.0], [1.0, 1.0]])
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [0.1, 0.2, 0.3, -0.05, 0.4],
+        [0.5, 0.5, -0.5, 1.0, 0.5, 0.0],
+        [1.0, 1.0],
+        [0.1, -0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8],
+    ],
+)
 def test_few_pairs_are_tested_exactly(pairs: list[float]) -> None:
     (row,) = compare(frame([0.0] * len(pairs), pairs), baseline="base", resamples=100).to_dict("records")
     differing = [d for d in pairs if d]
