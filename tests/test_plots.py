@@ -143,8 +143,9 @@ def test_tradeoff_draws_the_front() -> None:
     assert plots.tradeoff(costs(["a", "b"]), measure="nDCG@10", cost="cost").axes[0].get_xscale() == "linear"
 
 
-def test_names_of_equals_stand_one_below_the_other() -> None:
-    systems = costs(list("abcdef")).assign(**{"nDCG@10": [0.9, 0.5, 0.5, 0.5, 0.1, 0.1]})
+@pytest.mark.parametrize("qualities", [[0.9, 0.5, 0.5, 0.5, 0.1, 0.1], [0.9, 0.5, 0.5, 0.5, 0.1, 0.1, 0.1, 0.1]])
+def test_names_of_equals_stand_one_below_the_other(qualities: list[float]) -> None:
+    systems = costs(list("abcdefgh"[: len(qualities)])).assign(**{"nDCG@10": qualities})
     figure = plots.tradeoff(systems, measure="nDCG@10")
     assert_readable(figure)
     assert all(0 < text.xyann[1] < 1 for text in figure.axes[0].texts)  # type: ignore[attr-defined]
