@@ -39,13 +39,11 @@ class Cells:
 
     Attributes:
         computed: By stage, how many cells were put by this object.
-        found: By stage, how many were asked for and there.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.computed: Counter[str] = Counter()
-        self.found: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._db: sqlite3.Connection | None = None
         self._pid = 0
@@ -53,7 +51,7 @@ class Cells:
     def __repr__(self) -> str:
         return f"Cells({str(self.path)!r})"
 
-    def get(self, stage: str, keys: Sequence[str]) -> dict[str, Any]:
+    def get(self, keys: Sequence[str]) -> dict[str, Any]:
         """Read what there is of n keys: key -> value.
 
         Raises:
@@ -66,7 +64,6 @@ class Cells:
                 marks = ",".join("?" * len(part))
                 rows = db.execute(f"SELECT key, value FROM cells WHERE key IN ({marks})", part)
                 found |= {key: msgspec.msgpack.decode(value) for key, value in rows}
-            self.found[stage] += len(found)
         return found
 
     def put(self, stage: str, values: Mapping[str, Any]) -> None:

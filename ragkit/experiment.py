@@ -27,7 +27,7 @@ from ragkit.cells import Cells
 from ragkit.chat import never
 from ragkit.corpus import Passages
 from ragkit.datasets import Dataset
-from ragkit.errors import CancelledError, InputError, RagkitError
+from ragkit.errors import CancelledError, InputError
 from ragkit.identity import digest, identity
 from ragkit.measures import check_gold, parse_measure
 from ragkit.progress import CellsBar
@@ -40,6 +40,8 @@ from ragkit.systems import System, named
 __all__ = ["Experiment", "Running"]
 
 _TELL_SECONDS = 0.25
+_LONGEST = 2_000  # characters of a message
+_MOST_ROWS = 200  # of a leaderboard that is told
 
 
 class Experiment:
@@ -108,13 +110,16 @@ class Experiment:
         with self._lock:
             self.systems += named(systems, taken=[system.name for system in self.systems])
 
-    def run(self, *, cancelled: Callable[[], bool] = never) -> Result:
+    def run(
+        self, *, cancelled: Callable[[], bool] = never, on_system: Callable[[Result], object] = lambda result: None
+    ) -> Result:
         """Compute what is missing, and measure.
 
         Ctrl-C (or an interrupted kernel) stops it; what was computed is kept, and the next call goes on.
 
         Args:
             cancelled: Asked several times a second; True stops the work.
+            on_system: Called with the interim result at the beginning and after each system.
 
         Raises:
             CancelledError: ``cancelled`` said so.
@@ -124,14 +129,16 @@ class Experiment:
         with CellsBar(self._progress, self.name) as bar:
             run = _Run(self, result, bar)
             run.tell("running", now=True)
+            on_system(result)
             try:
                 while (system := self._next(result)) is not None:
                     self._measure(system, result, run, cancelled)
+                    on_system(result)
             except (KeyboardInterrupt, CancelledError) as stopped:
                 run.tell("cancelled", now=True, message=str(stopped) or "Interrupted. Run it again, and it goes on.")
                 raise
-            except RagkitError as error:
-                run.tell("failed", now=True, message=str(error))
+            except Exception as error:  # a retriever of a user's own can raise anything: listeners hear of it
+                run.tell("failed", now=True, message=str(error) or type(error).__name__)
                 raise
             finally:
                 self._cuts.clear()
@@ -241,7 +248,7 @@ class _Run:
                 task_id=self._task_id,
                 experiment=self._experiment.name,
                 row=self._result.row(name),
-                leaderboard=self._result.leaderboard(),
+                leaderboard=self._result.leaderboard()[:_MOST_ROWS],
             )
         )
 
@@ -266,7 +273,7 @@ class _Run:
                 cells_done=done,
                 cells_total=total,
                 eta_seconds=left / rate if rate and state == "running" else None,
-                message=message,
+                message=message and message[:_LONGEST],
             )
         )
 
@@ -276,12 +283,13 @@ class Running:
 
     Attributes:
         experiment: The experiment.
+        interim: What was measured so far; None before it has begun.
     """
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         self._stop = threading.Event()
-        self._result: Result | None = None
+        self.interim: Result | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=f"experiment {experiment.name}", daemon=True)
         self._thread.start()
@@ -291,9 +299,12 @@ class Running:
 
     def _run(self) -> None:
         try:
-            self._result = self.experiment.run(cancelled=self._stop.is_set)
+            self.experiment.run(cancelled=self._stop.is_set, on_system=self._keep)
         except BaseException as error:
             self._error = error
+
+    def _keep(self, result: Result) -> None:
+        self.interim = result
 
     def add(self, systems: System | Iterable[System] | Mapping[str, System]) -> None:
         """See `Experiment.add`."""
@@ -317,5 +328,5 @@ class Running:
             raise TimeoutError("The experiment is still running; ask again, or stop() it.")
         if self._error is not None:
             raise self._error
-        assert self._result is not None
-        return self._result
+        assert self.interim is not None  # it ended without an error
+        return self.interim

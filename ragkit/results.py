@@ -149,21 +149,24 @@ class Result:
         raise InputError(f"plot() draws 'leaderboard', 'differences' or 'tradeoff', not {kind!r}.")
 
     def row(self, name: str) -> dict[str, Any]:
-        """A system's figures as plain values, for listeners; with its mean differences from the baseline."""
+        """A system's figures as plain values, for listeners; with its mean difference from the baseline."""
+        return self._row(name, self.wide())
+
+    def leaderboard(self) -> list[dict[str, Any]]:
+        """Every system's `row`, the best first."""
+        wide = self.wide()
+        return [self._row(name, wide) for name in self.systems["system"]]
+
+    def _row(self, name: str, wide: pd.DataFrame) -> dict[str, Any]:
         measured = self._measured[name]
         row = {"system": name, **self._means(measured), **measured.facts}
         if name != self.baseline and self.baseline in self._measured:
-            wide = self.wide()
             differences = paired_differences(wide[name], wide[self.baseline])
             known = differences[differences == differences]
             row["difference"] = float(known.mean()) if len(known) else None
             row["wins"], row["losses"] = int((known > 0).sum()), int((known < 0).sum())
         row["interim"] = self.interim
         return {key: _plain(value) for key, value in row.items()}
-
-    def leaderboard(self) -> list[dict[str, Any]]:
-        """Every system's `row`, the best first."""
-        return [self.row(name) for name in self.systems["system"]]
 
     def _means(self, measured: _Measured) -> dict[str, float]:
         means = measured.values.groupby("measure")["value"].mean()

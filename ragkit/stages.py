@@ -123,10 +123,6 @@ class Cut:
             )
         return self._passages
 
-    def forget(self) -> None:
-        """Let go of the vectors."""
-        self._passages = None
-
 
 def records(documents: Sequence[Document]) -> Documents:
     """Return documents as retrievers see them."""
@@ -161,7 +157,7 @@ def cut(
         _stop_if(cancelled)
         part = documents[start : start + _CUT_TOGETHER]
         keys = [digest(method, each) for each in digests[start : start + _CUT_TOGETHER]]
-        known = cells.get("chunk", keys)
+        known = cells.get(keys)
         fresh = {
             k: [[c.start, c.end, c.headings, c.page] for c in chunker.chunk(document, embedder=embedder)]
             for k, document in zip(keys, part, strict=True)
@@ -228,7 +224,7 @@ class Retrieval:
     def known(self, questions: Sequence[str]) -> dict[str, Ranking]:
         """Return what was computed before: question -> ranking."""
         keys = {digest(self.key, question): question for question in questions}
-        return {keys[key]: _decoded(value) for key, value in self._cells.get("retrieve", list(keys)).items()}
+        return {keys[key]: _decoded(value) for key, value in self._cells.get(list(keys)).items()}
 
     def rank(self, questions: Sequence[str], passages: Passages, *, known: Container[str] = ()) -> dict[str, Ranking]:
         """Rank the passages for the questions of one window, but for the known ones, and keep the rankings."""
@@ -246,7 +242,7 @@ class Retrieval:
     def latency(self, questions: Sequence[str], passages: Passages) -> float:
         """Return the median milliseconds of one question by itself, its embedding included; measured once."""
         key = digest("latency", self.key)
-        known = self._cells.get("latency", [key])
+        known = self._cells.get([key])
         if key not in known:
             known = {key: statistics.median(_timed(self.retriever, questions[: _TIMED + 1], passages))}
             self._cells.put("latency", known)
@@ -255,7 +251,7 @@ class Retrieval:
     def known_latency(self) -> float | None:
         """Return what was measured before."""
         key = digest("latency", self.key)
-        return self._cells.get("latency", [key]).get(key)
+        return self._cells.get([key]).get(key)
 
 
 def windows(questions: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -232,6 +232,25 @@ def test_a_failure_is_told_and_raised(dataset: Dataset, tmp_path: Path) -> None:
     assert "would not see the end" in (told.events[-1].message or "")
 
 
+class Broken:
+    """A retriever of a user's own, with a fault in it."""
+
+    name = "broken"
+
+    def scores(self, question: str, passages: Passages) -> Mapping[int, float]:
+        return {0: 1 / len(question[:0])}
+
+
+def test_a_users_fault_is_told_too(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+    told = Told()
+    with pytest.raises(ZeroDivisionError):
+        experiment(
+            dataset, System(label="broken", embedder=embedder, retriever=Broken()), tmp_path, publisher=told
+        ).run()
+    assert isinstance(told.events[-1], events.ExperimentProgress)
+    assert (told.events[-1].state, told.events[-1].message) == ("failed", "division by zero")
+
+
 class Slow:
     """A retriever that waits until it may go on."""
 
@@ -253,6 +272,8 @@ def test_a_system_is_added_while_it_runs(dataset: Dataset, embedder: Counting, t
     running = experiment(dataset, System(label="slow", embedder=embedder, retriever=Slow()), tmp_path).start()
     with pytest.raises(TimeoutError, match="still running"):
         running.result(timeout_seconds=0.05)
+    assert running.interim is not None
+    assert running.interim.interim
     running.add(System(label="more", embedder=embedder, retriever=BM25()))
     GO.set()
     assert running.result(timeout_seconds=60).names == ["slow", "more"]
