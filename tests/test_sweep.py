@@ -130,18 +130,20 @@ def test_what_ends_badly_is_a_row_and_nothing_is_left_running(tmp_path: Path) ->
     seen: list[tuple[int, str]] = []
     frame = sweep(
         notebook,
-        {"retriever": ["die", "hang", "hybrid"]},
-        jobs=3,
+        {"retriever": ["die", "hybrid"]},
+        jobs=2,
         store=tmp_path / "runs",
-        timeout_seconds=60,
         on_row=lambda at, row: seen.append((at, row["state"])),
     )
-    assert frame["state"].tolist() == ["failed", "failed", "done"]
-    assert frame["error"].tolist()[:2] == ["DeadKernelError", "TimeoutError"]
-    assert "not done after 60 seconds" in frame["message"][1]
-    assert frame["early"].tolist() == [32, 32, 32]
-    assert seen[:3] == [(0, "queued"), (1, "queued"), (2, "queued")]
-    assert len(seen) == 9
+    assert frame["state"].tolist() == ["failed", "done"]
+    assert frame["error"][0] == "DeadKernelError"
+    assert frame["early"].tolist() == [32, 32]  # recorded before the kernel died
+    assert seen[:2] == [(0, "queued"), (1, "queued")]
+    assert len(seen) == 6
+    # However far it came: a busy machine may not even have started the kernel.
+    hung = sweep(notebook, {"retriever": "hang"}, store=tmp_path / "runs", timeout_seconds=5)
+    assert hung["state"].tolist() == ["failed"]
+    assert (hung["error"][0], hung["message"][0]) == ("TimeoutError", "It was not done after 5 seconds.")
     assert [p for p in family(psutil.Process().pid) if "ragkit.sweep" in p.cmdline()] == []
 
 
