@@ -17,8 +17,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ragkit.answer import Answer, Citation
+    from ragkit.beir import write_dataset
+    from ragkit.budgets import Budget
     from ragkit.cache import EmbeddingCache
-    from ragkit.choices import choose
+    from ragkit.choices import between, choose
     from ragkit.chunkers import RecursiveChunker, SemanticChunker, SentenceChunker, TokenChunker
     from ragkit.chunking import Chunk, StructureChunker
     from ragkit.datasets import Dataset, load_dataset
@@ -28,19 +30,28 @@ if TYPE_CHECKING:
     from ragkit.errors import RagkitError
     from ragkit.experiment import Experiment
     from ragkit.hosted import OpenAIEmbedder
+    from ragkit.judging import Faithfulness, Relevance
     from ragkit.llm import LLM, ExtractiveLLM, OpenAILLM, ScriptedLLM
     from ragkit.measures import SpanIoU, SpanPrecision, SpanRecall
+    from ragkit.metering import Metered, Price
+    from ragkit.questions import make_questions
     from ragkit.report import IndexReport
+    from ragkit.reranking import CrossEncoderReranker, LLMReranker
     from ragkit.retrieval import BM25, Dense, Hit, Hybrid
+    from ragkit.rewriting import HyDE, MultiQuery
     from ragkit.runs import RunStore, record
+    from ragkit.searches import search
     from ragkit.systems import System
 
 _HOME = {
     "Answer": "answer",
+    "between": "choices",
     "BM25": "retrieval",
+    "Budget": "budgets",
     "choose": "choices",
     "Chunk": "chunking",
     "Citation": "answer",
+    "CrossEncoderReranker": "reranking",
     "Dataset": "datasets",
     "Dense": "retrieval",
     "Document": "documents",
@@ -48,20 +59,29 @@ _HOME = {
     "EmbeddingCache": "cache",
     "Experiment": "experiment",
     "ExtractiveLLM": "llm",
+    "Faithfulness": "judging",
     "HashEmbedder": "embedding",
     "Hit": "retrieval",
     "Hybrid": "retrieval",
+    "HyDE": "rewriting",
     "IndexReport": "report",
     "LLM": "llm",
+    "LLMReranker": "reranking",
     "load_dataset": "datasets",
+    "make_questions": "questions",
+    "Metered": "metering",
+    "MultiQuery": "rewriting",
     "OpenAIEmbedder": "hosted",
     "OpenAILLM": "llm",
+    "Price": "metering",
     "RAGEngine": "engine",
     "RagkitError": "errors",
     "record": "runs",
     "RecursiveChunker": "chunkers",
+    "Relevance": "judging",
     "RunStore": "runs",
     "ScriptedLLM": "llm",
+    "search": "searches",
     "SemanticChunker": "chunkers",
     "SentenceChunker": "chunkers",
     "SentenceTransformerEmbedder": "embedding",
@@ -71,6 +91,7 @@ _HOME = {
     "StructureChunker": "chunking",
     "System": "systems",
     "TokenChunker": "chunkers",
+    "write_dataset": "beir",
 }
 
 __all__ = sorted([*_HOME, "__version__"])

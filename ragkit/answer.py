@@ -174,7 +174,7 @@ def cite(
         seconds: How long it took.
         answer_id: Its id; made if empty.
     """
-    abstained = is_abstention(text)
+    abstained = is_abstention(_MARKER.sub("", text))  # models cite even what they did not find
     quotes: dict[int, list[tuple[int, int]]] = {}  # by the number of the hit, in the order of their first markers
 
     def keep(marker: re.Match[str]) -> str:

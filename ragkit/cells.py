@@ -2,7 +2,8 @@
 
 One mechanism serves resuming, sharing and editing: whoever needs a result asks for its key (`ragkit.identity`
 makes it), computes what is missing, and puts it here in one transaction. Killed at any moment, what was put is there
-and nothing is half there. Unlike a cache it is never trimmed, and what goes wrong with it is an error.
+and nothing is half there. Unlike a cache it is never trimmed, and what goes wrong with it is an error: each value has a
+checksum, for SQLite would give back a changed one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import os
 import sqlite3
 import threading
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +29,7 @@ _BUSY_SECONDS = 60.0
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS cells (
-    key TEXT PRIMARY KEY, stage TEXT NOT NULL, value BLOB NOT NULL) WITHOUT ROWID;
+    key TEXT PRIMARY KEY, stage TEXT NOT NULL, value BLOB NOT NULL, crc32 INTEGER NOT NULL) WITHOUT ROWID;
 """
 
 
@@ -55,15 +57,19 @@ class Cells:
         """Read what there is of n keys: key -> value.
 
         Raises:
-            CellsError: The file cannot be read.
+            CellsError: The file cannot be read, or is damaged.
         """
         found: dict[str, Any] = {}
         with self._opened() as db:
             for start in range(0, len(keys), _AT_ONCE):
                 part = keys[start : start + _AT_ONCE]
                 marks = ",".join("?" * len(part))
-                rows = db.execute(f"SELECT key, value FROM cells WHERE key IN ({marks})", part)
-                found |= {key: msgspec.msgpack.decode(value) for key, value in rows}
+                for key, value, crc32 in db.execute(
+                    f"SELECT key, CAST(value AS BLOB), crc32 FROM cells WHERE key IN ({marks})", part
+                ):
+                    if zlib.crc32(value) != crc32:
+                        raise CellsError(self.path, f"the value of cell {key} is damaged")
+                    found[key] = msgspec.msgpack.decode(value)
         return found
 
     def put(self, stage: str, values: Mapping[str, Any]) -> None:
@@ -76,12 +82,13 @@ class Cells:
         Raises:
             CellsError: The file cannot be written.
         """
-        rows = [(key, stage, msgspec.msgpack.encode(value)) for key, value in values.items()]
+        encoded = {key: msgspec.msgpack.encode(value) for key, value in values.items()}
+        rows = [(key, stage, value, zlib.crc32(value)) for key, value in encoded.items()]
         with self._opened() as db:
             db.execute("BEGIN IMMEDIATE")
             try:
                 # Whoever was first has computed the same.
-                db.executemany("INSERT OR IGNORE INTO cells VALUES (?, ?, ?)", rows)
+                db.executemany("INSERT OR IGNORE INTO cells VALUES (?, ?, ?, ?)", rows)
                 db.execute("COMMIT")
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):

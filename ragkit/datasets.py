@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import re
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
 
 from ragkit.decoding import clean
-from ragkit.documents import Document, with_language
+from ragkit.documents import Document, Mark, with_language
 from ragkit.drafts import one_line
 from ragkit.errors import DocumentError, InputError, MissingExtraError, RagkitError, SourceNotFoundError
 from ragkit.judged import Dataset, GoldSpan, Query
@@ -25,6 +29,7 @@ __all__ = ["Dataset", "GoldSpan", "Query", "load_dataset", "read_run", "write_ru
 
 IR_DATASETS = "ir_datasets:"
 _ID_KEYS = ("_id", "id")
+_PAGE = re.compile(r"[0-9]{1,9}")
 
 Qrels = dict[str, dict[str, int]]
 Spans = dict[str, list[GoldSpan]]
@@ -303,15 +308,34 @@ def _text(row: Mapping[str, Any], where: str) -> str:
 def _document(row: Mapping[str, Any], where: str) -> Document:
     """The text and title that `ragkit.tables.read_jsonl` gives, under its plain id; a blank text is a document, too."""
     title, language = row.get("title"), row.get("language")
+    text = _text(row, where)
+    marks = _marks(row["marks"], text, where) if isinstance(row.get("marks"), list) else ()
     known = {"text", "title", "language", *_ID_KEYS}
     return Document(
         id=_id(row, where),
-        text=_text(row, where),
+        text=text,
         source=where,
         title=one_line(title) if isinstance(title, str) else "",
         language=language if isinstance(language, str) else "und",
+        marks=marks,
         metadata={k: v for k, v in row.items() if k not in known and isinstance(v, str | int | float | bool)},
     )
+
+
+def _marks(given: list[Any], text: str, where: str) -> tuple[Mark, ...]:
+    """Read headings and pages, ``[start, "heading" or "page", label, level]`` each, as `ragkit.beir` writes them."""
+    try:
+        marks = [Mark(*each) for each in msgspec.convert(given, list[tuple[int, Literal["heading", "page"], str, int]])]
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise InputError(
+            f'{where}: {error} in \'marks\'. A mark is [start, "heading" or "page", label, level].'
+        ) from error
+    for before, mark in itertools.pairwise([Mark(0, "page", "1"), *marks]):
+        if not before.start <= mark.start <= len(text) or (mark.kind == "page" and not _PAGE.fullmatch(mark.label)):
+            raise InputError(
+                f"{where}: {mark} is no mark of this text. Marks stand within it, sorted; pages are numbers."
+            )
+    return tuple(dataclasses.replace(mark, label=clean(mark.label)) for mark in marks)
 
 
 def _query(row: Mapping[str, Any], where: str) -> Query:

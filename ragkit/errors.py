@@ -15,12 +15,14 @@
     ├── CancelledError                      somebody stopped the work
     ├── EmbeddingError
     │   └── EmbedderNotFoundError           no such model here, and none could be fetched
+    ├── RerankingError                      a reranker's model cannot be loaded, or failed
     ├── LLMError
     │   ├── LLMConnectionError              refused, unreachable, or the stream was cut
     │   ├── LLMTimeoutError
     │   ├── LLMAuthenticationError
     │   ├── LLMRateLimitError
     │   └── LLMResponseError                it answered, but not as an OpenAI-compatible server does
+    ├── BudgetError                         the next call could cost more than is left
     ├── CellsError                          what experiments keep cannot be read or written
     ├── ServerError
     │   ├── ServerNotFoundError             no running Jupyter server could be found
@@ -39,6 +41,7 @@ from pathlib import Path
 
 __all__ = [
     "AmbiguousServerError",
+    "BudgetError",
     "CancelledError",
     "CellsError",
     "DocumentError",
@@ -61,6 +64,7 @@ __all__ = [
     "MissingExtraError",
     "NoDocumentsError",
     "RagkitError",
+    "RerankingError",
     "ServerConnectionError",
     "ServerError",
     "ServerNotFoundError",
@@ -243,17 +247,35 @@ class EmbedderNotFoundError(EmbeddingError):
         )
 
 
+class RerankingError(RagkitError):
+    """A reranker's model cannot be loaded, or failed.
+
+    Attributes:
+        model: The model's name.
+    """
+
+    def __init__(self, model: str, message: str) -> None:
+        self.model = model
+        super().__init__(message)
+
+
 class LLMError(RagkitError):
     """A language model did not give a usable answer.
 
     Attributes:
         model: The model's name.
         base_url: The server's address, without credentials.
+        status: What HTTP status the server refused the request with; None if it did not.
+        billable: Whether the server may have worked on the request, and may bill it.
     """
 
-    def __init__(self, message: str, *, model: str, base_url: str) -> None:
+    def __init__(
+        self, message: str, *, model: str, base_url: str, status: int | None = None, billable: bool = True
+    ) -> None:
         self.model = model
         self.base_url = base_url
+        self.status = status
+        self.billable = billable
         super().__init__(message)
 
 
@@ -275,6 +297,27 @@ class LLMRateLimitError(LLMError):
 
 class LLMResponseError(LLMError):
     """The server answered, but not as an OpenAI-compatible server does."""
+
+
+class BudgetError(RagkitError):
+    """The next call could cost more than the budget has left; it was not made.
+
+    Attributes:
+        name: The budget's name.
+        spent: What is spent, and what calls under way or cut off could have cost.
+        cap: What may be spent.
+        most: What the call could have cost.
+    """
+
+    def __init__(self, name: str, *, spent: float, cap: float, most: float) -> None:
+        self.name = name
+        self.spent = spent
+        self.cap = cap
+        self.most = most
+        super().__init__(
+            f"The budget '{name}' pauses: {spent:.6g} of {cap:.6g} are spent, and the next call can cost {most:.6g}. "
+            "Give it more with budget.raise_to(...), and run again."
+        )
 
 
 class CellsError(RagkitError):

@@ -14,34 +14,33 @@ cells (`ragkit.stages`) and not computed again. Progress and each system's row g
 
 from __future__ import annotations
 
+import dataclasses
 import threading
-import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from ragkit import events
 from ragkit.cache import CachedEmbedder, EmbeddingCache
+from ragkit.calls import Calls
 from ragkit.cells import Cells
 from ragkit.chat import never
-from ragkit.corpus import Passages
+from ragkit.corpus import Documents
 from ragkit.datasets import Dataset
-from ragkit.errors import CancelledError, InputError
+from ragkit.errors import BudgetError, CancelledError, InputError
+from ragkit.estimate import DryCalls, Estimate, dry
+from ragkit.evaluation import Evaluation, Outcome
 from ragkit.identity import digest, identity
-from ragkit.measures import check_gold, parse_measure
+from ragkit.live import Live
+from ragkit.measures import Measure, check_gold, parse_measure
 from ragkit.progress import CellsBar
 from ragkit.publisher import Publisher, default_publisher
-from ragkit.report import Pace
-from ragkit.results import Result, ranked
-from ragkit.stages import Cut, Retrieval, cut, records, windows
-from ragkit.systems import System, named
+from ragkit.results import Result
+from ragkit.run import Run
+from ragkit.runs import RunStore
+from ragkit.stages import Cut, cut, records
+from ragkit.systems import System, described, named
 
 __all__ = ["Experiment", "Running"]
-
-_TELL_SECONDS = 0.25
-_LONGEST = 2_000  # characters of a message
-_MOST_ROWS = 200  # of a leaderboard that is told
 
 
 class Experiment:
@@ -50,13 +49,18 @@ class Experiment:
     Args:
         dataset: Documents, questions and what is right; see `ragkit.datasets.load_dataset`.
         systems: One or several, with choices in them; a dict names them. See `ragkit.systems.System`.
-        measures: In the notation of ir_measures (``"nDCG@10"``, ``"R@100"``), or on spans (``"SpanRecall@5"``).
+        measures: In the notation of ir_measures (``"nDCG@10"``, ``"R@100"``), on spans (``"SpanRecall@5"``), of answers
+            (``"CitationRecall"``, ``"F1"``, ``"Abstention"``, ...: see `ragkit.answer_measures`), or judged by a model
+            (``Faithfulness(llm)``). Answers are made if a measure looks at them.
         baseline: The name of the system that the others are compared with; the first one if None.
         name: What listeners see; the dataset's name if None.
-        store: Folder that keeps what was computed, in ``cells.db``. Experiments that share it share their work.
+        store: Folder that keeps what was computed, in ``cells.db``, and a run for each `run` (`ragkit.runs`).
+            Experiments that share it share their work.
         cache: Where embeddings are kept; this user's cache if None, nowhere if False.
         publisher: Where progress goes; this process's own if None.
         progress: Whether to show a bar.
+        at_once: How many calls to language models are under way at a time.
+        record: Whether each `run` leaves a run in the store.
 
     Raises:
         InputError: No system, two with the same name, a measure that does not exist or that the dataset has no gold
@@ -75,6 +79,8 @@ class Experiment:
         cache: EmbeddingCache | Literal[False] | None = None,
         publisher: Publisher | None = None,
         progress: bool = True,
+        at_once: int = 4,
+        record: bool = True,
     ) -> None:
         self.dataset = dataset
         self.name = name or dataset.name
@@ -91,9 +97,13 @@ class Experiment:
         self.publisher = publisher or default_publisher()
         self._cache = cache
         self._progress = progress
+        if at_once < 1:
+            raise InputError(f"at_once must be at least 1, not {at_once}.")
+        self._at_once = at_once
+        self._runs = RunStore(store) if record else None
         self._lock = threading.Lock()  # over systems, which another thread may add to
         self._embedders: dict[int, CachedEmbedder] = {}
-        self._cuts: dict[str, Cut] = {}
+        self._cut: tuple[str, Cut] | None = None  # the last one, and its key: one at a time is in memory
 
     def __repr__(self) -> str:
         return (
@@ -122,72 +132,102 @@ class Experiment:
             on_system: Called with the interim result at the beginning and after each system.
 
         Raises:
+            BudgetError: What the next call to a model could cost is more than is left. Nothing is lost: raise the
+                budget and run again.
             CancelledError: ``cancelled`` said so.
             CellsError, EmbeddingError, InputError: See `ragkit.stages`.
+            LLMError: The model refuses the key, or answers nothing at all. Single calls that fail are in
+                `Result.errors` instead.
         """
         result = Result(self.dataset, self.measures, self.baseline)
+        on_system(result)
+        questions = len({query.text for query in self.dataset.queries})
+        kept = self._begin_run()
         with CellsBar(self._progress, self.name) as bar:
-            run = _Run(self, result, bar)
-            run.tell("running", now=True)
-            on_system(result)
+            live = Live(self.name, self.publisher, bar, questions=questions)
+            live.tell("running", systems=len(self.systems), now=True)
+            calls = Calls(self.cells, at_once=self._at_once, cancelled=cancelled, tell=live.working)
+            corpus = records(self.dataset.documents)
             try:
-                while (system := self._next(result)) is not None:
-                    self._measure(system, result, run, cancelled)
+                while (system := self._next(result.names)) is not None:
+                    live.tell("running", systems=len(self.systems))
+                    result.add(system, self._evaluate(system, self.measures, corpus, calls, live, cancelled))
+                    live.finished(result.row(system.name), result.leaderboard())
                     on_system(result)
-            except (KeyboardInterrupt, CancelledError) as stopped:
-                run.tell("cancelled", now=True, message=str(stopped) or "Interrupted. Run it again, and it goes on.")
-                raise
-            except Exception as error:  # a retriever of a user's own can raise anything: listeners hear of it
-                run.tell("failed", now=True, message=str(error) or type(error).__name__)
+            except BaseException as error:
+                # A retriever of a user's own can raise anything: listeners hear of it.
+                is_stop = isinstance(error, KeyboardInterrupt | CancelledError | BudgetError)
+                message = str(error) or (
+                    "Interrupted. Run it again, and it goes on." if is_stop else type(error).__name__
+                )
+                live.tell("cancelled" if is_stop else "failed", now=True, message=message)
+                if kept is not None:
+                    kept.finish("cancelled" if is_stop else "failed", error=type(error).__name__, message=message)
                 raise
             finally:
-                self._cuts.clear()
+                self._cut = None
             result.interim = False
-            run.tell("done", now=True)
+            live.tell("done", now=True)
+        if kept is not None:
+            self._end_run(kept, result)
         return result
 
     def start(self) -> Running:
         """Run in the background; `add` systems meanwhile, look at the interim result, stop."""
         return Running(self)
 
-    def _next(self, result: Result) -> System | None:
+    def estimate(self, *, cancelled: Callable[[], bool] = never) -> Estimate:
+        """Say what `run` would still ask of language models, and what that is likely to cost; no model is asked.
+
+        Documents are cut, embedded and searched, and what that gives is kept, as in `run`.
+
+        Args:
+            cancelled: As in `run`.
+
+        Raises:
+            CancelledError, CellsError, EmbeddingError: As `run` does.
+            InputError: There is a model where it cannot be replaced.
+        """
+        found = Estimate()
+        measures = [dry(measure, found) for measure in self.measures]
+        calls = DryCalls(self.cells, found, cancelled=cancelled)
+        corpus = records(self.dataset.documents)
+        done: list[str] = []
+        with CellsBar(self._progress, f"{self.name}, dry run") as bar:
+            live = Live(self.name, None, bar, questions=len(self.dataset.queries))
+            live.tell("running", systems=len(self.systems))
+            while (system := self._next(done)) is not None:
+                found.system = system.name
+                self._evaluate(dry(system, found), measures, corpus, calls, live, cancelled)
+                done.append(system.name)
+        self._cut = None
+        return found
+
+    def _next(self, done: Sequence[str]) -> System | None:
         """The next system to run: with the last one's cut, if there is one, so that vectors are held once."""
         with self._lock:
-            waiting = [system for system in self.systems if system.name not in result.names]
+            waiting = [system for system in self.systems if system.name not in done]
         if not waiting:
             return None
         for system in waiting:
-            if self._cut_key(system) in self._cuts:
+            if self._cut is not None and self._cut_key(system) == self._cut[0]:
                 return system
         return waiting[0]
 
-    def _measure(self, system: System, result: Result, run: _Run, cancelled: Callable[[], bool]) -> None:
-        cut = self._cut(system, cancelled)
-        retrieval = Retrieval(system.retriever, cut, self.cells)
-        questions = [query.text for query in self.dataset.queries]
-        rankings = retrieval.known(questions)
-        run.begin(len(rankings))
-        passages: Passages | None = None
-        for window in windows(questions):
-            if all(question in rankings for question in window):
-                continue
-            if cancelled():
-                raise CancelledError("The experiment was stopped. Run it again, and it goes on.")
-            if passages is None:
-                passages = cut.passages(run.corpus, tell=run.embedding, cancelled=cancelled)
-            rankings |= retrieval.rank(window, passages, known=rankings)
-            run.ranked(len(rankings))
-        latency = retrieval.known_latency()
-        if latency is None:
-            passages = passages or cut.passages(run.corpus, tell=run.embedding, cancelled=cancelled)
-            latency = retrieval.latency(questions, passages)
-        result.add(
-            system,
-            {query.id: ranked(cut.chunks, rankings[query.text]) for query in self.dataset.queries},
-            passages=len(cut.chunks),
-            latency_ms=latency,
-        )
-        run.finished(system.name)
+    def _evaluate(
+        self,
+        system: System,
+        measures: Sequence[Measure],
+        corpus: Documents,
+        calls: Calls,
+        live: Live,
+        cancelled: Callable[[], bool],
+    ) -> Outcome:
+        cut = self._cut_by(system, cancelled)
+        return Evaluation(
+            system, self.dataset, measures, cut=cut, corpus=corpus, cells=self.cells, calls=calls, live=live,
+            cancelled=cancelled,
+        ).run()  # fmt: skip
 
     def _embedder(self, system: System) -> CachedEmbedder:
         return self._embedders.setdefault(id(system.embedder), CachedEmbedder(system.embedder, self._cache))
@@ -195,87 +235,52 @@ class Experiment:
     def _cut_key(self, system: System) -> str:
         return digest(identity(system.chunker), identity(self._embedder(system)))
 
-    def _cut(self, system: System, cancelled: Callable[[], bool]) -> Cut:
+    def _cut_by(self, system: System, cancelled: Callable[[], bool]) -> Cut:
         key = self._cut_key(system)
-        if key not in self._cuts:
-            self._cuts.clear()  # one at a time is in memory
-            self._cuts[key] = cut(
-                self.dataset.documents, system.chunker, self._embedder(system), self.cells, cancelled=cancelled
-            )
-        return self._cuts[key]
+        if self._cut is None or self._cut[0] != key:
+            self._cut = None  # let go of its vectors first
+            made = cut(self.dataset.documents, system.chunker, self._embedder(system), self.cells, cancelled=cancelled)
+            self._cut = key, made
+        return self._cut[1]
 
+    # ---------------------------------------------------------------------------------- the store
 
-class _Run:
-    """Tells the bar and the socket how far one run is."""
-
-    def __init__(self, experiment: Experiment, result: Result, bar: CellsBar) -> None:
-        self.corpus = records(experiment.dataset.documents)
-        self._experiment = experiment
-        self._result = result
-        self._bar = bar
-        self._task_id = uuid.uuid4().hex
-        self._questions = len({query.text for query in experiment.dataset.queries})
-        self._finished = 0
-        self._ranked = 0
-        self._embedded = 0  # texts, for the cuts before
-        self._texts = (0, 0)  # done and all, for this one
-        self._told = -_TELL_SECONDS
-        self._pace = Pace()
-
-    def begin(self, known: int) -> None:
-        self._ranked = known
-        self.tell("running")
-
-    def embedding(self, done: int, total: int) -> None:
-        self._texts = done, total
-        self.tell("running", now=True)  # the next window may take long
-        if done == total:
-            self._embedded += total
-            self._texts = (0, 0)
-            self._pace = Pace()  # ranking has another one
-
-    def ranked(self, count: int) -> None:
-        self._ranked = count
-        self.tell("running")
-
-    def finished(self, name: str) -> None:
-        """Tell a system's row."""
-        self._finished += 1
-        self._ranked = 0
-        self.tell("running", now=True)
-        self._experiment.publisher.publish(
-            events.ExperimentResult(
-                task_id=self._task_id,
-                experiment=self._experiment.name,
-                row=self._result.row(name),
-                leaderboard=self._result.leaderboard()[:_MOST_ROWS],
-            )
+    def _begin_run(self) -> Run | None:
+        if self._runs is None:
+            return None
+        return self._runs.create(
+            name=self.name,
+            kind="experiment",
+            settings={
+                "dataset": self.dataset.name,
+                "measures": [described(measure) for measure in self.measures],
+                "baseline": self.baseline,
+                "systems": {
+                    system.name: {
+                        field.name: described(getattr(system, field.name))
+                        for field in dataclasses.fields(system)
+                        if field.name != "label"
+                    }
+                    for system in self.systems
+                },
+            },
+            data={self.dataset.name: self.dataset.digest()},
         )
 
-    def tell(self, state: events.TaskState, *, now: bool = False, message: str | None = None) -> None:
-        clock = time.monotonic()
-        if not now and clock - self._told < _TELL_SECONDS:
-            return
-        self._told = clock
-        systems = len(self._experiment.systems)
-        done = self._finished * self._questions + self._ranked + self._embedded + self._texts[0]
-        total = systems * self._questions + self._embedded + self._texts[1]
-        rate = self._pace.rate(done)
-        # While texts are embedded, what the other systems will take is not known.
-        left = self._texts[1] - self._texts[0] or total - done
-        doing = f", embedding {self._texts[1]:,} texts" if self._texts[1] else ""
-        self._bar.show(done, total, f"{self._finished}/{systems} systems{doing}")
-        self._experiment.publisher.publish(
-            events.ExperimentProgress(
-                task_id=self._task_id,
-                experiment=self._experiment.name,
-                state=state,
-                cells_done=done,
-                cells_total=total,
-                eta_seconds=left / rate if rate and state == "running" else None,
-                message=message and message[:_LONGEST],
+    def _end_run(self, run: Run, result: Result) -> None:
+        best = result.systems.iloc[0]
+        tables = {"systems": result.systems, "queries": result.queries}
+        if len(result.names) > 1 and self.baseline in result.names:
+            tables["comparisons"] = result.compare()
+        tables |= {
+            name: table
+            for name, table in (
+                ("errors", result.errors), ("judgements", result.judgements), ("follow_ups", result.follow_ups)
             )
-        )
+            if len(table)
+        }  # fmt: skip
+        run.record(best=best["system"], **{str(m): float(best[str(m)]) for m in self.measures}, **tables)
+        run.finish()
 
 
 class Running:
@@ -288,14 +293,35 @@ class Running:
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
-        self._stop = threading.Event()
         self.interim: Result | None = None
+        self._stop = threading.Event()
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name=f"experiment {experiment.name}", daemon=True)
-        self._thread.start()
+        self._thread = self._begun()
+
+    @property
+    def state(self) -> Literal["running", "paused", "stopped", "failed", "done"]:
+        """What it does; "paused" for want of budget."""
+        if self._thread.is_alive():
+            return "running"
+        match self._error:
+            case None:
+                return "done"
+            case BudgetError():
+                return "paused"
+            case CancelledError():
+                return "stopped"
+            case _:
+                return "failed"
 
     def __repr__(self) -> str:
-        return f"Running({self.experiment!r}: {'running' if self._thread.is_alive() else 'ended'})"
+        return f"Running({self.experiment!r}: {self.state})"
+
+    def _begun(self) -> threading.Thread:
+        self._stop.clear()
+        self._error = None
+        thread = threading.Thread(target=self._run, name=f"experiment {self.experiment.name}", daemon=True)
+        thread.start()
+        return thread
 
     def _run(self) -> None:
         try:
@@ -315,11 +341,17 @@ class Running:
         self._stop.set()
         self._thread.join()
 
+    def resume(self) -> None:
+        """Go on after `stop`, a failure or a pause (raise the budget first); nothing is computed twice."""
+        if not self._thread.is_alive():
+            self._thread = self._begun()
+
     def result(self, *, timeout_seconds: float | None = None) -> Result:
         """Wait for the result.
 
         Raises:
             TimeoutError: It is not there yet.
+            BudgetError: It is paused.
             CancelledError: It was stopped.
             RagkitError: What `Experiment.run` raised.
         """

@@ -9,7 +9,8 @@ identity must change whenever the result could. It is made of values (a dataclas
 - everything else, such as a function of a notebook, counts by its bytecode and by what it refers to.
 
 An object is what its attributes are, unless it tells itself: by a method ``identity()`` that returns plain values, or,
-as an embedder, by its ``fingerprint``. What cannot be told is refused.
+as an embedder, by its ``fingerprint``. One that wraps another and changes nothing of what that does has a true
+``is_transparent`` and is what its ``inner`` is. What cannot be told is refused.
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ def _identity(value: Any, above: tuple[int, ...]) -> Any:
         return {"module": value.__name__, "code": _module_version(value.__name__)}
     if isinstance(value, types.FunctionType | types.BuiltinFunctionType | types.MethodType | functools.partial):
         return _function(value, inside)
+    if getattr(value, "is_transparent", False) is True:
+        return _identity(value.inner, inside)
     if callable(tell := getattr(value, "identity", None)):
         return {"type": _name(type(value)), "code": code_version(type(value)), "is": _identity(tell(), inside)}
     if callable(tell := getattr(value, "fingerprint", None)):

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from ragkit.chat import ChatClient, Message, never
+from ragkit.chat import ChatClient, Message, Usage, never, wait
 from ragkit.embedding import Embedder
 from ragkit.errors import CancelledError
 from ragkit.quotes import best_quotes
@@ -30,6 +29,8 @@ __all__ = [
     "Prompt",
     "ScriptedLLM",
     "abstention",
+    "drained",
+    "fenced",
     "is_abstention",
 ]
 
@@ -78,6 +79,16 @@ def is_abstention(text: str) -> bool:
     return text.strip(" \t\r\n\"'*.«»“”") in {sentence.rstrip(".") for sentence in _ABSTENTION.values()}
 
 
+def drained(pieces: Iterator[str]) -> tuple[str, Usage | None]:
+    """Read a reply to its end: its text, and its usage if the stream is a generator that returns it."""
+    said: list[str] = []
+    while True:
+        try:
+            said.append(next(pieces))
+        except StopIteration as end:
+            return "".join(said), end.value if isinstance(end.value, Usage) else None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Passage:
     """A numbered piece of a document, as a model is given it.
@@ -95,6 +106,12 @@ class Passage:
     text: str
     headings: tuple[str, ...] = ()
     similarity: float | None = None
+
+    @property
+    def body(self) -> str:
+        """The text under its title and headings, as a model reads it."""
+        place = _place(self)
+        return f"{place}\n\n{self.text}" if place else self.text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,12 +137,7 @@ class Prompt:
         prompt and occurs nowhere in it, so that no document can close its own passage.
         """
         question = _harmless(self.question)
-        bodies = {passage.number: _body(passage) for passage in self.passages}
-        mark = _mark(question, *bodies.values())
-        passages = "\n\n".join(
-            f"--- BEGIN PASSAGE [{number}] {mark} ---\n{body}\n--- END PASSAGE [{number}] {mark} ---"
-            for number, body in bodies.items()
-        )
+        passages, mark = fenced([(f"PASSAGE [{passage.number}]", passage.body) for passage in self.passages], question)
         system = _INSTRUCTIONS.get(self.language, _INSTRUCTIONS["en"])
         system = system.format(abstention=abstention(self.language), mark=mark)
         return [
@@ -139,9 +151,20 @@ def _place(passage: Passage) -> str:
     return " > ".join(dict.fromkeys(part for part in parts if part))  # a title is often the first heading too
 
 
-def _body(passage: Passage) -> str:
-    place = _place(passage)
-    return _harmless(f"{place}\n\n{passage.text}" if place else passage.text)
+def fenced(parts: Sequence[tuple[str, str]], *others: str) -> tuple[str, str]:
+    """Put untrusted texts between BEGIN and END lines that none of them can hold.
+
+    Args:
+        parts: (label, text) of each; what a chat template would take for the end of a message is taken apart.
+        others: What else the message holds: the lines' mark must not occur there either.
+
+    Returns:
+        The texts between their lines, and the mark that all lines carry. The same texts give the same mark.
+    """
+    harmless = [(label, _harmless(text)) for label, text in parts]
+    mark = _mark(*others, *(text for _, text in harmless))
+    blocks = (f"--- BEGIN {label} {mark} ---\n{text}\n--- END {label} {mark} ---" for label, text in harmless)
+    return "\n\n".join(blocks), mark
 
 
 def _harmless(text: str) -> str:
@@ -218,6 +241,10 @@ class ExtractiveLLM:
     def __repr__(self) -> str:
         return f"ExtractiveLLM({self.embedder!r}, max_quotes={self.max_quotes}, min_relevance={self.min_relevance})"
 
+    def identity(self) -> dict[str, object]:
+        """Say what its answers depend on; see `ragkit.identity`."""
+        return {"embedder": self.embedder, "max_quotes": self.max_quotes, "min_relevance": self.min_relevance}
+
     def stream(self, prompt: Prompt, *, cancelled: Callable[[], bool] = never) -> Iterator[str]:
         """See `LLM.stream`: a piece for each quote, or exactly `abstention`. Raises EmbeddingError too."""
         if cancelled():
@@ -249,7 +276,8 @@ class OpenAILLM:
             server by accident; a local server that needs no key gets a placeholder.
         timeout_seconds: For one answer from start to end, retries included.
         max_retries: After a refused connection, a 429 or a server error, with growing pauses; the server's
-            Retry-After is obeyed as far as `timeout_seconds` allows. An answer that has begun is never retried.
+            Retry-After is obeyed as far as `timeout_seconds` allows. What the server may have worked on, and may
+            bill, is never retried: an answer that has begun, a connection that was lost, a gateway's time-out.
         max_tokens: The longest answer. One that reaches it ends with ``" […]"``.
         temperature: 0 gives the most repeatable answers; None leaves it out, for models that accept none.
 
@@ -285,15 +313,30 @@ class OpenAILLM:
     def __repr__(self) -> str:
         return f"OpenAILLM({self.name!r}, base_url={self._client.base_url!r})"
 
-    def stream(self, prompt: Prompt, *, cancelled: Callable[[], bool] = never) -> Iterator[str]:
-        """See `LLM.stream` and, for every error, `ChatClient.stream`."""
-        return self._client.stream(prompt.messages(), max_tokens=self.max_tokens, cancelled=cancelled)
+    def identity(self) -> dict[str, object]:
+        """Say what its answers depend on; see `ragkit.identity`. A server does not tell its model's revision."""
+        return {
+            "model": self.name,
+            "base_url": self._client.base_url,
+            "max_tokens": self.max_tokens,
+            "temperature": self._client.temperature,
+        }
+
+    def stream(self, prompt: Prompt, *, cancelled: Callable[[], bool] = never) -> Generator[str, None, Usage | None]:
+        """See `LLM.stream` and, for the usage and every error, `ChatClient.stream`."""
+        return self.reply(prompt.messages(), max_tokens=self.max_tokens, cancelled=cancelled)
+
+    def reply(
+        self, messages: Sequence[Message], *, max_tokens: int = 1024, cancelled: Callable[[], bool] = never
+    ) -> Generator[str, None, Usage | None]:
+        """Reply to chat messages in pieces; see `ChatClient.stream`."""
+        return self._client.stream(messages, max_tokens=max_tokens, cancelled=cancelled)
 
     def complete(
         self, messages: Sequence[Message], *, max_tokens: int = 1024, cancelled: Callable[[], bool] = never
     ) -> str:
         """See `GenerativeLLM.complete` and, for every error, `ChatClient.stream`."""
-        return "".join(self._client.stream(messages, max_tokens=max_tokens, cancelled=cancelled))
+        return drained(self.reply(messages, max_tokens=max_tokens, cancelled=cancelled))[0]
 
 
 class ScriptedLLM:
@@ -317,6 +360,10 @@ class ScriptedLLM:
         self.error = error
         self.prompts: list[Prompt] = []
 
+    def identity(self) -> dict[str, object]:
+        """Say what its answers depend on; see `ragkit.identity`."""
+        return {"pieces": self.pieces, "error": repr(self.error)}
+
     def stream(self, prompt: Prompt, *, cancelled: Callable[[], bool] = never) -> Iterator[str]:
         """See `LLM.stream`."""
         self.prompts.append(prompt)
@@ -330,11 +377,7 @@ class ScriptedLLM:
 
     def _play(self, cancelled: Callable[[], bool]) -> Iterator[str]:
         for piece in self.pieces:
-            ends = time.monotonic() + self.delay_seconds
-            while not cancelled() and (left := ends - time.monotonic()) > 0:
-                time.sleep(min(left, 0.02))
-            if cancelled():
-                raise CancelledError("The answer was cancelled.")
+            wait(self.delay_seconds, cancelled)
             yield piece
         if self.error is not None:
             raise self.error

@@ -8,6 +8,8 @@ characters of a query's gold spans and R those of the k passages,
     recall = |E and R| / |E|      precision = |E and R| / |R|      IoU = |E and R| / (|E| + |R| - |E and R|)
 
 What two passages share counts twice in |R|, so overlap has its price. A character of two gold spans counts once in |E|.
+
+Measures of answers (`ragkit.answer_measures`, `ragkit.judging`) are named and checked here, too, and computed there.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
+from ragkit.answer_measures import ANSWER_MEASURES, AnswerMeasure, FollowUpQuality, covered
 from ragkit.datasets import Dataset
 from ragkit.errors import InputError, MissingExtraError
+from ragkit.judging import Faithfulness, Judge, Relevance
 
 if TYPE_CHECKING:
     import ir_measures
@@ -38,9 +42,6 @@ __all__ = [
 ]
 
 _MAX_CUTOFF = 1_000_000
-
-Place = tuple[str, int, int]
-"""(document id, start, end), in characters of the document's text."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -94,16 +95,22 @@ def _check_cutoff(cutoff: Any, measure: object) -> None:
 SpanRecall = SpanMeasure("SpanRecall")
 SpanPrecision = SpanMeasure("SpanPrecision")
 SpanIoU = SpanMeasure("SpanIoU")
-_SPAN_MEASURES: dict[str, SpanMeasure] = {each.name: each for each in (SpanRecall, SpanPrecision, SpanIoU)}
+_OWN: dict[str, SpanMeasure | AnswerMeasure | FollowUpQuality] = {
+    **{each.name: each for each in (SpanRecall, SpanPrecision, SpanIoU)},
+    **ANSWER_MEASURES,
+}
+_OF_ANSWERS = (AnswerMeasure, FollowUpQuality, Faithfulness, Relevance)
+_JUDGES = [each.__name__ for each in (Faithfulness, Relevance)]
 
-Measure: TypeAlias = "SpanMeasure | ir_measures.Measure"
+Measure: TypeAlias = "SpanMeasure | AnswerMeasure | FollowUpQuality | Judge | ir_measures.Measure"
 
 
 def parse_measure(measure: str | Measure) -> Measure:
     """Return the measure that a text names.
 
     Args:
-        measure: ``"nDCG@10"``, ``"P(rel=2)@5"``, ``"SpanRecall@5"``, ...; a measure is checked and returned as it is.
+        measure: ``"nDCG@10"``, ``"P(rel=2)@5"``, ``"SpanRecall@5"``, ``"F1"``, ...; a measure is checked and returned
+            as it is. Those that a model judges are always given as such: ``Faithfulness(llm)``.
 
     Returns:
         A measure; ``str`` of it is its notation.
@@ -112,12 +119,12 @@ def parse_measure(measure: str | Measure) -> Measure:
         InputError: There is no such measure, or it cannot be computed here; the message lists what there is.
         MissingExtraError: ir_measures is not installed.
     """
-    if isinstance(measure, SpanMeasure):
+    if isinstance(measure, (SpanMeasure, *_OF_ANSWERS)):
         return measure
     library = _ir_measures()
     found: Any = _parsed(measure, library) if isinstance(measure, str) else measure
-    if isinstance(found, SpanMeasure):
-        return found
+    if isinstance(found, (SpanMeasure, *_OF_ANSWERS)):
+        return cast(Measure, found)
     if not isinstance(found, library.Measure):
         raise InputError(f"{measure!r:.100} is no measure. {_there_is(library)}")
     _check_cutoff(found.params.get("cutoff"), measure)
@@ -147,8 +154,13 @@ def _parsed(text: str, library: Any) -> Any:
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise InputError(wrong) from error
     name = node.id if isinstance(node, ast.Name) else ""
-    declared: Any = _SPAN_MEASURES.get(name) or library.measures.registry.get(name)
-    if declared is None or None in options or (options and isinstance(declared, SpanMeasure)):
+    if name in _JUDGES:
+        raise InputError(
+            f"'{name}' needs a model that judges: give {name}(llm), from ragkit.judging, instead of a text."
+        )
+    declared: Any = _OWN.get(name) or library.measures.registry.get(name)
+    without_cutoff = isinstance(declared, AnswerMeasure) and cutoff is not None
+    if declared is None or None in options or (options and name in _OWN) or without_cutoff:
         raise InputError(wrong)
     if options:
         declared = declared(**options)
@@ -156,8 +168,11 @@ def _parsed(text: str, library: Any) -> Any:
 
 
 def _there_is(library: Any) -> str:
-    names = sorted({measure.NAME for measure in library.measures.registry.values()} | set(_SPAN_MEASURES))
-    return f"Write for example 'nDCG@10', 'R@100', 'RR', 'AP' or 'SpanRecall@5'. There are: {', '.join(names)}."
+    names = sorted({measure.NAME for measure in library.measures.registry.values()} | set(_OWN))
+    return (
+        f"Write for example 'nDCG@10', 'R@100', 'AP', 'SpanRecall@5' or 'F1'. There are: {', '.join(names)}; and with "
+        f"a model that judges, {' and '.join(_JUDGES)}."
+    )
 
 
 def _ir_measures() -> Any:
@@ -178,12 +193,15 @@ def check_gold(measures: Iterable[Measure], dataset: Dataset) -> None:
         InputError: It has not.
     """
     for measure in measures:
-        if isinstance(measure, SpanMeasure) and not dataset.spans:
-            raise InputError(
-                f"'{measure}' needs gold spans, and '{dataset.name}' has none. Add a spans.jsonl, or measure "
-                "documents: 'nDCG@10'."
-            )
-        if not isinstance(measure, SpanMeasure) and not dataset.qrels:
+        if isinstance(measure, AnswerMeasure):
+            measure.check_gold(dataset)
+        elif isinstance(measure, SpanMeasure):
+            if not dataset.spans:
+                raise InputError(
+                    f"'{measure}' needs gold spans, and '{dataset.name}' has none. Add a spans.jsonl, or measure "
+                    "documents: 'nDCG@10'."
+                )
+        elif not isinstance(measure, _OF_ANSWERS) and not dataset.qrels:
             raise InputError(f"'{measure}' needs judgements (qrels), and '{dataset.name}' has none. Add a qrels.tsv.")
 
 
@@ -200,7 +218,7 @@ def evaluate(
     are ordered by their ids, the last first. (``RR@k`` is MS MARCO's: there the first comes first.)
 
     Args:
-        measures: See `parse_measure`.
+        measures: Of rankings; see `parse_measure`.
         dataset: What is right.
         rankings: Query id -> passages, best first.
 
@@ -209,11 +227,16 @@ def evaluate(
         they were given, then by queries as the dataset has them.
 
     Raises:
-        InputError: No such measure; no gold for it; rankings none of which is for a query of the dataset; a score
-            that is no finite number; span measures for passages without offsets.
+        InputError: No such measure, or one of answers; no gold for it; rankings none of which is for a query of the
+            dataset; a score that is no finite number; span measures for passages without offsets.
         MissingExtraError: ir_measures or pandas is not installed.
     """
     declared = list(dict.fromkeys(parse_measure(measure) for measure in measures))
+    if of_answers := [measure for measure in declared if isinstance(measure, _OF_ANSWERS)]:
+        raise InputError(
+            f"'{of_answers[0]}' measures answers, and these are rankings. evaluate_answers() of ragkit.answer_measures "
+            "measures answers; an Experiment measures both."
+        )
     check_gold(declared, dataset)
     if rankings and not any(query.id in rankings for query in dataset.queries):
         raise InputError(
@@ -273,8 +296,8 @@ def _by_spans(measure: SpanMeasure, dataset: Dataset, query_id: str, ranking: Se
             f"The ranking for query '{query_id}' holds a passage without offsets, and '{measure}' needs them: "
             "Ranked(document_id, score, start, end)."
         )
-    wanted, size = _covered(gold), sum(end - start for _, start, end in passages)
-    shared = wanted + _covered(passages) - _covered(gold + passages)
+    wanted, size = covered(gold), sum(end - start for _, start, end in passages)
+    shared = wanted + covered(passages) - covered(gold + passages)
     match measure.name:
         case "SpanRecall":
             return shared / wanted
@@ -282,15 +305,3 @@ def _by_spans(measure: SpanMeasure, dataset: Dataset, query_id: str, ranking: Se
             return shared / size if size else 0.0
         case "SpanIoU":
             return shared / (wanted + size - shared)
-
-
-def _covered(places: Iterable[Place]) -> int:
-    """Count the characters that lie in at least one place."""
-    count = 0
-    document, reached = "", 0
-    for document_id, start, end in sorted(places):
-        if document_id != document:
-            document, reached = document_id, 0
-        count += max(0, end - max(start, reached))
-        reached = max(reached, end)
-    return count

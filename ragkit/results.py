@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragkit.chunking import Chunk
+from ragkit.answer import Answer
+from ragkit.answer_measures import AnswerMeasure, FollowUpQuality, evaluate_answers
 from ragkit.datasets import Dataset
 from ragkit.errors import InputError
-from ragkit.measures import Ranked, evaluate
-from ragkit.stages import Ranking
+from ragkit.evaluation import Outcome
+from ragkit.judging import Judge, Judgement, summary
+from ragkit.measures import Measure, Ranked, evaluate
 from ragkit.statistics import compare, paired_differences
 from ragkit.trec import write_run
 
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
     from ragkit.plots import Figure
     from ragkit.systems import System
 
-__all__ = ["Result", "ranked"]
+__all__ = ["Result"]
+
+_FACTS = ("passages", "latency_ms", "answer_ms", "tokens", "cost")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,9 +35,8 @@ class _Measured:
     """One system's figures."""
 
     system: System
-    rankings: Mapping[str, Sequence[Ranked]]
+    outcome: Outcome
     values: pd.DataFrame  # query_id, measure, value
-    facts: Mapping[str, Any]
 
 
 class Result:
@@ -58,31 +61,34 @@ class Result:
         """The systems that were measured, in the order in which they were."""
         return list(self._measured)
 
-    def add(self, system: System, rankings: Mapping[str, Sequence[Ranked]], **facts: Any) -> None:
-        """Measure a system.
-
-        Args:
-            system: With its name.
-            rankings: Query id -> passages, best first.
-            facts: What else the table of systems is to say of it.
-        """
-        values = evaluate(self.measures, self.dataset, rankings)
-        self._measured = {**self._measured, system.name: _Measured(system, rankings, values, facts)}
+    def add(self, system: System, outcome: Outcome) -> None:
+        """Measure what a system made of the questions."""
+        values = _values(self.measures, self.dataset, outcome)
+        self._measured = {**self._measured, system.name: _Measured(system, outcome, values)}
 
     @property
     def systems(self) -> pd.DataFrame:
-        """One row a system: its name, the mean of each measure, passages, latency in milliseconds; the best first."""
+        """One row a system, the best first.
+
+        Columns: ``system``; the mean of each measure over the questions that it could be computed for; how far repeats
+        of a judged one spread (standard deviation, mean over questions); ``errors``, the calls that failed;
+        ``passages``; ``latency_ms`` of retrieval; and where answers were made ``answer_ms`` (median), ``tokens`` (mean
+        of a question) and ``cost`` (of all answers), as far as they are known.
+        """
         import pandas as pd
 
-        rows = [
-            {"system": name, **self._means(measured), **measured.facts} for name, measured in self._measured.items()
-        ]
-        frame = pd.DataFrame(rows, columns=["system", *map(str, self.measures), "passages", "latency_ms"])
+        rows = [self._figures(name) for name in self.names]
+        facts = [fact for fact in _FACTS if fact in ("passages", "latency_ms") or any(fact in row for row in rows)]
+        spreads = [f"{m} spread" for m in self.measures if isinstance(m, Judge)]
+        frame = pd.DataFrame(rows, columns=["system", *map(str, self.measures), *spreads, "errors", *facts])
         return frame.sort_values(str(self.measures[0]), ascending=False, kind="stable", ignore_index=True)
 
     @property
     def queries(self) -> pd.DataFrame:
-        """One row a system, query and measure: ``system``, ``query_id``, ``measure``, ``value``."""
+        """One row a system, query and measure: ``system``, ``query_id``, ``measure``, ``value``.
+
+        The value is NaN where something that it needs has failed; a measure that does not apply to a query has no row.
+        """
         import pandas as pd
 
         frames = [each.values.assign(system=name) for name, each in self._measured.items()]
@@ -108,18 +114,65 @@ class Result:
         wide = queries[queries["measure"] == name].pivot(index="query_id", columns="system", values="value")
         return wide[self.names]
 
+    @property
+    def errors(self) -> pd.DataFrame:
+        """One row a call that failed: ``system``, ``query_id``, ``stage``, ``error``, ``message``."""
+        import pandas as pd
+
+        rows = [
+            (name, query_id, failure.stage, failure.error, failure.message)
+            for name, measured in self._measured.items()
+            for query_id, failures in measured.outcome.failures.items()
+            for failure in failures
+        ]
+        return pd.DataFrame(rows, columns=["system", "query_id", "stage", "error", "message"])
+
+    @property
+    def judgements(self) -> pd.DataFrame:
+        """One row a judgement: ``system``, ``query_id``, ``measure``, ``repeat``, ``score``, ``reply``."""
+        import pandas as pd
+
+        rows = [
+            {"system": name, **dataclasses.asdict(judged)}
+            for name, measured in self._measured.items()
+            for judged in measured.outcome.judgements
+        ]
+        return pd.DataFrame(rows, columns=["system", "query_id", "measure", "repeat", "score", "reply"])
+
+    @property
+    def follow_ups(self) -> pd.DataFrame:
+        """One row a follow-up question: ``system``, ``query_id``, ``question``, and whether it is ``answerable``."""
+        import pandas as pd
+
+        rows = [
+            (name, query_id, question, answerable)
+            for name, measured in self._measured.items()
+            for query_id, made in measured.outcome.follow_ups.items()
+            for question, answerable in made.items()
+        ]
+        return pd.DataFrame(rows, columns=["system", "query_id", "question", "answerable"])
+
     def rankings(self, system: str) -> Mapping[str, Sequence[Ranked]]:
         """Return what a system ranked: query id -> passages, best first."""
+        return self._outcome(system).rankings
+
+    def answers(self, system: str) -> Mapping[str, Answer]:
+        """Return what a system answered: query id -> answer; empty if no measure looks at answers."""
+        return self._outcome(system).answers
+
+    def _outcome(self, system: str) -> Outcome:
         if system not in self._measured:
             raise InputError(f"There is no system '{system}'. There is: {', '.join(self.names)}.")
-        return self._measured[system].rankings
+        return self._measured[system].outcome
 
     def write_runs(self, folder: str | Path) -> list[Path]:
         """Write each system's ranking of documents as a TREC run file, and return the paths."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         paths = []
         for number, name in enumerate(self.names, start=1):
-            run = {query_id: _documents(passages) for query_id, passages in self._measured[name].rankings.items()}
+            run = {
+                query_id: _documents(passages) for query_id, passages in self._measured[name].outcome.rankings.items()
+            }
             slug = re.sub(r"[^\w.-]+", "-", name).strip("-")[:80]
             paths.append(Path(folder) / f"{number:02}-{slug}.run")
             write_run(paths[-1], run, tag=slug or "ragkit")
@@ -148,6 +201,31 @@ class Result:
             return plots.differences(self.queries, measure=name, system=system or others[0], baseline=self.baseline)
         raise InputError(f"plot() draws 'leaderboard', 'differences' or 'tradeoff', not {kind!r}.")
 
+    def report(self, path: str | Path = "report.html", *, title: str | None = None) -> Path:
+        """Write one HTML page with everything that was found; it needs no network and no script.
+
+        Args:
+            path: The file; its folder is made.
+            title: Its heading; made of the dataset's name if None.
+
+        Raises:
+            MissingExtraError: Jinja2 or matplotlib is not installed.
+            RagkitError: The disk refused.
+        """
+        from ragkit.result_page import Findings, write_page
+
+        found = Findings(
+            dataset=self.dataset,
+            measures=[str(measure) for measure in self.measures],
+            baseline=self.baseline,
+            interim=self.interim,
+            systems=self.systems,
+            queries=self.queries,
+            errors=self.errors,
+            settings={name: measured.system for name, measured in self._measured.items()},
+        )
+        return write_page(found, path, title=title)
+
     def row(self, name: str) -> dict[str, Any]:
         """A system's figures as plain values, for listeners; with its mean difference from the baseline."""
         return self._row(name, self.wide())
@@ -158,8 +236,7 @@ class Result:
         return [self._row(name, wide) for name in self.systems["system"]]
 
     def _row(self, name: str, wide: pd.DataFrame) -> dict[str, Any]:
-        measured = self._measured[name]
-        row = {"system": name, **self._means(measured), **measured.facts}
+        row = self._figures(name)
         if name != self.baseline and self.baseline in self._measured:
             differences = paired_differences(wide[name], wide[self.baseline])
             known = differences[differences == differences]
@@ -168,9 +245,17 @@ class Result:
         row["interim"] = self.interim
         return {key: _plain(value) for key, value in row.items()}
 
-    def _means(self, measured: _Measured) -> dict[str, float]:
+    def _figures(self, name: str) -> dict[str, Any]:
+        measured = self._measured[name]
         means = measured.values.groupby("measure")["value"].mean()
-        return {str(m): float(means[str(m)]) for m in self.measures}
+        row: dict[str, Any] = {"system": name}
+        row |= {str(m): float(means.get(str(m), math.nan)) for m in self.measures}
+        for measure in self.measures:
+            if isinstance(measure, Judge):
+                spreads = [spread for _, spread in _judged(measure, measured.outcome).values()]
+                row[f"{measure} spread"] = sum(spreads) / len(spreads) if spreads else math.nan
+        row["errors"] = sum(map(len, measured.outcome.failures.values()))
+        return row | dict(measured.outcome.facts)
 
     def __repr__(self) -> str:
         return f"{self._title()}\n{self._table().to_string(index=False)}"
@@ -202,10 +287,50 @@ class Result:
         return table
 
 
-def ranked(chunks: Sequence[Chunk], ranking: Ranking) -> list[Ranked]:
-    """Say where the passages of a ranking stand."""
-    pairs = zip(ranking.positions.tolist(), ranking.scores.tolist(), strict=True)
-    return [Ranked(chunks[at].document_id, score, chunks[at].start, chunks[at].end) for at, score in pairs]
+def _values(measures: Sequence[Measure], dataset: Dataset, outcome: Outcome) -> pd.DataFrame:
+    """One row a query and measure; NaN, never a score, where something has failed."""
+    import pandas as pd
+
+    by_answers = [m for m in measures if isinstance(m, AnswerMeasure)]
+    by_rankings = [m for m in measures if not isinstance(m, AnswerMeasure | FollowUpQuality | Judge)]
+    frames: dict[Any, pd.DataFrame] = {}
+    if by_rankings:
+        found = evaluate(by_rankings, dataset, outcome.rankings)
+        unranked = [query.id for query in dataset.queries if query.id not in outcome.rankings]
+        found.loc[found["query_id"].isin(unranked), "value"] = math.nan
+        frames |= dict(iter(found.groupby("measure")))
+    if by_answers:
+        frames |= dict(iter(evaluate_answers(by_answers, dataset, outcome.answers).groupby("measure")))
+    for measure in measures:
+        if isinstance(measure, Judge):
+            scores = {query_id: mean for query_id, (mean, _) in _judged(measure, outcome).items()}
+        elif isinstance(measure, FollowUpQuality):
+            scores = {
+                query.id: measure.score_questions(
+                    query, list(made), answerable=made.__getitem__, language=outcome.answers[query.id].language
+                )
+                for query in dataset.queries
+                for made in [outcome.follow_ups.get(query.id)]
+                if made is not None
+            }
+        else:
+            continue
+        failed = [query_id for query_id in outcome.failures if query_id not in scores]
+        rows = [(query_id, str(measure), value) for query_id, value in scores.items()]
+        rows += [(query_id, str(measure), math.nan) for query_id in failed]
+        frames[str(measure)] = pd.DataFrame(rows, columns=["query_id", "measure", "value"])
+    empty = pd.DataFrame(columns=["query_id", "measure", "value"])
+    ordered = [frames[str(measure)] for measure in measures if len(frames.get(str(measure), empty))]
+    return pd.concat(ordered, ignore_index=True) if ordered else empty
+
+
+def _judged(measure: Judge, outcome: Outcome) -> dict[str, tuple[float, float]]:
+    """Query id -> mean and standard deviation of its repeats."""
+    found: dict[str, list[Judgement]] = {}
+    for judged in outcome.judgements:
+        if judged.measure == str(measure):
+            found.setdefault(judged.query_id, []).append(Judgement(judged.score, judged.reply))
+    return {query_id: summary(of_one) for query_id, of_one in found.items()}
 
 
 def _documents(passages: Sequence[Ranked]) -> list[tuple[str, float]]:

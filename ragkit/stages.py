@@ -17,7 +17,7 @@ import dataclasses
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,16 @@ class Ranking:
     positions: npt.NDArray[np.int32]
     scores: npt.NDArray[np.float64]
 
+    @classmethod
+    def of(cls, scores: Mapping[int, float]) -> Ranking:
+        """Rank scored passages: position -> score; of equal scores the first passage comes first."""
+        best = sorted(scores, key=lambda p: (-scores[p], p))[:KEPT]
+        return cls(np.asarray(best, dtype="<i4"), np.asarray([scores[p] for p in best], dtype="<f8"))
+
+    def as_scores(self) -> dict[int, float]:
+        """Return position -> score, best first."""
+        return dict(zip(self.positions.tolist(), self.scores.tolist(), strict=True))
+
 
 class Cut:
     """Documents cut by a chunker, for an embedder.
@@ -72,6 +82,7 @@ class Cut:
     Attributes:
         key: What a stage that reads passages depends on.
         chunks: All of them, in order.
+        owner: Of each chunk, the number of its document.
     """
 
     def __init__(
@@ -86,6 +97,7 @@ class Cut:
         self.key = key
         self.embedder = embedder
         self.chunks = [chunk for of_one in chunks for chunk in of_one]
+        self.owner = [number for number, of_one in enumerate(chunks) for _ in of_one]
         self._by_document = chunks
         self._documents = documents
         self._whole = whole
@@ -233,9 +245,7 @@ class Retrieval:
         for question in questions:
             if question in known:
                 continue
-            scores = self.retriever.scores(question, passages)
-            best = sorted(scores, key=lambda p: (-scores[p], p))[:KEPT]
-            found[question] = Ranking(np.asarray(best, dtype="<i4"), np.asarray([scores[p] for p in best], dtype="<f8"))
+            found[question] = Ranking.of(self.retriever.scores(question, passages))
         self._cells.put("retrieve", {digest(self.key, q): _encoded(ranking) for q, ranking in found.items()})
         return found
 

@@ -11,7 +11,8 @@ from ragkit.choices import expand, is_open
 from ragkit.chunking import Chunker, StructureChunker
 from ragkit.embedding import Embedder, SentenceTransformerEmbedder
 from ragkit.errors import InputError
-from ragkit.retrieval import Hybrid, Retriever
+from ragkit.llm import LLM
+from ragkit.retrieval import Hybrid, Reranker, Retriever, Rewriting
 
 __all__ = ["System", "named"]
 
@@ -29,13 +30,27 @@ class System:
         retriever: Ranks passages. In an experiment its search is exact.
         chunker: Cuts documents into passages; None leaves them whole, and the embedder reads what it can of each.
         embedder: Embeds passages and questions.
+        rewriting: Makes of a question the texts that are searched for; None searches for the question.
+        reranker: Puts the best passages into a better order; None leaves them in the retriever's.
+        k: How many passages an answer is made from.
+        instructions: Added to the model's prompt, for example ``"Answer in one sentence."``
+        llm: Words the answers, if a measure looks at them; None quotes (`ragkit.llm.ExtractiveLLM`).
         label: What the system is called; made of what is not a default if empty.
     """
 
     retriever: Retriever = dataclasses.field(default_factory=Hybrid)
     chunker: Chunker | None = dataclasses.field(default_factory=StructureChunker)
     embedder: Embedder = dataclasses.field(default_factory=_default_embedder)
+    rewriting: Rewriting | None = None
+    reranker: Reranker | None = None
+    k: int = 5
+    instructions: str = ""
+    llm: LLM | None = None
     label: str = ""
+
+    def __post_init__(self) -> None:
+        if not is_open(self) and not (isinstance(self.k, int) and self.k >= 1):
+            raise InputError(f"k must be a whole number of at least 1, not {self.k!r}.")
 
     @property
     def name(self) -> str:
@@ -49,6 +64,13 @@ class System:
             parts.append(described(self.chunker))
         if self.embedder.name != _default_embedder().name:
             parts.append(self.embedder.name)
+        for stage in (self.rewriting, self.reranker, self.llm):
+            if stage is not None:
+                parts.append(described(stage))
+        if self.k != 5:
+            parts.append(f"k={self.k}")
+        if self.instructions:
+            parts.append(repr(self.instructions))
         return ", ".join(parts)
 
 

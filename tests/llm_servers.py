@@ -15,11 +15,13 @@ import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
+
+from ragkit.chat import Usage
 
 API_KEY = "sk-test-0123456789abcdef"
 
@@ -93,7 +95,7 @@ class RawServer:
         self._threads: list[threading.Thread] = []
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/v1"
 
-    def __enter__(self) -> RawServer:
+    def __enter__(self) -> Self:
         self._start(self._accept)
         return self
 
@@ -137,6 +139,62 @@ class RawServer:
                 return  # the client hung up, which some tests are about
             except BaseException as error:  # shown by the test that looks
                 self.errors.append(error)
+
+
+class BillingServer(RawServer):
+    """A server that bills: a token for four bytes read, and one for each word that it writes, heard or not.
+
+    Args:
+        failures: How requests fail, in turn: with a status ("500"), "html", "cut" (in the middle of the answer), or
+            "dropped" (after the work, without a word).
+        every: Which requests fail: every fifth.
+        tells_usage: Whether it says what it bills.
+
+    Attributes:
+        billed: For each request that it has worked on.
+        failed: How many requests have failed.
+    """
+
+    def __init__(self, *, failures: Sequence[str] = (), every: int = 5, tells_usage: bool = True) -> None:
+        super().__init__(self._reply)
+        self.billed: list[Usage] = []
+        self.failed = 0
+        self._failures = failures
+        self._every = every
+        self._tells_usage = tells_usage
+
+    @property
+    def total(self) -> Usage:
+        """What it has billed so far."""
+        return sum(list(self.billed), Usage(0, 0))
+
+    def _reply(self, connection: Connection) -> None:
+        failure = ""
+        if self._failures and connection.number % self._every == 0:
+            failure = self._failures[connection.number // self._every % len(self._failures)]
+            self.failed += 1
+        if failure == "html":
+            connection.answer(b"<html>Welcome!</html>", kind="text/html")
+        elif failure.isdigit():
+            connection.answer(b'{"error": {"message": "no"}}', status=f"{failure} No")
+        else:
+            self._bill(connection, failure)
+
+    def _bill(self, connection: Connection, failure: str) -> None:
+        read = sum(len(message["content"].encode()) for message in connection.request["messages"]) // 4
+        words = 1 + connection.number * 7 % connection.request["max_tokens"]
+        self.billed.append(Usage(read, words))
+        if failure == "dropped":
+            return
+        connection.start_stream()
+        for number in range(words if not failure else 1):
+            connection.say(f"{number} ")
+        if failure == "cut":
+            return
+        connection.say(None, finish="stop")
+        if self._tells_usage and "stream_options" in connection.request:
+            connection.event({"choices": [], "usage": {"prompt_tokens": read, "completion_tokens": words}})
+        connection.end_stream()
 
 
 def _read_request(accepted: socket.socket) -> tuple[str, bytes]:

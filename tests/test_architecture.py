@@ -22,10 +22,14 @@ ORDER = [
     "decoding", "markup", "outlines", "faults", "drafts", "notebooks", "pdf", "tables", "archives", "word",
     "slides", "workbooks", "epub", "loaders", "reading", "analysis", "embedding", "hosted", "sentences", "spans",
     "chunking", "chunkers", "passages", "cache", "executors", "store", "records", "corpus", "report", "belt",
-    "pipeline", "update", "integrity", "index", "retrieval", "quotes", "chat", "llm", "answer", "follow_ups",
-    "events", "discovery", "journal", "outbox", "handshake", "serving", "link", "publisher", "progress", "refresh",
-    "background", "engine", "folders", "durable", "provenance", "parameters", "run", "runs", "sweep", "trec",
-    "judged", "datasets", "measures", "statistics", "plots", "systems", "cells", "stages", "results", "experiment",
+    "pipeline", "update", "integrity", "index", "retrieval", "quotes", "chat_errors", "chat", "budgets", "rates", "llm",
+    "metering", "replies", "rewriting", "reranking", "answer", "follow_ups",
+    "events", "responses", "discovery", "journal", "outbox", "handshake", "serving", "link", "publisher", "progress",
+    "refresh", "background", "engine", "folders", "durable", "provenance", "parameters", "run", "runs", "sweep", "trec",
+    "judged", "answer_measures", "judging", "datasets", "beir", "questions", "measures",
+    "statistics", "plots", "systems", "cells", "stages", "calls", "live", "estimate", "evaluation",
+    "result_page", "results", "experiment",
+    "draws", "searches",
     "watch", "doctor", "widgets", "options", "runs_cli", "cli",
 ]  # fmt: skip
 SERVER_MAY_IMPORT = {"events", "errors", "discovery", "terminal"}

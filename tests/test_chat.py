@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -10,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ragkit.chat import ChatClient
+from ragkit.chat import ChatClient, Usage, wait
 from ragkit.errors import (
     CancelledError,
     InputError,
@@ -21,7 +22,9 @@ from ragkit.errors import (
     LLMResponseError,
     LLMTimeoutError,
 )
-from tests.llm_servers import API_KEY, Connection, RawServer, RealServer, real_llm_server
+from ragkit.llm import drained
+from ragkit.metering import most_usage
+from tests.llm_servers import API_KEY, BillingServer, Connection, RawServer, RealServer, real_llm_server
 
 __all__ = ["real_llm_server"]  # a fixture
 
@@ -135,6 +138,128 @@ def test_threads_share_a_client() -> None:
         for thread in threads:
             thread.join()
     assert replies == {n: str(n) for n in range(8)}
+
+
+# ------------------------------------------------------------------------------------- usage
+
+
+def test_usages_add_up() -> None:
+    assert Usage(1, 20) + Usage(300, 4000) == Usage(301, 4020)
+
+
+@pytest.mark.parametrize("tells_usage", [True, False])
+def test_usage_is_what_the_stream_returns(tells_usage: bool) -> None:
+    with BillingServer(tells_usage=tells_usage) as server:
+        text, usage = drained(client(server.url).stream(MESSAGES, max_tokens=50))
+        assert text.split() == [str(n) for n in range(server.total.output_tokens)]
+        assert usage == (server.total if tells_usage else None)
+
+
+def test_usage_of_a_server_that_cannot_stream() -> None:
+    usage = {"prompt_tokens": 7, "completion_tokens": 3}
+    reply = {"choices": [{"message": {"content": "It ranks."}}], "usage": usage}
+    with RawServer(lambda c: c.answer(json.dumps(reply).encode())) as server:
+        assert drained(client(server.url).stream(MESSAGES, max_tokens=50)) == ("It ranks.", Usage(7, 3))
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [None, {}, [7, 3], "7", {"prompt_tokens": 7}, {"prompt_tokens": -7, "completion_tokens": 3},
+     {"prompt_tokens": 7.5, "completion_tokens": 3}, {"prompt_tokens": "7", "completion_tokens": 3},
+     {"prompt_tokens": 10**300, "completion_tokens": 3}],
+)  # fmt: skip
+def test_usage_that_cannot_be_one_is_none(usage: object) -> None:
+    def behave(connection: Connection) -> None:
+        connection.start_stream()
+        connection.say("Hello.", finish="stop")
+        connection.event({"choices": [], "usage": usage})
+        connection.end_stream()
+
+    with RawServer(behave) as server:
+        assert drained(client(server.url).stream(MESSAGES, max_tokens=50)) == ("Hello.", None)
+    assert not server.errors
+
+
+@pytest.mark.parametrize("status", ["400 Bad Request", "422 Unprocessable Entity"])
+def test_a_server_that_refuses_to_be_asked_for_usage_is_asked_once(status: str) -> None:
+    def behave(connection: Connection) -> None:
+        if "stream_options" in connection.request:
+            connection.answer(b'{"error": {"message": "extra inputs are not permitted"}}', status=status)
+            return
+        connection.start_stream()
+        connection.say("ok", finish="stop")
+        connection.end_stream()
+
+    with RawServer(behave) as server:
+        chat = client(server.url)
+        assert [ask(chat), ask(chat)] == ["ok", "ok"]
+    assert ["stream_options" in connection.request for connection in server.connections] == [True, False, False]
+
+
+def test_what_else_is_refused_stays_refused() -> None:
+    def behave(connection: Connection) -> None:
+        if connection.number > 1:
+            connection.answer(b'{"error": {"message": "the context is too long"}}', status="400 Bad Request")
+            return
+        connection.start_stream()
+        connection.say("ok", finish="stop")
+        connection.end_stream()
+
+    with RawServer(behave) as server:
+        chat = client(server.url)
+        ask(chat)
+        with pytest.raises(LLMResponseError, match="too long") as caught:
+            ask(chat)
+        assert len(server.connections) == 2
+        assert caught.value.status == 400
+        with pytest.raises(LLMResponseError, match="too long"):
+            ask(client(server.url))
+    assert len(server.connections) == 4, "a server that has not been asked before could mean the usage"
+
+
+# ------------------------------------------------------------------------------------- what may be billed
+
+
+@pytest.mark.parametrize(
+    ("failing", "billable"),
+    [("400", False), ("401", False), ("429", False), ("500", False), ("503", False), ("html", False),
+     ("504", True), ("524", True), ("cut", True), ("dropped", True)],
+)  # fmt: skip
+def test_an_error_says_whether_it_may_be_billed(failing: str, billable: bool) -> None:
+    with BillingServer(failures=[failing], every=1) as server, pytest.raises(LLMError) as caught:
+        ask(client(server.url))
+    assert caught.value.billable is billable
+    assert bool(server.billed) <= billable
+    assert caught.value.status == (int(failing) if failing.isdigit() else None)
+
+
+def test_a_refused_connection_and_an_error_instead_of_a_reply_are_not_billed(free_port: int) -> None:
+    with pytest.raises(LLMConnectionError) as caught:
+        ask(client(f"http://127.0.0.1:{free_port}/v1"))
+    assert not caught.value.billable
+    assert not failure(lambda c: c.answer(b'{"error": "model is on fire"}')).billable
+    assert failure(lambda c: c.answer(b'{"choices": [{"message": {"content": ""}}]}')).billable
+
+
+def test_a_time_out_may_be_billed() -> None:
+    def behave(connection: Connection) -> None:
+        connection.wait_for_close(30)
+
+    assert failure(behave, timeout_seconds=0.3).billable
+
+
+@pytest.mark.parametrize(("failing", "requests"), [("503", 3), ("dropped", 1), ("504", 1), ("cut", 1)])
+def test_only_what_cannot_be_billed_is_repeated(failing: str, requests: int) -> None:
+    def behave(connection: Connection) -> None:
+        match failing:
+            case "cut":
+                connection.start_stream()
+            case "503" | "504":
+                connection.answer(b"{}", status=f"{failing} No", extra="Retry-After-Ms: 1\r\n")
+
+    with RawServer(behave) as server, pytest.raises(LLMError):
+        ask(client(server.url, max_retries=2))
+    assert len(server.connections) == requests
 
 
 # ------------------------------------------------------------------------------------- what does not
@@ -318,10 +443,22 @@ def test_leaving_a_stream_hangs_up() -> None:
     with RawServer(behave) as server:
         stream = client(server.url).stream(MESSAGES, max_tokens=5)
         assert next(stream) == "BM25"
-        stream.close()  # type: ignore[attr-defined]
+        stream.close()
         server.wait()
     assert hung_up == [True]
     assert not [thread for thread in threading.enumerate() if thread.name == "ragkit-chat"]
+
+
+def test_waiting_is_cancelled() -> None:
+    asked: list[float] = []
+
+    def cancelled() -> bool:
+        asked.append(time.monotonic())
+        return len(asked) == 3
+
+    with pytest.raises(CancelledError):
+        wait(3600, cancelled)
+    wait(0)
 
 
 # ------------------------------------------------------------------------------------- keys and addresses
@@ -394,6 +531,23 @@ def test_real_server_streams(real_llm_server: RealServer) -> None:
     assert len(pieces) > 3
     assert pieces[-1] == " […]"
     assert "".join(pieces).strip()
+
+
+def test_real_server_says_what_it_used(real_llm_server: RealServer) -> None:
+    import httpx2
+
+    asked = [{"role": "user", "content": "Qu'est-ce que BM25 ? Réponds en une phrase, s'il te plaît."}]
+    _, usage = drained(client(real_llm_server.url, timeout_seconds=120).stream(asked, max_tokens=6))
+    answer = httpx2.post(
+        f"{real_llm_server.url}/chat/completions",
+        json={"messages": asked, "max_tokens": 6, "temperature": 0},
+        headers={"Authorization": f"Bearer {API_KEY}"},
+        timeout=120,
+    ).json()["usage"]
+    assert usage == Usage(answer["prompt_tokens"], answer["completion_tokens"])
+    most = most_usage(asked, 6)
+    assert usage.input_tokens <= most.input_tokens, "its template's paragraph included"
+    assert usage.output_tokens <= most.output_tokens
 
 
 def test_real_server_refuses_another_key(real_llm_server: RealServer) -> None:

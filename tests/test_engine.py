@@ -20,9 +20,18 @@ from websockets.sync.client import ClientConnection, connect
 from ragkit import RAGEngine
 from ragkit.discovery import Server as HubServer
 from ragkit.embedding import HashEmbedder
-from ragkit.errors import EmptyIndexError, EmptyQuestionError, InputError, LLMError, SourceNotFoundError
+from ragkit.errors import (
+    CancelledError,
+    EmptyIndexError,
+    EmptyQuestionError,
+    InputError,
+    LLMError,
+    SourceNotFoundError,
+)
 from ragkit.llm import LLM, ExtractiveLLM, ScriptedLLM
 from ragkit.publisher import Publisher
+from ragkit.reranking import LLMReranker
+from ragkit.rewriting import HyDE
 from tests.corpora import write_pages
 from tests.server.live_server import TOKEN, Server, start_server
 
@@ -147,6 +156,47 @@ def test_a_failing_model_is_an_error_not_an_answer(tmp_path: Path, folder: Path,
     engine.index(folder)
     with pytest.raises(LLMError, match="cut"):
         engine.ask(QUESTION)
+
+
+def test_rewriting_and_reranking_serve_retrieval_and_answers(
+    tmp_path: Path, folder: Path, publisher: Publisher
+) -> None:
+    imagined = HyDE(ScriptedLLM(["Start with k1 = 1.2 and b = 0.75."]))
+    plain = make(tmp_path, publisher)
+    plain.index(folder)
+    found = plain.retrieve("Which knobs?", k=3)
+    engine = make(
+        tmp_path, publisher, rewriting=imagined, reranker=LLMReranker(ScriptedLLM(["[2] > [1]"])), follow_ups=False
+    )
+    hits = engine.retrieve("Which knobs?", k=3)
+    assert [hit.chunk for hit in hits] != [hit.chunk for hit in found]
+    assert [hit.score for hit in hits] == [1, 1 / 2, 1 / 3]
+    assert [hit.chunk for hit in engine.ask("Which knobs?", k=3).hits] == [hit.chunk for hit in hits]
+
+
+@pytest.mark.parametrize("stage", ["rewriting", "reranker"])
+def test_a_failing_or_cancelled_stage_fails_the_answer(
+    tmp_path: Path, folder: Path, publisher: Publisher, stage: str
+) -> None:
+    kind: Any = {"rewriting": HyDE, "reranker": LLMReranker}[stage]
+    gone = ScriptedLLM(["[1]"], error=LLMError("the stream was cut", model="m", base_url="u"))
+    engine = make(tmp_path, publisher, **{stage: kind(gone)})
+    engine.index(folder)
+    with pytest.raises(LLMError, match="cut"):
+        engine.ask(QUESTION)
+    with pytest.raises(LLMError, match="cut"):
+        engine.retrieve(QUESTION)
+    setattr(engine, stage, kind(ScriptedLLM(["[1]"], delay_seconds=DEADLINE_SECONDS)))
+    with pytest.raises(CancelledError):
+        engine.ask(QUESTION, cancelled=lambda: True)
+
+    async def retrieve() -> None:
+        await asyncio.wait_for(engine.aretrieve(QUESTION), timeout=0.1)
+
+    began = threading.active_count()
+    with pytest.raises(TimeoutError):
+        asyncio.run(retrieve())  # which waits for the thread: it has stopped
+    assert threading.active_count() <= began
 
 
 class Sleeping:

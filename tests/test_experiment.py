@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,87 +13,29 @@ import numpy as np
 import pytest
 
 from ragkit import events
-from ragkit.cache import EmbeddingCache
 from ragkit.choices import choose
 from ragkit.chunkers import TokenChunker
 from ragkit.chunking import StructureChunker
 from ragkit.corpus import Passages
-from ragkit.datasets import Dataset, GoldSpan, Query
-from ragkit.documents import Document
-from ragkit.embedding import HashEmbedder, Vectors
+from ragkit.datasets import Dataset
+from ragkit.embedding import HashEmbedder
 from ragkit.errors import CancelledError, CellsError, InputError
-from ragkit.experiment import Experiment
 from ragkit.results import Result
 from ragkit.retrieval import BM25, Dense, Hybrid
 from ragkit.systems import System
 from ragkit.trec import read_run
 from tests.corpora import PAGES
-
-
-class Counting(HashEmbedder):
-    """Counts what it embeds, and has a fingerprint, so that what it makes is kept."""
-
-    def __init__(self, dimension: int = 64) -> None:
-        super().__init__(dimension=dimension)
-        self.embedded: Counter[str] = Counter()
-
-    def embed(self, texts: Sequence[str], *, kind: Any = "passage") -> Vectors:
-        self.embedded.update((kind, text) for text in texts)  # type: ignore[arg-type]
-        return super().embed(texts, kind=kind)
-
-    def fingerprint(self, kind: Any) -> str | None:
-        return f"counting {self.dimension} {kind}"
-
-
-class Told:
-    """A publisher that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.events: list[events.Broadcast] = []
-
-    def publish(self, event: events.Broadcast) -> None:
-        events.encode(event)  # it can be sent
-        self.events.append(event)
+from tests.experiments import Counting, Told, experiment, pages
 
 
 @pytest.fixture
 def dataset() -> Dataset:
-    documents = [
-        Document(id=name, text=text, source=name, title=text.splitlines()[0].strip("# "), language=language)
-        for name, text in PAGES.items()
-        for language in ["fr" if "fr/" in name else "en"]
-    ]
-    answers = {
-        "k1": ("How do I choose k1 and b for BM25?", "bm25.md", "Start with k1 = 1.2 and b = 0.75."),
-        "rrf": ("What does reciprocal rank fusion add?", "fusion.md", "adds one divided by sixty plus the rank"),
-        "taille": ("Quelle taille de passage choisir ?", "fr/decoupage.md", "des passages de deux cents mots environ"),
-        "accents": ("Faut-il retirer les accents ?", "fr/accents.md", "Retirez les accents des documents"),
-    }  # fmt: skip
-    spans = {}
-    for query_id, (_, document_id, words) in answers.items():
-        start = PAGES[document_id].index(words)
-        spans[query_id] = [GoldSpan(document_id, start, start + len(words))]
-    return Dataset("pages", documents, [Query(q, text) for q, (text, _, _) in answers.items()], spans=spans)
+    return pages()
 
 
 @pytest.fixture
 def embedder() -> Counting:
     return Counting()
-
-
-def experiment(dataset: Dataset, systems: Any, folder: Path, **options: Any) -> Experiment:
-    return Experiment(
-        dataset,
-        systems,
-        **{
-            "measures": ["nDCG@10", "SpanRecall@3"],
-            "store": folder / "runs",
-            "cache": EmbeddingCache(folder / "embeddings.db"),
-            "publisher": Told(),
-            "progress": False,
-            **options,
-        },
-    )
 
 
 def figures(result: Result) -> list[Any]:
@@ -272,7 +214,8 @@ def test_a_system_is_added_while_it_runs(dataset: Dataset, embedder: Counting, t
     running = experiment(dataset, System(label="slow", embedder=embedder, retriever=Slow()), tmp_path).start()
     with pytest.raises(TimeoutError, match="still running"):
         running.result(timeout_seconds=0.05)
-    assert running.interim is not None
+    while running.interim is None:
+        time.sleep(0.01)
     assert running.interim.interim
     running.add(System(label="more", embedder=embedder, retriever=BM25()))
     GO.set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from ragkit.embedding import HashEmbedder, SentenceTransformerEmbedder
 from ragkit.errors import CancelledError, LLMConnectionError, LLMTimeoutError
+from ragkit.identity import digest, identity
 from ragkit.llm import (
     LLM,
     ExtractiveLLM,
@@ -21,9 +23,10 @@ from ragkit.llm import (
     Prompt,
     ScriptedLLM,
     abstention,
+    drained,
     is_abstention,
 )
-from tests.llm_servers import Connection, RawServer, RealServer, real_llm_server
+from tests.llm_servers import BillingServer, Connection, RawServer, RealServer, real_llm_server
 
 __all__ = ["real_llm_server"]  # a fixture
 
@@ -237,6 +240,48 @@ def test_openai_raises_when_it_is_read_not_when_it_is_made() -> None:
     stream = llm.stream(prompt("x"))
     with pytest.raises(LLMConnectionError):
         next(stream)
+
+
+def test_openai_returns_what_the_server_used() -> None:
+    asked = prompt(BM25)
+    with BillingServer() as server:
+        llm = OpenAILLM("tiny", base_url=server.url, max_tokens=20)
+        assert drained(llm.stream(asked))[1] == server.billed[0]
+        assert drained(llm.reply([{"role": "user", "content": "Hello"}], max_tokens=5))[1] == server.billed[1]
+
+
+def test_drained_is_for_any_stream() -> None:
+    assert drained(iter(["It ", "ranks."])) == ("It ranks.", None)
+    with pytest.raises(LLMTimeoutError):
+        drained(ScriptedLLM(["a"], error=LLMTimeoutError("late", model="m", base_url="u")).stream(prompt("x")))
+
+
+# ------------------------------------------------------------------------------------- identity
+
+
+def openai(model: str = "m", url: str = "http://localhost:1/v1", **options: Any) -> OpenAILLM:
+    return OpenAILLM(model, base_url=url, **options)
+
+
+def test_what_changes_no_reply_is_no_part_of_an_llm() -> None:
+    assert identity(openai(api_key="a", timeout_seconds=1, max_retries=0)) == identity(openai(api_key="b"))
+    assert "hunter2" not in str(identity(openai(api_key="hunter2", url="http://me:hunter2@localhost:1/v1?t=hunter2")))
+    asked = ScriptedLLM(["a"])
+    asked.complete([{"role": "user", "content": "x"}])
+    list(asked.stream(prompt("x")))
+    assert identity(asked) == identity(ScriptedLLM(["a"], delay_seconds=1))
+    assert identity(ExtractiveLLM(HashEmbedder())) == identity(ExtractiveLLM(HashEmbedder()))
+
+
+def test_what_changes_a_reply_is() -> None:
+    late = LLMTimeoutError("late", model="m", base_url="u")
+    different = [
+        openai(), openai("n"), openai(url="http://localhost:2/v1"), openai(max_tokens=5), openai(temperature=None),
+        ScriptedLLM(["a"]), ScriptedLLM(["b"]), ScriptedLLM(["a"], error=late),
+        ExtractiveLLM(HashEmbedder()), ExtractiveLLM(HashEmbedder(dimension=64)),
+        ExtractiveLLM(HashEmbedder(), max_quotes=1), ExtractiveLLM(HashEmbedder(), min_relevance=0.1),
+    ]  # fmt: skip
+    assert len({digest(identity(llm)) for llm in different}) == len(different)
 
 
 def test_a_real_server_answers_a_prompt(real_llm_server: RealServer) -> None:

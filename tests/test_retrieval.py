@@ -3,42 +3,64 @@ from __future__ import annotations
 import gc
 import weakref
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ragkit.analysis import tokenize
 from ragkit.chunking import StructureChunker
 from ragkit.corpus import Passages
 from ragkit.embedding import HashEmbedder
-from ragkit.errors import EmptyIndexError, EmptyQuestionError, InputError
+from ragkit.errors import CancelledError, EmptyIndexError, EmptyQuestionError, InputError, LLMError
 from ragkit.index import Index, PassagesCache
+from ragkit.llm import ScriptedLLM
+from ragkit.reranking import LLMReranker
 from ragkit.retrieval import (
     BM25,
     Dense,
     Hybrid,
     Retriever,
+    best_first,
+    fused,
+    language_asked,
     reciprocal_rank_fusion,
+    reranked,
     retrieve,
     weighted_fusion,
 )
+from ragkit.rewriting import HyDE, MultiQuery
 from tests.corpora import write_pages
 
 
-@pytest.fixture
-def index(tmp_path: Path) -> Index:
-    index = Index(tmp_path / "index", embedder=HashEmbedder(), chunker=StructureChunker(max_tokens=60))
-    index.update(write_pages(tmp_path / "docs"))
+def make_index(folder: Path) -> Index:
+    index = Index(folder / "index", embedder=HashEmbedder(), chunker=StructureChunker(max_tokens=60))
+    index.update(write_pages(folder / "docs"))
     return index
 
 
 @pytest.fixture
-def passages(index: Index) -> Passages:
-    return index.passages()
+def index(tmp_path: Path) -> Index:
+    return make_index(tmp_path)
 
 
-RETRIEVERS: list[Retriever] = [BM25(), BM25("documents"), Dense(), Dense(exact=True), Hybrid(), Hybrid(exact=True)]
+@pytest.fixture(scope="module")
+def passages(tmp_path_factory: pytest.TempPathFactory) -> Passages:
+    return make_index(tmp_path_factory.mktemp("pages")).passages()
+
+
+RETRIEVERS: list[Retriever] = [
+    BM25(),
+    BM25("documents"),
+    Dense(),
+    Dense(exact=True),
+    Hybrid(),
+    Hybrid(exact=True),
+    Hybrid(fusion="rrf"),
+]
 
 
 @pytest.mark.parametrize("retriever", RETRIEVERS, ids=lambda r: r.name)
@@ -105,6 +127,8 @@ def test_bad_questions_are_refused(passages: Passages, tmp_path: Path) -> None:
         retrieve("x", passages, retriever=Hybrid(), k="3")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="between 0 and 1"):
         Hybrid(dense_weight=2)
+    with pytest.raises(InputError, match="'weighted' or 'rrf'"):
+        Hybrid(fusion="sum")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="documents"):
         BM25("chapters")  # type: ignore[arg-type]
     nothing = Index(tmp_path / "nothing", embedder=HashEmbedder(), chunker=StructureChunker())
@@ -145,6 +169,115 @@ def test_fusions_by_hand() -> None:
     assert reciprocal_rank_fusion([(1.0, one), (1.0, two)], k=60) == pytest.approx(
         {1: 1 / 61, 2: 1 / 62 + 1 / 61, 3: 1 / 63, 4: 1 / 62}
     )
+
+
+def test_hybrid_fuses_three_views_by_score_or_two_by_rank(passages: Passages) -> None:
+    question = "How should k1 and b be chosen?"
+    lexical, whole, dense = (r.scores(question, passages) for r in (BM25(), BM25("documents"), Dense()))
+    weighted = weighted_fusion([(0.25, lexical), (0.25, whole), (0.5, dense)])
+    assert Hybrid().scores(question, passages) == weighted
+    by_rank = Hybrid(fusion="rrf").scores(question, passages)
+    plain = reciprocal_rank_fusion([(1.0, lexical), (1.0, dense)])
+    assert best_first(by_rank) == best_first(plain)
+    assert by_rank == pytest.approx({p: score / 2 for p, score in plain.items()})
+    shares = reciprocal_rank_fusion([(0.75, lexical), (0.25, dense)])
+    assert Hybrid(0.25, fusion="rrf").scores(question, passages) == shares
+    assert "fusion" not in Hybrid().name
+    assert "fusion='rrf'" in Hybrid(fusion="rrf").name
+
+
+def test_rankings_of_several_texts_are_fused_by_rank_and_one_stays() -> None:
+    one, other = {1: 10.0, 2: 5.0}, {2: 0.5, 3: 0.1}
+    assert fused([one]) == one
+    assert fused([one, other]) == reciprocal_rank_fusion([(1, one), (1, other)])
+    assert best_first(fused([one, other])) == [2, 1, 3]
+
+
+SCORES = st.dictionaries(st.integers(0, 50), st.floats(-1e6, 1e6), min_size=1)
+
+
+@given(scores=SCORES, anew=st.lists(st.floats(-1e300, 1e300)))
+def test_reranking_moves_the_first_and_nothing_else(scores: Mapping[int, float], anew: list[float]) -> None:
+    before, depth = best_first(scores), max(len(anew), 1)
+    anew = (anew or [0.0])[: len(before)]
+    found = reranked(scores, anew, depth=depth)
+    assert list(found) == best_first(found)  # whoever sorts again gets the same order
+    assert list(found)[depth:] == before[depth:]
+    rank = {p: at for at, p in enumerate(before)}
+    assert list(found)[:depth] == sorted(before[:depth], key=lambda p: (-anew[rank[p]], rank[p]))
+    assert max(found.values()) == max(anew)
+
+
+@pytest.mark.parametrize("anew", [[], [1.0], [1.0, 2.0, 3.0], [1.0, float("nan")], [float("inf"), 1.0]])
+def test_scores_that_are_none_are_refused(anew: list[float]) -> None:
+    with pytest.raises(InputError, match="finite number for each"):
+        reranked({4: 3.0, 5: 2.0, 6: 1.0}, anew, depth=2)
+
+
+def test_rewriting_finds_what_the_question_alone_does_not(passages: Passages) -> None:
+    question = "Which knobs?"
+    assert retrieve(question, passages, retriever=BM25()) == []
+    imagined = HyDE(ScriptedLLM(["BM25 has two parameters, k1 and b: k1 saturates, b normalizes by length."]))
+    hits = retrieve(question, passages, retriever=BM25(), rewriting=imagined)
+    assert hits[0].document.id == "bm25.md"
+    similarity = passages.similarities(question, range(len(passages)))
+    position = {stored.chunk: p for p, stored in enumerate(passages.stored)}
+    assert [hit.similarity for hit in hits] == [similarity[position[hit.chunk]] for hit in hits]  # with the question
+
+
+def test_a_rewriting_without_another_text_changes_nothing(passages: Passages) -> None:
+    question = "reciprocal rank fusion"
+    same = MultiQuery(ScriptedLLM([question]))
+    assert retrieve(question, passages, retriever=Hybrid(), rewriting=same) == retrieve(
+        question, passages, retriever=Hybrid()
+    )
+
+
+def test_a_reranker_reads_passages_under_their_titles_and_orders_hits(passages: Passages) -> None:
+    question, before = "What does b do?", retrieve("What does b do?", passages, retriever=Hybrid(), k=6)
+
+    class Noting(LLMReranker):
+        def scores(
+            self, question: str, texts: Sequence[str], *, cancelled: Callable[[], bool] = lambda: False
+        ) -> list[float]:
+            read.extend(texts)
+            return super().scores(question, texts, cancelled=cancelled)
+
+    read: list[str] = []
+    after = retrieve(
+        question, passages, retriever=Hybrid(), reranker=Noting(ScriptedLLM(["[3] > [1] > [2]"]), depth=3), k=5
+    )
+    position = {stored.chunk: p for p, stored in enumerate(passages.stored)}
+    assert read == [passages.text(position[hit.chunk]) for hit in before[:3]]
+    assert [hit.chunk for hit in after] == [before[at].chunk for at in (2, 0, 1, 3, 4)]
+    assert [hit.score for hit in after[:3]] == [1, 1 / 2, 1 / 3]
+    assert [hit.rank for hit in after] == [1, 2, 3, 4, 5]
+    assert [hit.score for hit in after] == sorted((hit.score for hit in after), reverse=True)
+
+
+@pytest.mark.parametrize("stage", ["rewriting", "reranker"])
+def test_a_failing_or_cancelled_model_ends_the_retrieval(passages: Passages, stage: str) -> None:
+    kind = {"rewriting": MultiQuery, "reranker": LLMReranker}[stage]
+    broken: dict[str, object] = {stage: kind(ScriptedLLM(["[1]"], error=LLMError("gone", model="m", base_url="u")))}
+    with pytest.raises(LLMError, match="gone"):
+        retrieve("What is b?", passages, retriever=Hybrid(), **broken)  # type: ignore[arg-type]
+    slow: dict[str, object] = {stage: kind(ScriptedLLM(["[1]"], delay_seconds=30))}
+    with pytest.raises(CancelledError):
+        retrieve("What is b?", passages, retriever=Hybrid(), cancelled=lambda: True, **slow)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("question", "languages", "language"),
+    [
+        ("Quelle taille pour mes passages ?", {"en": 100}, "fr"),
+        ("What size should my passages be?", {"fr": 100}, "en"),
+        ("Wie lang darf ein Abschnitt höchstens sein?", {"en": 3, "de": 2, "und": 50}, "de"),
+        ("42", {"und": 9, "fr": 5, "en": 1}, "fr"),
+        ("42", {}, "en"),
+    ],
+)
+def test_the_language_of_a_question(question: str, languages: dict[str, int], language: str) -> None:
+    assert language_asked(question, languages) == language
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,387 @@
+"""What a system makes of questions beyond retrieval: rewriting, reranking, answers, judges, follow-ups."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ragkit import calls
+from ragkit.choices import choose
+from ragkit.datasets import Dataset, Query
+from ragkit.errors import BudgetError, InputError, LLMAuthenticationError, LLMConnectionError, LLMResponseError
+from ragkit.judging import Faithfulness, Relevance
+from ragkit.llm import OpenAILLM, Prompt, abstention
+from ragkit.metering import Budget, Metered, Price
+from ragkit.results import Result
+from ragkit.retrieval import BM25, Dense
+from ragkit.rewriting import MultiQuery
+from ragkit.runs import RunStore
+from ragkit.systems import System
+from tests.experiments import Counting, experiment, pages
+from tests.llm_servers import Connection, RawServer
+
+
+class Reader:
+    """A model that repeats the first words of the first passage, and counts what it is asked.
+
+    It fails for questions that hold a word, as often as it is told to.
+    """
+
+    generative = True
+    name = "reader"
+
+    def __init__(self, *, fails: dict[str, int] | None = None, error: Exception | None = None) -> None:
+        self.asked: Counter[str] = Counter()
+        self.fails = dict(fails or {})
+        self.error = error or LLMConnectionError("cut", model="reader", base_url="")
+        self._lock = threading.Lock()
+
+    def identity(self) -> str:
+        return "reader"
+
+    def _meet(self, text: str) -> None:
+        with self._lock:
+            for word, times in self.fails.items():
+                if word in text and times > 0:
+                    self.fails[word] -= 1
+                    raise self.error
+
+    def stream(self, prompt: Prompt, *, cancelled: Callable[[], bool] = lambda: False) -> Iterator[str]:
+        self.asked[prompt.question] += 1
+        self._meet(prompt.question)
+        if "accents" in prompt.question:
+            yield abstention(prompt.language)
+        else:
+            yield " ".join(prompt.passages[0].text.split()[:12]) + " [1]"
+
+    def complete(
+        self, messages: Sequence[Any], *, max_tokens: int = 1024, cancelled: Callable[[], bool] = lambda: False
+    ) -> str:
+        text = messages[-1]["content"]
+        self.asked["judge" if "ANSWER" in text else "rewrite" if len(messages[-1]["content"]) < 60 else "other"] += 1
+        self._meet(text)
+        if "--- BEGIN ANSWER" in text:
+            return '{"statements": [{"statement": "s", "supported": true}], "score": 4}'
+        return "k1 b values\nrank constant sixty"
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    return pages()
+
+
+@pytest.fixture
+def embedder() -> Counting:
+    return Counting()
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "PAUSE_SECONDS", 0.0)
+
+
+ANSWERS = ["CitationRecall", "CitationPrecision", "Answered"]
+
+
+def answering(embedder: Counting, llm: Any, **options: Any) -> System:
+    return System(embedder=embedder, retriever=BM25(), llm=llm, **options)
+
+
+def values(result: Result, measure: str, system: str | None = None) -> dict[str, float]:
+    frame = result.queries[result.queries["measure"] == measure]
+    frame = frame[frame["system"] == (system or result.names[0])]
+    return dict(zip(frame["query_id"], frame["value"], strict=True))
+
+
+def test_answers_are_made_measured_and_kept(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+    llm = Reader()
+    one = experiment(dataset, answering(embedder, llm), tmp_path, measures=["nDCG@10", *ANSWERS])
+    result = one.run()
+    assert llm.asked == Counter({query.text: 1 for query in dataset.queries})
+    assert values(result, "Answered") == {"k1": 1, "rrf": 1, "taille": 1, "accents": 0}
+    assert math.isnan(values(result, "CitationPrecision").get("accents", math.nan))  # it cited nothing
+    answers = result.answers(result.names[0])
+    assert [answers[q].abstained for q in ("k1", "accents")] == [False, True]
+    assert (answers["k1"].citations[0].document_id, answers["k1"].language) == ("bm25.md", "en")
+    assert answers["taille"].language == "fr"
+    row = result.systems.iloc[0]
+    assert (row["errors"], row["answer_ms"] >= 0) == (0, True)
+    assert "tokens" not in result.systems.columns  # it does not say
+
+    again = experiment(
+        dataset, answering(embedder, llm), tmp_path, measures=["AP", "F1", *ANSWERS[:2]] if 0 else ["AP", *ANSWERS]
+    )
+    assert again.run().queries.query("measure == 'Answered'")["value"].tolist() == [1, 1, 1, 0]
+    assert sum(llm.asked.values()) == 4  # nothing was asked again
+    assert not again.cells.computed
+
+
+def test_what_a_model_is_given_is_what_its_reply_is_kept_under(
+    dataset: Dataset,
+    embedder: Counting,
+    tmp_path: Path,
+) -> None:
+    llm = Reader()
+    system = answering(embedder, llm)
+    experiment(dataset, system, tmp_path, measures=ANSWERS).run()
+    # A retriever that finds the same passages shares the answers.
+    same = dataclasses.replace(system, retriever=BM25(depth=90))
+    experiment(dataset, same, tmp_path, measures=ANSWERS).run()
+    assert sum(llm.asked.values()) == 4
+    experiment(dataset, dataclasses.replace(system, instructions="Briefly."), tmp_path, measures=ANSWERS).run()
+    assert sum(llm.asked.values()) == 8
+    experiment(dataset, dataclasses.replace(system, k=1), tmp_path, measures=ANSWERS).run()
+    assert sum(llm.asked.values()) == 9  # for one question BM25 finds more than one passage
+    # No measure looks at answers: none is made.
+    other = Reader()
+    experiment(dataset, answering(embedder, other), tmp_path).run()
+    assert not other.asked
+
+
+def test_without_a_model_answers_are_quotes(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+    result = experiment(dataset, System(embedder=embedder, retriever=BM25()), tmp_path, measures=ANSWERS).run()
+    assert result.answers(result.names[0])["k1"].model == "extractive"
+
+
+@pytest.mark.parametrize("kind", [LLMConnectionError, LLMResponseError])
+def test_a_failure_is_retried_marked_counted_and_never_scored(
+    dataset: Dataset,
+    embedder: Counting,
+    tmp_path: Path,
+    kind: Any,
+) -> None:
+    error = kind("no such luck", model="reader", base_url="")
+    llm = Reader(fails={"taille": 99, "k1": 2}, error=error)
+    one = experiment(dataset, answering(embedder, llm), tmp_path, measures=["nDCG@10", *ANSWERS])
+    result = one.run()
+    assert llm.asked["How do I choose k1 and b for BM25?"] == 3  # the third time it answered
+    assert llm.asked["Quelle taille de passage choisir ?"] == 3  # and here it gave up
+    assert result.errors.to_dict("records") == [
+        {
+            "system": result.names[0],
+            "query_id": "taille",
+            "stage": "answer",
+            "error": kind.__name__,
+            "message": "no such luck",
+        }
+    ]
+    assert math.isnan(values(result, "Answered")["taille"])
+    page = result.report(tmp_path / "pages" / "report.html").read_text(encoding="utf-8")
+    assert "no such luck" in page
+    assert kind.__name__ in page
+    assert result.systems["Answered"].item() == pytest.approx(2 / 3)  # of k1, rrf and accents
+    assert result.systems["errors"].item() == 1
+    assert values(result, "nDCG@10")["taille"] > 0  # its ranking was not touched
+    assert "taille" not in result.answers(result.names[0])
+    # The next run asks what failed, and nothing else.
+    llm.fails.clear()
+    before = llm.asked.copy()
+    healed = one.run()
+    assert llm.asked - before == Counter({"Quelle taille de passage choisir ?": 1})
+    assert healed.errors.empty
+    assert values(healed, "Answered")["taille"] == 1
+
+
+def test_a_key_that_is_refused_ends_it_at_once(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+    llm = Reader(fails={"": 99}, error=LLMAuthenticationError("another key", model="reader", base_url=""))
+    with pytest.raises(LLMAuthenticationError):
+        experiment(dataset, answering(embedder, llm), tmp_path, measures=ANSWERS, at_once=1).run()
+    assert sum(llm.asked.values()) == 1
+
+
+def test_a_server_that_answers_nothing_is_not_asked_for_ever(
+    dataset: Dataset,
+    embedder: Counting,
+    tmp_path: Path,
+) -> None:
+    many = dataclasses.replace(
+        dataset, queries=[*dataset.queries, *(Query(f"more{n}", f"What is BM25 number {n}?") for n in range(40))]
+    )
+    llm = Reader(fails={"": 10_000})
+    with pytest.raises(LLMConnectionError):
+        experiment(many, answering(embedder, llm), tmp_path, measures=ANSWERS, at_once=1).run()
+    assert len(llm.asked) < 12
+
+
+def test_judges_are_repeated_spread_and_kept(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+    class Moody(Reader):
+        def complete(self, messages: Sequence[Any], **options: Any) -> str:
+            super().complete(messages, **options)
+            with self._lock:
+                self.asked["mood"] += 1
+                return f'{{"score": {self.asked["mood"] % 5 + 1}}}'
+
+    judge = Moody()
+    measures = [*ANSWERS, Relevance(judge, repeats=4), Faithfulness(Reader(), repeats=2)]
+    one = experiment(dataset, answering(embedder, Reader()), tmp_path, measures=measures)
+    result = one.run()
+    judgements = result.judgements
+    assert len(judgements[judgements["measure"] == "Relevance"]) == 3 * 4  # an abstention is not judged
+    assert judgements["reply"].str.contains("score").all()
+    mean = judgements[judgements["measure"] == "Relevance"].groupby("query_id")["score"].mean()
+    assert values(result, "Relevance") == pytest.approx(mean.to_dict())
+    row = result.systems.iloc[0]
+    assert row["Relevance spread"] > 0
+    assert (row["Faithfulness"], row["Faithfulness spread"]) == (1, 0)
+    # More repeats are more of the same.
+    asked = judge.asked["mood"]
+    more = experiment(dataset, answering(embedder, Reader()), tmp_path, measures=[Relevance(judge, repeats=5)])
+    more.run()
+    assert judge.asked["mood"] == asked + 3
+
+
+def test_a_judgement_that_cannot_be_read_is_no_score(
+    dataset: Dataset,
+    embedder: Counting,
+    tmp_path: Path,
+) -> None:
+    class Silly(Reader):
+        def complete(self, messages: Sequence[Any], **options: Any) -> str:
+            return "ten out of ten!" if "k1 and b" in messages[-1]["content"] else '{"score": 5}'
+
+    result = experiment(
+        dataset, answering(embedder, Reader()), tmp_path, measures=["Answered", Relevance(Silly(), repeats=2)]
+    ).run()
+    assert values(result, "Relevance") == pytest.approx({"k1": math.nan, "rrf": 1, "taille": 1}, nan_ok=True)
+    assert result.errors["stage"].tolist() == ["judge Relevance"] * 2
+    assert values(result, "Answered")["k1"] == 1
+
+
+def test_follow_ups_are_made_checked_and_scored(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+    one = experiment(dataset, System(embedder=embedder, retriever=BM25()), tmp_path, measures=["FollowUps"])
+    result = one.run()
+    assert set(result.follow_ups.columns) == {"system", "query_id", "question", "answerable"}
+    assert all(0 <= value <= 1 for value in values(result, "FollowUps").values())
+    one.cells.computed.clear()
+    one.run()
+    assert not one.cells.computed
+
+
+def test_rewriting_searches_with_more_and_shares_the_question_itself(
+    dataset: Dataset,
+    embedder: Counting,
+    tmp_path: Path,
+) -> None:
+    llm = Reader()
+    plain = System(embedder=embedder, retriever=Dense(), label="plain")
+    more = System(embedder=embedder, retriever=Dense(), rewriting=MultiQuery(llm), label="more")
+    one = experiment(dataset, [plain, more], tmp_path)
+    result = one.run()
+    assert one.cells.computed["rewrite"] == 4
+    assert one.cells.computed["retrieve"] == 4 + 2  # the two other wordings are always the same ones
+    assert result.rankings("plain") != result.rankings("more")
+    one.cells.computed.clear()
+    one.run()
+    assert not one.cells.computed
+
+
+def test_a_question_that_could_not_be_rewritten_is_not_scored(
+    dataset: Dataset,
+    embedder: Counting,
+    tmp_path: Path,
+) -> None:
+    llm = Reader(fails={"taille": 99})
+    result = experiment(
+        dataset,
+        System(embedder=embedder, retriever=BM25(), rewriting=MultiQuery(llm)),
+        tmp_path,
+        measures=["nDCG@10", "Answered"],
+    ).run()
+    assert math.isnan(values(result, "nDCG@10")["taille"])
+    assert math.isnan(values(result, "Answered")["taille"])
+    assert "taille" not in result.rankings(result.names[0])
+    assert result.errors["stage"].tolist() == ["rewrite"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Backwards:
+    """A reranker of a user's own."""
+
+    depth: int = 2
+
+    def scores(self, question: str, texts: Sequence[str], *, cancelled: Any = None) -> list[float]:
+        return [float(at) for at in range(len(texts))]
+
+
+def test_reranking_changes_the_order_of_the_best(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+    plain = System(embedder=embedder, retriever=BM25(), label="plain")
+    one = experiment(dataset, [plain, dataclasses.replace(plain, reranker=Backwards(), label="backwards")], tmp_path)
+    result = one.run()
+    assert one.cells.computed["retrieve"] == one.cells.computed["rerank"] == 4
+    for query in dataset.queries:
+        before, after = result.rankings("plain")[query.id], result.rankings("backwards")[query.id]
+        places = [[(p.document_id, p.start) for p in ranking] for ranking in (before, after)]
+        assert places[1][:2] == places[0][:2][::-1]
+        assert places[1][2:] == places[0][2:]
+        assert [p.score for p in after] == sorted((p.score for p in after), reverse=True)
+
+
+def test_choices_anywhere(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+    system = answering(embedder, Reader(), k=choose(1, 5), reranker=choose(None, Backwards()))
+    names = [each.name for each in experiment(dataset, system, tmp_path).systems]
+    assert len(names) == len(set(names)) == 4
+    assert any("k=1" in name and "Backwards()" in name for name in names)
+    with pytest.raises(InputError, match="k must be"):
+        System(k=0)
+
+
+def test_a_run_is_in_the_store(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+    system = System(embedder=embedder, retriever=choose(BM25(), BM25(depth=50)))
+    result = experiment(dataset, system, tmp_path, name="stored").run()
+    store = RunStore(tmp_path / "runs")
+    (info,) = store.list()
+    assert (info.name, info.kind, info.state) == ("stored", "experiment", "done")
+    assert info.provenance.data == {"pages": dataset.digest()}
+    assert info.recorded["best"] in result.names
+    assert set(info.settings["systems"]) == set(result.names)
+    run = store.get(info.id)
+    assert run.tables() == ["comparisons", "queries", "systems"]
+    assert run.read_table("queries").equals(result.queries)
+    llm = Reader(fails={"": 99}, error=LLMAuthenticationError("another key", model="reader", base_url=""))
+    with pytest.raises(LLMAuthenticationError):
+        experiment(dataset, answering(embedder, llm), tmp_path, measures=ANSWERS).run()
+    assert [each.state for each in store.list()] == ["done", "failed"]
+    experiment(dataset, system, tmp_path, record=False).run()
+    assert len(store.list()) == 2
+
+
+def billing(connection: Connection) -> None:
+    """Answer a prompt, and say what it cost: 100 tokens in, 20 out."""
+    connection.start_stream()
+    connection.say("Yes [1].", finish="stop")
+    connection.event(
+        {
+            "id": "x",
+            "object": "chat.completion.chunk",
+            "choices": [],
+            "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
+        }
+    )
+    connection.end_stream()
+
+
+def test_a_spent_budget_pauses_and_resumes(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+    with RawServer(billing) as server:
+        budget = Budget(0.00075, name="test", folder=tmp_path / "runs")
+        llm = Metered(OpenAILLM("m", base_url=server.url, max_tokens=20), price=Price(0, 15), budget=budget)
+        running = experiment(dataset, answering(embedder, llm), tmp_path, measures=ANSWERS, at_once=2).start()
+        with pytest.raises(BudgetError, match="raise_to"):
+            running.result(timeout_seconds=60)
+        assert "paused" in repr(running)
+        assert len(server.connections) == 2  # 300 millionths each
+        assert budget.spent == pytest.approx(2 * 300e-6)
+        budget.raise_to(1.0)
+        running.resume()
+        result = running.result(timeout_seconds=60)
+        assert "done" in repr(running)
+        assert len(server.connections) == 4  # none was asked twice
+        assert budget.spent == pytest.approx(4 * 300e-6)
+        assert result.systems["cost"].item() == pytest.approx(4 * 300e-6)
+        assert result.systems["tokens"].item() == 120
