@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -96,6 +97,7 @@ class Evaluation:
         calls: Asks models.
         live: Is told how far it is.
         cancelled: Asked several times a second.
+        timed: Whether to measure the latency of retrieval, if it is not known.
     """
 
     def __init__(
@@ -110,7 +112,9 @@ class Evaluation:
         calls: Calls,
         live: Live,
         cancelled: Callable[[], bool],
+        timed: bool = True,
     ) -> None:
+        self._timed = timed
         self._system = system
         self._dataset = dataset
         self._measures = measures
@@ -230,7 +234,9 @@ class Evaluation:
 
     def _latency(self) -> float:
         known = self._retrieval.known_latency()
-        return self._retrieval.latency(self._questions, self._passages()) if known is None else known
+        if known is None:
+            known = self._retrieval.latency(self._questions, self._passages()) if self._timed else math.nan
+        return known
 
     def _passages(self) -> Passages:
         return self._cut.passages(self._corpus, tell=self._live.embedding, cancelled=self._cancelled)

@@ -61,6 +61,7 @@ class Experiment:
         progress: Whether to show a bar.
         at_once: How many calls to language models are under way at a time.
         record: Whether each `run` leaves a run in the store.
+        timed: Whether to measure how long retrieval takes for one question.
 
     Raises:
         InputError: No system, two with the same name, a measure that does not exist or that the dataset has no gold
@@ -81,6 +82,7 @@ class Experiment:
         progress: bool = True,
         at_once: int = 4,
         record: bool = True,
+        timed: bool = True,
     ) -> None:
         self.dataset = dataset
         self.name = name or dataset.name
@@ -100,6 +102,7 @@ class Experiment:
         if at_once < 1:
             raise InputError(f"at_once must be at least 1, not {at_once}.")
         self._at_once = at_once
+        self._timed = timed
         self._runs = RunStore(store) if record else None
         self._lock = threading.Lock()  # over systems, which another thread may add to
         self._embedders: dict[int, CachedEmbedder] = {}
@@ -226,7 +229,7 @@ class Experiment:
         cut = self._cut_by(system, cancelled)
         return Evaluation(
             system, self.dataset, measures, cut=cut, corpus=corpus, cells=self.cells, calls=calls, live=live,
-            cancelled=cancelled,
+            cancelled=cancelled, timed=self._timed and not isinstance(calls, DryCalls),
         ).run()  # fmt: skip
 
     def _embedder(self, system: System) -> CachedEmbedder:

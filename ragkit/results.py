@@ -274,7 +274,12 @@ class Result:
         table = self.systems.copy()
         for measure in self.measures:
             table[str(measure)] = table[str(measure)].map("{:.4f}".format)
-        table["latency_ms"] = table["latency_ms"].map("{:.1f}".format)
+        written = {"latency_ms": "{:.1f}", "answer_ms": "{:.0f}", "tokens": "{:.0f}", "cost": "{:.4g}"}
+        for column in table.columns:
+            if column.endswith(" spread"):
+                table[column] = table[column].map("{:.4f}".format)
+            elif column in written:
+                table[column] = table[column].map(written[column].format)
         if self.baseline in self._measured and len(self._measured) > 1:
             found = self.compare().set_index("system")
             columns: dict[str, Callable[[Any], str]] = {

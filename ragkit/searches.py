@@ -225,7 +225,7 @@ class Search:
             parameter: A column of `trials`, such as ``"retriever.dense_weight"``; the order if None.
 
         Raises:
-            InputError: There is no such parameter.
+            InputError: There is no such parameter, or nothing was measured with it.
             MissingExtraError: matplotlib is not installed.
         """
         table = self.trials
@@ -233,7 +233,10 @@ class Search:
         if parameter is not None and parameter not in parameters:
             raise InputError(f"There is no parameter {parameter!r}. There is: {', '.join(parameters)}.")
         along = parameter or "trial"
-        return _picture(table[table["train"].notna() & table[along].notna()], along, self.measure)
+        table = table[table["train"].notna() & table[along].notna()]
+        if table.empty:
+            raise InputError(f"No trial with {along} was measured, so there is nothing to draw.")
+        return _picture(table, along, self.measure)
 
     def __repr__(self) -> str:
         return f"{self._title()}\n{self.test!r}"
@@ -282,7 +285,7 @@ def _picture(table: pd.DataFrame, along: str, measure: str) -> Figure:
     axes.plot(places[done], values[done], "o", color=plots.BLUE, markersize=5)
     if along == "trial":
         axes.step(places[done], np.maximum.accumulate(values[done]), where="post", color=plots.VERMILION)
-    else:
+    elif done.any():
         best = table["train"].where(done).argmax()
         axes.plot(places[best], values[best], "D", color=plots.VERMILION, markersize=7)
     axes.set_axisbelow(True)
@@ -321,9 +324,14 @@ class _Trying:
         waiting = list(trials)
         while waiting:
             experiment = Experiment(
-                dataset, [trial.labelled for trial in waiting], measures=[self._measure], name=name, record=False,
+                dataset,
+                [trial.labelled for trial in waiting],
+                measures=[self._measure],
+                name=name,
+                record=False,
+                timed=False,
                 **self._options,
-            )  # fmt: skip
+            )
 
             def learn(result: Result, experiment: Experiment = experiment) -> None:
                 values = result.systems.set_index("system")[str(experiment.measures[0])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -70,7 +71,7 @@ class System:
         if self.k != 5:
             parts.append(f"k={self.k}")
         if self.instructions:
-            parts.append(repr(self.instructions))
+            parts.append(repr(textwrap.shorten(self.instructions, 60, placeholder="…")))
         return ", ".join(parts)
 
 

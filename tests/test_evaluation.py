@@ -25,7 +25,7 @@ from ragkit.rewriting import MultiQuery
 from ragkit.runs import RunStore
 from ragkit.systems import System
 from tests.experiments import Counting, experiment, pages
-from tests.llm_servers import Connection, RawServer
+from tests.llm_servers import BillingServer, Connection, RawServer
 
 
 class Reader:
@@ -187,6 +187,26 @@ def test_a_failure_is_retried_marked_counted_and_never_scored(
     assert llm.asked - before == Counter({"Quelle taille de passage choisir ?": 1})
     assert healed.errors.empty
     assert values(healed, "Answered")["taille"] == 1
+
+
+def test_a_server_that_fails_a_fifth_of_its_calls(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+    more = [Query(f"more{n}", f"What is said of BM25, part {n}?") for n in range(26)]
+    many = dataclasses.replace(dataset, queries=[*dataset.queries, *more])
+    ways = ("500", "429", "html", "cut", "dropped")
+    with BillingServer(failures=ways, every=5) as server:
+        llm = Metered(
+            OpenAILLM("m", base_url=server.url, max_retries=0), price=Price(1, 1), budget=Budget(1, folder=tmp_path)
+        )
+        result = experiment(many, answering(embedder, llm), tmp_path, measures=ANSWERS).run()
+    name = result.names[0]
+    failed = set(result.errors["query_id"])
+    assert server.failed > 5
+    assert llm.failures == server.failed
+    # Whoever failed three times is marked; all others have their answer, and nobody has an answer from a failure.
+    assert set(result.answers(name)) == {query.id for query in many.queries} - failed
+    assert {q for q, value in values(result, "Answered").items() if math.isnan(value)} == failed & set(many.spans)
+    assert all(len(answer.text.split()) > 1 for answer in result.answers(name).values())
+    assert sum(usage.input_tokens for usage in server.billed) <= llm.usage.input_tokens  # never less than was billed
 
 
 def test_a_key_that_is_refused_ends_it_at_once(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:

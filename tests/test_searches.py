@@ -188,7 +188,8 @@ def test_what_cannot_be_measured_has_failed(few: Dataset, tmp_path: Path, method
     assert f"4 set-ups by {method}, 2 of them failed (trials['error'] says why), " in repr(found)
 
 
-def test_who_fails_at_questions_is_not_the_best(few: Dataset, tmp_path: Path) -> None:
+def test_who_fails_at_questions_is_not_the_best(few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ragkit.calls.PAUSE_SECONDS", 0.0)
     system = dataclasses.replace(HILL, retriever=choose(Hill(0.5), BM25()), rewriting=choose(Given(True), Given(False)))
     found = find(few, system, tmp_path)
     trials = found.trials.set_index(["retriever", "rewriting"])
@@ -245,10 +246,14 @@ def test_pictures(halved: Search, few: Dataset) -> None:
     assert np.array_equal(done.get_xydata(), [(0, 0.3), (3, 0.4)])
     assert np.array_equal(best_so_far.get_xydata(), [(0, 0.3), (3, 0.4)])
     assert np.array_equal(found.plot("k").axes[0].lines[-1].get_xydata(), [(3, 0.4)])
-    for parameter in (None, "k", "kind", "exact"):
+    trials[1].parameters["failed"] = 1
+    trials[2].parameters["stopped"] = 1
+    for parameter in (None, "k", "kind", "exact", "stopped"):
         assert found.plot(parameter)._repr_png_()[0].startswith(b"\x89PNG")
     with pytest.raises(InputError, match=r"There is: retriever\.height\."):
         halved.plot("height")
+    with pytest.raises(InputError, match="nothing to draw"):
+        found.plot("failed")
 
 
 @pytest.mark.parametrize(
