@@ -45,7 +45,12 @@ _LINE_INCHES = 0.165
 _NAME_WIDTH = 44
 _NAME_CHARACTERS = 88
 _LOG_FROM = 20.0  # times: a cost axis that spans more is logarithmic
-_UNITS = {"latency_ms": "latency per query (ms)", "tokens": "tokens", "cost": "cost"}
+_UNITS = {
+    "latency_ms": "retrieval per question (ms)",
+    "answer_ms": "answering per question (ms)",
+    "tokens": "tokens per question",
+    "cost": "cost of all answers",
+}
 
 
 class Figure(matplotlib.figure.Figure):

@@ -178,14 +178,25 @@ class Result:
             write_run(paths[-1], run, tag=slug or "ragkit")
         return paths
 
-    def plot(self, kind: str = "leaderboard", *, measure: Any = None, system: str | None = None) -> Figure:
-        """Draw the leaderboard with intervals, a system's ``"differences"`` from the baseline, or the ``"tradeoff"``
-        of quality and latency.
+    def plot(
+        self,
+        kind: str = "leaderboard",
+        *,
+        measure: Any = None,
+        system: str | None = None,
+        against: str = "latency_ms",
+    ) -> Figure:
+        """Draw a picture.
 
         Args:
-            kind: ``"leaderboard"``, ``"differences"`` or ``"tradeoff"``.
+            kind: ``"leaderboard"`` with intervals, a system's ``"differences"`` from the baseline, question by
+                question, or the ``"tradeoff"`` of quality and what it takes.
             measure: One of the experiment's; the first one if None.
             system: Whose differences; the best one that is not the baseline if None.
+            against: What it takes: a column of `systems` such as ``"latency_ms"``, ``"tokens"`` or ``"cost"``.
+
+        Raises:
+            InputError: There is no such kind, measure, system or column, or nothing to draw.
         """
         from ragkit import plots
 
@@ -193,13 +204,22 @@ class Result:
         if kind == "leaderboard":
             return plots.leaderboard(self.queries, measure=name, baseline=self.baseline)
         if kind == "tradeoff":
-            return plots.tradeoff(self.systems, measure=name, cost="latency_ms")
+            return plots.tradeoff(self.systems, measure=name, cost=against)
         if kind == "differences":
             others = [each for each in self.systems["system"] if each != self.baseline]
             if not others:
                 raise InputError("There is nothing to compare with the baseline; add a system.")
             return plots.differences(self.queries, measure=name, system=system or others[0], baseline=self.baseline)
         raise InputError(f"plot() draws 'leaderboard', 'differences' or 'tradeoff', not {kind!r}.")
+
+    def row(self, name: str) -> dict[str, Any]:
+        """A system's figures as plain values, for listeners; with its mean difference from the baseline."""
+        return self._row(name, self.wide())
+
+    def leaderboard(self) -> list[dict[str, Any]]:
+        """Every system's `row`, the best first."""
+        wide = self.wide()
+        return [self._row(name, wide) for name in self.systems["system"]]
 
     def report(self, path: str | Path = "report.html", *, title: str | None = None) -> Path:
         """Write one HTML page with everything that was found; it needs no network and no script.
@@ -225,15 +245,6 @@ class Result:
             settings={name: measured.system for name, measured in self._measured.items()},
         )
         return write_page(found, path, title=title)
-
-    def row(self, name: str) -> dict[str, Any]:
-        """A system's figures as plain values, for listeners; with its mean difference from the baseline."""
-        return self._row(name, self.wide())
-
-    def leaderboard(self) -> list[dict[str, Any]]:
-        """Every system's `row`, the best first."""
-        wide = self.wide()
-        return [self._row(name, wide) for name in self.systems["system"]]
 
     def _row(self, name: str, wide: pd.DataFrame) -> dict[str, Any]:
         row = self._figures(name)

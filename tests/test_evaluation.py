@@ -405,3 +405,4 @@ def test_a_spent_budget_pauses_and_resumes(dataset: Dataset, embedder: Counting,
         assert budget.spent == pytest.approx(4 * 300e-6)
         assert result.systems["cost"].item() == pytest.approx(4 * 300e-6)
         assert result.systems["tokens"].item() == 120
+        assert "cost of all answers" in result.plot("tradeoff", measure="Answered", against="cost").axes[0].get_xlabel()
