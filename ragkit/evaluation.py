@@ -219,17 +219,17 @@ class Evaluation:
             ]
             for question, ranking in rankings.items()
         }
-        keys = {question: digest("rerank", method, question, of_one) for question, of_one in texts.items()}
+        keys = {question: digest("rerank", method, question, of_one) for question, of_one in texts.items() if of_one}
 
         def call(question: str) -> Call:
             return lambda cancelled: [
                 float(score) for score in reranker.scores(question, texts[question], cancelled=cancelled)
             ]
 
-        scores = self._ask("rerank", keys, call)
+        anew = self._ask("rerank", keys, call) | {question: [] for question, of_one in texts.items() if not of_one}
         return {
-            question: Ranking.of(reranked(rankings[question].as_scores(), anew, depth=reranker.depth))
-            for question, anew in scores.items()
+            question: Ranking.of(reranked(rankings[question].as_scores(), scores, depth=reranker.depth))
+            for question, scores in anew.items()
         }
 
     def _latency(self) -> float:

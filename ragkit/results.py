@@ -112,7 +112,7 @@ class Result:
             raise InputError(f"'{name}' was not measured. Measured were {', '.join(map(str, self.measures))}.")
         queries = self.queries
         wide = queries[queries["measure"] == name].pivot(index="query_id", columns="system", values="value")
-        return wide[self.names]
+        return wide.reindex(columns=self.names)
 
     @property
     def errors(self) -> pd.DataFrame:

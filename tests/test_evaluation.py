@@ -44,7 +44,7 @@ class Reader:
         self._lock = threading.Lock()
 
     def identity(self) -> str:
-        return "reader"
+        return type(self).__name__
 
     def _meet(self, text: str) -> None:
         with self._lock:
@@ -56,7 +56,7 @@ class Reader:
     def stream(self, prompt: Prompt, *, cancelled: Callable[[], bool] = lambda: False) -> Iterator[str]:
         self.asked[prompt.question] += 1
         self._meet(prompt.question)
-        if "accents" in prompt.question:
+        if "accents" in prompt.question or not prompt.passages:
             yield abstention(prompt.language)
         else:
             yield " ".join(prompt.passages[0].text.split()[:12]) + " [1]"
@@ -318,6 +318,25 @@ def test_a_question_that_could_not_be_rewritten_is_not_scored(
     assert math.isnan(values(result, "Answered")["taille"])
     assert "taille" not in result.rankings(result.names[0])
     assert result.errors["stage"].tolist() == ["rewrite"]
+
+
+def test_a_system_without_any_value_of_a_measure_stands_in_the_table(
+    dataset: Dataset, embedder: Counting, tmp_path: Path
+) -> None:
+    class Silent(Reader):
+        def stream(self, prompt: Prompt, **options: Any) -> Iterator[str]:
+            yield abstention(prompt.language)
+
+    systems = {"reads": answering(embedder, Reader()), "silent": answering(embedder, Silent())}
+    nothing = dataclasses.replace(dataset, queries=[*dataset.queries, Query("none", "Xyzzy?", answerable=False)])
+    result = experiment(nothing, systems, tmp_path, measures=["CitationPrecision", "nDCG@10", "Abstention"]).run()
+    assert math.isnan(result.systems.set_index("system").loc["silent", "CitationPrecision"])
+    assert result.compare().set_index("system").loc["silent", "n"] == 0
+    assert "silent" in repr(result)
+    assert "silent" in result.report(tmp_path / "report.html").read_text(encoding="utf-8")
+    assert result.rankings("reads")["none"] == []  # BM25 finds nothing, and that is no failure
+    reranked = dataclasses.replace(systems["reads"], reranker=Backwards())
+    assert experiment(nothing, reranked, tmp_path).run().errors.empty
 
 
 @dataclasses.dataclass(frozen=True)
