@@ -4,6 +4,7 @@ VENV   := .venv
 PEERS  := .venv-peers
 BIN    := $(VENV)/bin
 PORT   ?= 8000
+JOBS   ?= 2
 MODELS := $(VENV)/share/test-models
 SPEC   := $(VENV)/share/asyncapi/3.0.0.json
 REACT  := $(VENV)/share/react
@@ -26,8 +27,8 @@ lab: $(VENV)/.lab  ## Install, start JupyterLab on port 8000 with the quickstart
 demo: $(VENV)/.lab  ## The same without a person: run the quickstart, watch the socket, fail if anything is missing
 	$(BIN)/python notebooks/demo.py
 
-test: $(VENV)/.test  ## Install what the tests need and run them all
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.test  ## Install what the tests need and run them all, JOBS=2 at a time; ARGS="tests/test_llm.py -k real" chooses
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 check: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/ruff format --check .
@@ -39,7 +40,7 @@ format: $(VENV)/.dev  ## Let ruff format and mend what it can
 	$(BIN)/ruff check --fix .
 
 bench-retrieval: $(VENV)/.test  ## nDCG@10 and recall on SciFact, Cranfield and service-public.fr (20 minutes)
-	$(BIN)/python benchmarks/retrieval.py $(SETS)
+	$(BIN)/python -m benchmarks.retrieval $(SETS)
 
 bench-french: $(VENV)/.test  ## The measured tables of the handbook's French pages
 	$(BIN)/python benchmarks/french.py
@@ -65,8 +66,8 @@ bench-index: $(VENV)/.test $(PEERS)/.peers  ## Indexing beside raw encode, LangC
 bench-chunkers: $(VENV)/.test  ## Span-level recall, precision and IoU of every chunker; CHUNKERS="token" chooses (10 minutes)
 	$(BIN)/python -m benchmarks.chunkers $(CHUNKERS)
 
-bench-experiment: $(VENV)/.test  ## SciFact as an experiment: reference values, and what a second run costs (6 minutes)
-	$(BIN)/python -m benchmarks.experiment
+bench-experiment: $(VENV)/.test $(PEERS)/.peers  ## Experiments: reference values, and what they cost beside their stages and ranx; ROWS="sharing" chooses (10 minutes)
+	$(BIN)/python -m benchmarks.experiment $(ROWS)
 
 docs: $(VENV)/.lab  ## Rewrite the tables of docs/protocol.md that repeat the code
 	$(BIN)/python docs/generate.py
@@ -88,7 +89,7 @@ $(VENV)/.lab $(VENV)/.test $(VENV)/.dev $(VENV)/.bench: $(VENV)/.%: pyproject.to
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$*]'
 	@touch $@
 
-# LangChain and LlamaIndex have an environment of their own: ragkit's shall not depend on theirs.
+# LangChain, LlamaIndex and ranx have an environment of their own: ragkit's shall not depend on theirs.
 $(PEERS)/.peers: benchmarks/peers.txt constraints.txt | $(BIN)/python
 	$(BIN)/python -m venv --clear $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --upgrade pip

@@ -55,7 +55,8 @@ class Passages:
         documents: The documents.
         chunks: Of each document, its chunks with their vectors' ids.
         embedder: What embedded them, and embeds questions.
-        vectors: Where the vectors are; or all of them, shape (passages, dimension), to be searched exactly.
+        vectors: Where the vectors are; or all of them, shape (passages, dimension), to be searched exactly; or what
+            makes these when they are first needed.
         path: The index, for messages.
         generation: The index's, when this was read.
     """
@@ -66,7 +67,7 @@ class Passages:
         chunks: Sequence[Sequence[StoredChunk]],
         *,
         embedder: Embedder,
-        vectors: Searchable | Vectors,
+        vectors: Searchable | Vectors | Callable[[], Vectors],
         path: Path = Path(),
         generation: int = 0,
     ) -> None:
@@ -85,8 +86,11 @@ class Passages:
         self.position = {s.vector_id: i for i, s in enumerate(self.stored)}
         self._documents = documents
         self._searchable: Searchable | None = None
+        self._make_vectors: Callable[[], Vectors] | None = None
         if isinstance(vectors, np.ndarray):
             self.vectors = vectors
+        elif callable(vectors):
+            self._make_vectors = vectors
         else:
             self._searchable = vectors
 
@@ -140,6 +144,8 @@ class Passages:
     @functools.cached_property
     def vectors(self) -> Vectors:
         """All vectors in memory, shape (len(self), dimension), for exact search."""
+        if self._make_vectors is not None:
+            return self._make_vectors()
         assert self._searchable is not None
         found = self._searchable.get([s.vector_id for s in self.stored])
         # Zero for what a writer has replaced since: similar to nothing, and gone in the next generation.

@@ -114,14 +114,14 @@ class Cut:
         return found
 
     def passages(self, corpus: Documents, *, tell: Tell, cancelled: Callable[[], bool]) -> Passages:
-        """Return the passages for retrievers; what was never embedded is embedded first.
+        """Return the passages for retrievers; what was never embedded is embedded when a retriever needs it.
 
         Args:
             corpus: The documents, as every cut of them shares them.
             tell: Called with texts embedded and to embed.
             cancelled: Asked between windows.
 
-        Raises:
+        A search in them raises:
             CancelledError: ``cancelled`` said so.
             EmbeddingError: The embedder failed.
         """
@@ -131,7 +131,7 @@ class Cut:
                 corpus,
                 [[StoredChunk(str(next(numbers)), chunk) for chunk in of_one] for of_one in self._by_document],
                 embedder=self.embedder.inner,  # a question that is timed is embedded
-                vectors=embed(self.texts(), self.embedder, tell=tell, cancelled=cancelled),
+                vectors=lambda: embed(self.texts(), self.embedder, tell=tell, cancelled=cancelled),
             )
         return self._passages
 
@@ -250,11 +250,34 @@ class Retrieval:
         return found
 
     def latency(self, questions: Sequence[str], passages: Passages) -> float:
-        """Return the median milliseconds of one question by itself, its embedding included; measured once."""
-        key = digest("latency", self.key)
+        """Return the median milliseconds of one question by itself, its embedding included; measured once.
+
+        How long embedding takes is measured once for an embedder, and counts for those who ask for a vector.
+        """
+        known = self.known_latency()
+        if known is None:
+            first, *others = list(dict.fromkeys(questions))[: _TIMED + 1]
+            asked = _searched(self.retriever, first, passages, self.cut.embedder)[
+                1
+            ]  # and what is loaded once is loaded
+            took = [
+                _searched(self.retriever, question, passages, self.cut.embedder)[0] for question in others or [first]
+            ]
+            known = statistics.median(took) + (self._embedding([first, *others]) if asked else 0.0)
+            self._cells.put("latency", {digest("latency", self.key): known})
+        return known
+
+    def _embedding(self, questions: Sequence[str]) -> float:
+        embedder = self.cut.embedder.inner
+        key = digest("latency", identity(embedder))
         known = self._cells.get([key])
         if key not in known:
-            known = {key: statistics.median(_timed(self.retriever, questions[: _TIMED + 1], passages))}
+            took = []
+            for question in questions:
+                began = time.perf_counter()
+                embedder.embed([question], kind="query")
+                took.append(1_000 * (time.perf_counter() - began))
+            known = {key: statistics.median(took[1:] or took)}  # the first one loads what is loaded once
             self._cells.put("latency", known)
         return float(known[key])
 
@@ -271,13 +294,22 @@ def windows(questions: Sequence[str]) -> Iterator[Sequence[str]]:
         yield distinct[start : start + WINDOW]
 
 
-def _timed(retriever: Retriever, questions: Sequence[str], passages: Passages) -> Iterator[float]:
-    passages.expect(())
-    for number, question in enumerate(questions):
+def _searched(retriever: Retriever, question: str, passages: Passages, embedder: CachedEmbedder) -> tuple[float, bool]:
+    """Return the milliseconds of a search, without its embedding, and whether that was asked for."""
+    embedding: list[float] = []
+
+    def vectors() -> Vectors:
         began = time.perf_counter()
-        retriever.scores(question, passages)
-        if number:  # the first one loads what is loaded once
-            yield 1_000 * (time.perf_counter() - began)
+        found = embedder.embed([question], kind="query")
+        embedding.append(time.perf_counter() - began)
+        return found
+
+    passages.expect([question], vectors)
+    began = time.perf_counter()
+    retriever.scores(question, passages)
+    seconds = time.perf_counter() - began - sum(embedding)
+    passages.expect(())
+    return 1_000 * seconds, bool(embedding)
 
 
 def _encoded(ranking: Ranking) -> Any:

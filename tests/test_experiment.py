@@ -77,6 +77,11 @@ def test_each_distinct_text_is_embedded_once(dataset: Dataset, embedder: Countin
     assert one.cells.computed["retrieve"] == 6 * len(dataset.queries)
 
 
+def test_who_looks_at_words_alone_embeds_nothing(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+    experiment(dataset, System(embedder=embedder, retriever=BM25()), tmp_path).run()
+    assert not embedder.embedded
+
+
 def test_a_finished_experiment_computes_nothing_for_another_measure(
     dataset: Dataset, embedder: Counting, tmp_path: Path
 ) -> None:

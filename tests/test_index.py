@@ -11,7 +11,8 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,24 @@ from ragkit.report import Progress
 class CountingEmbedder(HashEmbedder):
     """Counts what it embeds, and fails when it is told to."""
 
-    def __init__(self, *, fail_after: int | None = None, error: BaseException | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        fail_after: int | None = None,
+        error: BaseException | None = None,
+        wait: Callable[[], bool] = lambda: True,
+    ) -> None:
         super().__init__(dimension=64)
         self.embedded: list[str] = []
         self.fail_after = fail_after
+        self.wait = wait
         self.error = error or EmbeddingError("test", "told to fail")
 
     def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Vectors:
         if self.fail_after is not None and len(self.embedded) + len(texts) > self.fail_after:
+            ends = time.monotonic() + 60
+            while not self.wait() and time.monotonic() < ends:
+                time.sleep(0.01)
             raise self.error
         self.embedded += texts
         return super().embed(texts, kind=kind)
@@ -132,7 +143,9 @@ def test_reopened_by_another_object_it_goes_on(tmp_path: Path, folder: Path) -> 
 def test_stopped_in_the_middle_it_stays_usable_and_goes_on(tmp_path: Path, folder: Path, error: BaseException) -> None:
     for number in range(100, 160):
         write(folder / f"page{number}.md", number)
-    index = index_at(tmp_path / "index", CountingEmbedder(fail_after=200, error=error))
+    failing = CountingEmbedder(fail_after=200, error=error)
+    index = index_at(tmp_path / "index", failing)
+    failing.wait = lambda: index.counts()[0] > 0  # the writer may be slower
     told: list[Progress] = []
     with pytest.raises(type(error)):
         index.update(folder, on_progress=told.append)
