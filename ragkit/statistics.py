@@ -4,7 +4,7 @@ Scores are paired: both systems answered the same queries, so what is tested is 
 tests look at it, because each can mislead alone (Smucker, Allan and Carterette 2007, "A comparison of statistical
 significance tests for information retrieval evaluation"): Student's t test, Wilcoxon's signed ranks and Fisher's
 randomisation. Where several systems meet one baseline, luck has several chances; Holm's correction (Holm 1979) takes
-that into account. scipy and statsmodels do the mathematics.
+that into account. scipy does the mathematics.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ragkit.errors import InputError, MissingExtraError
+from ragkit.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,14 +126,8 @@ def compare(
     Raises:
         InputError: There is no such baseline, a system or query occurs twice, a value is no number or infinite, or an
             option is out of range.
-        MissingExtraError: statsmodels is not installed.
     """
     import pandas as pd
-
-    try:
-        from statsmodels.stats.multitest import multipletests
-    except ImportError as problem:
-        raise MissingExtraError("statsmodels", extra="eval") from problem
 
     _check(confidence, resamples, seed)
     for what, names in (("system", values.columns), ("query", values.index)):
@@ -155,9 +149,21 @@ def compare(
     for test in _TESTS:
         known = table[test].notna()
         if known.any():
-            table.loc[known, f"{test}_holm"] = multipletests(table.loc[known, test], method="holm")[1]
+            table.loc[known, f"{test}_holm"] = _holm(table.loc[known, test].to_numpy())
     names = ("system", "baseline")
     return table.astype({c: "int64" if c in _COUNTS else "float64" for c in _COLUMNS if c not in names})
+
+
+def _holm(p: Floats) -> Floats:
+    """Correct p values for their number: the smallest times n, the next times n - 1, ..., none below one before it.
+
+    Holm 1979, "A simple sequentially rejective multiple test procedure". statsmodels has it, and collects the whole
+    process's garbage at every call: 0.2 seconds and more in a notebook.
+    """
+    order = np.argsort(p)
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
+    return corrected
 
 
 def paired_differences(

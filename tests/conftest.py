@@ -8,9 +8,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Nobody's own cache is read or written, by the processes that tests start neither.
-_cache = tempfile.TemporaryDirectory(prefix="ragkit-test-cache-")
-os.environ["RAGKIT_CACHE_DIR"] = _cache.name
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # torch's threads would wait for each other
+else:
+    # Nobody's own cache is read or written, by the processes that tests start neither.
+    _cache = tempfile.TemporaryDirectory(prefix="ragkit-test-cache-")
+    os.environ["RAGKIT_CACHE_DIR"] = _cache.name
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from ragkit.errors import InputError
-from ragkit.statistics import compare, interval, paired_differences
+from ragkit.statistics import _holm, compare, interval, paired_differences
 
 P = ["p_t", "p_wilcoxon", "p_randomisation"]
 UNPROVEN = ["low", "high", "effect_size", *P, *(f"{p}_holm" for p in P)]
@@ -61,6 +61,14 @@ def test_agrees_with_scipy_and_statsmodels() -> None:
     for p in P:
         assert table[f"{p}_holm"].to_numpy() == pytest.approx(multipletests(table[p], method="holm")[1])
     assert table.loc["better", "p_randomisation_holm"] < 0.05 < table.loc["same", "p_randomisation_holm"]
+
+
+def test_holm_agrees_with_statsmodels() -> None:
+    random = np.random.default_rng(0)
+    for n in (1, 2, 7, 30):
+        p = random.random(n) ** 4
+        p[: n // 3] = p[0]  # ties
+        assert _holm(p) == pytest.approx(multipletests(p, method="holm")[1], rel=1e-12)
 
 
 @pytest.mark.parametrize(
