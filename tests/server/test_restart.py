@@ -124,6 +124,7 @@ async def test_a_restart_in_the_middle_of_batch_runs_loses_and_doubles_nothing(
     await eventually(lambda: len(auditor.heard) >= len(expected))
     await asyncio.sleep(0.5)
     listening.cancel()
+    await asyncio.wait([listening])  # closes its socket
     assert sorted(auditor.heard) == sorted(expected)
     assert auditor.gaps == 0
     assert len(auditor.epochs) == 1
@@ -201,6 +202,7 @@ async def test_a_journal_half_adopted_is_finished_by_the_same_history(start: Sta
     await eventually(lambda: auditor.heard and auditor.heard[-1][1] == str(count))
     await asyncio.sleep(0.3)
     listening.cancel()
+    await asyncio.wait([listening])  # closes its socket
     first = int(auditor.heard[0][1])  # what was adopted before the auditor came is in the history
     assert [text for _, text in auditor.heard] == [str(n) for n in range(first, count + 1)]
     assert [name for name in os.listdir(journals) if not name.endswith(".lock")] == []
