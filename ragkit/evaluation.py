@@ -125,7 +125,7 @@ class Evaluation:
         self._live = live
         self._cancelled = cancelled
         self._retrieval = Retrieval(system.retriever, cut, cells)
-        self._llm: LLM = system.llm or ExtractiveLLM(cut.embedder)
+        self._llm: LLM = system.llm or ExtractiveLLM(cut.embedder.inner)  # which is timed
         self._queries = {query.text: query for query in reversed(dataset.queries)}
         self._questions = [query.text for query in dataset.queries if self._queries[query.text] is query]
         self._failures: dict[str, list[Failure]] = {}
