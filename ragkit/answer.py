@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import html
 import re
 import textwrap
@@ -28,6 +29,7 @@ _MARKER = re.compile(r"[ \t]?\[(\d{1,4}(?:\s*[,;]\s*\d{1,4})*)\]")
 _CODE = r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]+`"  # x[1] in code is no citation
 _CODE_OR_MARKER = re.compile(rf"{_CODE}|{_MARKER.pattern}", re.DOTALL)
 _SHORTEST_QUOTE = 12  # characters; anything shorter is found by chance
+_LONGEST_CLAIM = 4_000  # characters before a marker that are looked at: a model may write without end
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -184,7 +186,8 @@ def cite(
         valid = [n for n in dict.fromkeys(numbers) if 1 <= n <= len(hits)]
         for number in valid:
             found = quotes.setdefault(number, [])
-            if (span := _quoted(text[: marker.start()], hits[number - 1])) and span not in found:
+            claim = text[max(0, marker.start() - _LONGEST_CLAIM) : marker.start()]
+            if (span := _quoted(claim, hits[number - 1])) and span not in found:
                 found.append(span)
         space = marker.group()[0] if marker.group()[0] in " \t" and valid else ""
         # Numbered anew as a reader meets them: a lone [4] looks as if something were missing.
@@ -231,13 +234,27 @@ def _quoted(before: str, hit: Hit) -> tuple[int, int] | None:
     claim = _MARKER.split(before)[-1] if before else ""
     block = re.split(r"\n\s*\n", claim.strip())[-1].strip(' \t\n>"«»“”')
     starts = [0, *(m.end() for m in re.finditer(r"[.!?:»]\s+|\n\s*", block))]
+    passage, offsets = _evenly_spaced(hit.chunk.text)
     for start in starts:
-        words = block[start:].split()
-        if len(" ".join(words)) < _SHORTEST_QUOTE:
+        words = " ".join(block[start:].split())
+        if len(words) < _SHORTEST_QUOTE:
             return None
-        if found := re.search(r"\s+".join(map(re.escape, words)), hit.chunk.text):
-            return hit.chunk.start + found.start(), hit.chunk.start + found.end()
+        if (at := passage.find(words)) >= 0:
+            return hit.chunk.start + offsets[at], hit.chunk.start + offsets[at + len(words) - 1] + 1
     return None
+
+
+@functools.lru_cache(maxsize=64)
+def _evenly_spaced(text: str) -> tuple[str, list[int]]:
+    """Return a text with single spaces for its white space, and where each of its characters stood."""
+    words: list[str] = []
+    offsets: list[int] = []
+    for word in re.finditer(r"\S+", text):
+        if words:
+            offsets.append(word.start() - 1)
+        words.append(word.group())
+        offsets.extend(range(*word.span()))
+    return " ".join(words), offsets
 
 
 def _shown(citation: Citation) -> str:

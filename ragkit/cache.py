@@ -246,7 +246,7 @@ class CachedEmbedder:
 
     def fingerprint(self, kind: Kind) -> str | None:
         tell = getattr(self.inner, "fingerprint", None)  # an embedder of a user's own may not have it
-        found: str | None = tell(kind) if tell is not None and self.cache is not None else None
+        found: str | None = tell(kind) if tell is not None else None
         return found
 
     def known(self, texts: Sequence[str], *, kind: Kind = "passage") -> dict[int, Vectors]:

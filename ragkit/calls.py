@@ -15,7 +15,14 @@ from typing import Any
 
 from ragkit.cells import Cells
 from ragkit.chat import never
-from ragkit.errors import CancelledError, LLMAuthenticationError, LLMError
+from ragkit.errors import (
+    CancelledError,
+    LLMAuthenticationError,
+    LLMConnectionError,
+    LLMError,
+    LLMRateLimitError,
+    LLMTimeoutError,
+)
 from ragkit.metering import retrying
 
 __all__ = ["Call", "Calls", "Failure"]
@@ -65,10 +72,6 @@ class Calls:
         self._at_once = at_once
         self._cancelled = cancelled
         self._tell = tell
-        self._lock = threading.Lock()
-        self._answered = False
-        self._unanswered = 0  # calls that failed before any was answered
-        self._hopeless: LLMError | None = None  # why no other call is made
 
     def compute(
         self, stage: str, work: Mapping[str, Call], *, alone: bool = False
@@ -93,6 +96,7 @@ class Calls:
         if not missing:
             return found, failures
         stopped = threading.Event()
+        luck = _Luck(answered=bool(found))
 
         def cancelled() -> bool:
             return stopped.is_set() or self._cancelled()
@@ -100,10 +104,10 @@ class Calls:
         with concurrent.futures.ThreadPoolExecutor(
             1 if alone else self._at_once, thread_name_prefix=f"ragkit-{stage}"
         ) as pool:
-            waiting = {
-                pool.submit(self._one, stage, key, call, stopped, cancelled): key for key, call in missing.items()
-            }
+            waiting: dict[concurrent.futures.Future[Any], str] = {}
             try:
+                for key, call in missing.items():
+                    waiting[pool.submit(self._one, stage, key, call, luck, stopped, cancelled)] = key
                 while waiting:
                     self._tell(stage, len(missing) - len(waiting), len(missing))
                     done, _ = concurrent.futures.wait(waiting, timeout=_POLL_SECONDS, return_when="FIRST_COMPLETED")
@@ -112,34 +116,67 @@ class Calls:
                         try:
                             found[key] = future.result()
                         except (CancelledError, LLMError) as error:
-                            if self._hopeless is not None:
-                                raise self._hopeless from None
+                            if luck.hopeless is not None:
+                                raise luck.hopeless from None
                             if isinstance(error, CancelledError):
                                 raise
                             failures[key] = Failure(stage, type(error).__name__, str(error))
                     if self._cancelled():
                         raise CancelledError("The experiment was stopped. Run it again, and it goes on.")
             except BaseException as error:
-                pool.shutdown(wait=False, cancel_futures=True)
                 if isinstance(error, KeyboardInterrupt | CancelledError):
                     stopped.set()
+                pool.shutdown(wait=False, cancel_futures=True)
                 raise
         self._tell(stage, len(missing), len(missing))
         return found, failures
 
-    def _one(self, stage: str, key: str, call: Call, stopped: threading.Event, cancelled: Callable[[], bool]) -> Any:
+    def _one(
+        self,
+        stage: str,
+        key: str,
+        call: Call,
+        luck: _Luck,
+        stopped: threading.Event,
+        cancelled: Callable[[], bool],
+    ) -> Any:
         if cancelled():
             raise CancelledError("The experiment was stopped. Run it again, and it goes on.")
         try:
             value = retrying(lambda: call(cancelled), cancelled=cancelled, pause_seconds=PAUSE_SECONDS)
         except LLMError as error:
-            with self._lock:
-                self._unanswered += not self._answered
-                if isinstance(error, LLMAuthenticationError) or self._unanswered >= _HOPELESS:
-                    self._hopeless = self._hopeless or error
-                    stopped.set()
+            if luck.failed(error):
+                stopped.set()
             raise
-        with self._lock:
-            self._answered, self._unanswered = True, 0
+        luck.answered = True
         self._cells.put(stage, {key: value})
         return value
+
+
+class _Luck:
+    """Whether a model answers at all.
+
+    Attributes:
+        answered: Whether it has, now or in an earlier run.
+        hopeless: Why no other call is made.
+    """
+
+    def __init__(self, *, answered: bool) -> None:
+        self.answered = answered
+        self.hopeless: LLMError | None = None
+        self._failures = 0
+        self._lock = threading.Lock()
+
+    def failed(self, error: LLMError) -> bool:
+        """Count a failure, and tell whether other calls would fail, too.
+
+        A question that a model refuses says nothing of the next one; a wrong key, or a server that is not there, does.
+        """
+        with self._lock:
+            is_server = isinstance(error, LLMConnectionError | LLMTimeoutError | LLMRateLimitError) or (
+                error.status is not None and error.status >= 500
+            )
+            self._failures += is_server and not self.answered
+            if isinstance(error, LLMAuthenticationError) or self._failures >= _HOPELESS:
+                self.hopeless = self.hopeless or error
+            return self.hopeless is not None

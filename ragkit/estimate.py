@@ -7,8 +7,11 @@ paragraph where a judge is to read one, the question itself where it is to be re
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import threading
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -26,6 +29,8 @@ __all__ = ["DryCalls", "Estimate", "dry"]
 
 _T = TypeVar("_T")
 _ANSWER = ("An answer of a paragraph says in a few sentences what the passages say, and where. [1] " * 9).strip()
+_MOST_LOOKED_AT = 5_000  # objects in which a model may hide
+_PLAIN = (str, bytes, int, float, type, types.ModuleType, types.NoneType)
 _MAX_TOKENS = 1_024  # of a model that does not say
 
 
@@ -122,7 +127,9 @@ class _Counted:
 
 
 def dry(value: _T, estimate: Estimate) -> _T:
-    """Return a value with every language model in it, at any depth of dataclasses, replaced by one that only counts.
+    """Return a value with every language model in it replaced by one that only counts.
+
+    Models are looked for in fields of dataclasses and in lists, tuples and dicts, at any depth.
 
     Raises:
         InputError: There is a model in something else, where it cannot be replaced.
@@ -135,7 +142,11 @@ def dry(value: _T, estimate: Estimate) -> _T:
         fresh = {name: dry(each, estimate) for name, each in fields.items()}
         if any(fresh[name] is not each for name, each in fields.items()):
             replaced = dataclasses.replace(value, **fresh)
-    elif any(map(_is_model, getattr(value, "__dict__", {}).values())):
+    elif isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        replaced = type(value)(dry(each, estimate) for each in value)
+    elif isinstance(value, dict):
+        replaced = {key: dry(each, estimate) for key, each in value.items()}
+    elif _holds_model(value):
         raise InputError(
             f"{value!r:.100} asks a language model, and cannot be tried without it. Make {type(value).__name__} a "
             "dataclass with the model as a field."
@@ -144,7 +155,32 @@ def dry(value: _T, estimate: Estimate) -> _T:
 
 
 def _is_model(value: Any) -> bool:
-    return isinstance(value, LLM) and not isinstance(value, type) and value.generative
+    return isinstance(value, LLM) and not isinstance(value, type) and bool(value.generative)
+
+
+def _holds_model(value: Any) -> bool:
+    """Look for a model in attributes and closures, as far as there are not too many of them."""
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting and len(seen) < _MOST_LOOKED_AT:
+        each = waiting.pop()
+        if id(each) in seen or isinstance(each, _PLAIN):
+            continue
+        seen.add(id(each))
+        if _is_model(each):
+            return True
+        if isinstance(each, Mapping):
+            waiting += each.values()
+        elif isinstance(each, list | tuple | set | frozenset):
+            waiting += each
+        else:
+            waiting += getattr(each, "__dict__", {}).values()
+            slots = itertools.chain.from_iterable(getattr(kind, "__slots__", ()) for kind in type(each).__mro__)
+            waiting += [getattr(each, name, None) for name in slots]
+            for cell in getattr(each, "__closure__", None) or ():
+                with contextlib.suppress(ValueError):  # not filled yet
+                    waiting.append(cell.cell_contents)
+    return False
 
 
 class DryCalls(Calls):

@@ -26,7 +26,7 @@ from ragkit.calls import Call, Calls, Failure
 from ragkit.cells import Cells
 from ragkit.chat import Usage
 from ragkit.corpus import Documents, Passages
-from ragkit.errors import CancelledError
+from ragkit.errors import CancelledError, LLMResponseError
 from ragkit.follow_ups import FollowUps
 from ragkit.identity import code_version, digest, identity
 from ragkit.judged import Dataset, Query
@@ -37,9 +37,9 @@ from ragkit.measures import Measure, Ranked
 from ragkit.metering import Metered
 from ragkit.passages import passage_text
 from ragkit.records import DocumentRecord
-from ragkit.retrieval import Hit, fused, language_asked, reranked, retrieve
+from ragkit.retrieval import Hit, Reranker, fused, language_asked, reranked, retrieve
 from ragkit.stages import Cut, Ranking, Retrieval, windows
-from ragkit.systems import System
+from ragkit.systems import System, described
 
 __all__ = ["Evaluation", "Judged", "Outcome"]
 
@@ -222,9 +222,9 @@ class Evaluation:
         keys = {question: digest("rerank", method, question, of_one) for question, of_one in texts.items() if of_one}
 
         def call(question: str) -> Call:
-            return lambda cancelled: [
-                float(score) for score in reranker.scores(question, texts[question], cancelled=cancelled)
-            ]
+            return lambda cancelled: _checked(
+                reranker, reranker.scores(question, texts[question], cancelled=cancelled), len(texts[question])
+            )
 
         anew = self._ask("rerank", keys, call) | {question: [] for question, of_one in texts.items() if not of_one}
         return {
@@ -305,18 +305,24 @@ class Evaluation:
         extractive = ExtractiveLLM(self._cut.embedder)
         passages = self._passages()
         passages.expect(())
+        _ = passages.vectors  # what has to be embedded is embedded here, where a wish to stop is heard
         retriever = self._system.retriever
 
         def call(question: str) -> Call:
             made = FollowUps(lambda: passages, retriever=retriever, llm=self._llm, language_of=self._language)
 
-            def answered(follow_up: str) -> bool:
+            def answered(follow_up: str, cancelled: Callable[[], bool]) -> bool:
+                if cancelled():
+                    raise CancelledError("The experiment was stopped. Run it again, and it goes on.")
                 hits = retrieve(follow_up, passages, retriever=retriever, k=self._system.k, similarities=False)
                 prompt = Prompt(question=follow_up, passages=passages_of(hits), language=self._language(question))
                 text = drained(extractive.stream(prompt))[0]
                 return not cite(follow_up, text, hits, language=prompt.language, model="", seconds=0).abstained
 
-            return lambda cancelled: {q: answered(q) for q in made.generate(question, answers[question])}
+            return lambda cancelled: {
+                _encodable(q): answered(q, cancelled)
+                for q in made.generate(question, answers[question], cancelled=cancelled)
+            }
 
         return self._ask("follow-ups", keys, call)
 
@@ -348,12 +354,28 @@ def _answered(llm: LLM, prompt: Prompt, cancelled: Callable[[], bool]) -> dict[s
     began = time.monotonic()
     text, usage = drained(llm.stream(prompt, cancelled=cancelled))
     told = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens} if usage else {}
-    return {"text": text, "seconds": time.monotonic() - began, **told}
+    return {"text": _encodable(text), "seconds": time.monotonic() - began, **told}
 
 
 def _judgement(measure: Judge, query: Query, answer: Answer, cancelled: Callable[[], bool]) -> dict[str, Any]:
     judgement = measure.judge(query, answer, cancelled=cancelled)
-    return {"score": judgement.score, "reply": judgement.reply}
+    return {"score": judgement.score, "reply": _encodable(judgement.reply)}
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()  # a server may send half of a character
+
+
+def _checked(reranker: Reranker, scores: Sequence[float], count: int) -> list[float]:
+    """Return scores that can be kept; what cannot is one question's failure."""
+    found = [float(score) for score in scores]
+    if len(found) != count or not all(map(math.isfinite, found)):
+        raise LLMResponseError(
+            f"{described(reranker)} gave {len(found)} scores for {count} passages, or one that is no finite number.",
+            model=described(reranker),
+            base_url="",
+        )
+    return found
 
 
 def _fused(rankings: Sequence[Ranking]) -> Ranking:

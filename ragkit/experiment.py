@@ -86,9 +86,14 @@ class Experiment:
     ) -> None:
         self.dataset = dataset
         self.name = name or dataset.name
-        self.measures = [parse_measure(measure) for measure in measures]
+        self.measures = list(dict.fromkeys(parse_measure(measure) for measure in measures))
         if not self.measures:
             raise InputError("An experiment needs a measure, for example measures=['nDCG@10'].")
+        if len(set(map(str, self.measures))) < len(self.measures):
+            raise InputError(
+                f"Two measures have the same name: {', '.join(map(str, self.measures))}. Give another judge an "
+                "experiment of its own; what is known is not computed again."
+            )
         check_gold(self.measures, dataset)
         self.systems = named(systems)
         names = [system.name for system in self.systems]
@@ -106,7 +111,6 @@ class Experiment:
         self._runs = RunStore(store) if record else None
         self._lock = threading.Lock()  # over systems, which another thread may add to
         self._embedders: dict[int, CachedEmbedder] = {}
-        self._cut: tuple[str, Cut] | None = None  # the last one, and its key: one at a time is in memory
 
     def __repr__(self) -> str:
         return (
@@ -145,18 +149,24 @@ class Experiment:
         result = Result(self.dataset, self.measures, self.baseline)
         on_system(result)
         questions = len({query.text for query in self.dataset.queries})
-        kept = self._begin_run()
         with CellsBar(self._progress, self.name) as bar:
             live = Live(self.name, self.publisher, bar, questions=questions)
-            live.tell("running", systems=len(self.systems), now=True)
-            calls = Calls(self.cells, at_once=self._at_once, cancelled=cancelled, tell=live.working)
-            corpus = records(self.dataset.documents)
+            kept: Run | None = None
             try:
-                while (system := self._next(result.names)) is not None:
+                kept = self._begin_run()
+                live.tell("running", systems=len(self.systems), now=True)
+                calls = Calls(self.cells, at_once=self._at_once, cancelled=cancelled, tell=live.working)
+                corpus = records(self.dataset.documents)
+                held: dict[str, Cut] = {}
+                while (system := self._next(result.names, held)) is not None:
                     live.tell("running", systems=len(self.systems))
-                    result.add(system, self._evaluate(system, self.measures, corpus, calls, live, cancelled))
+                    cut = self._cut_by(system, held, cancelled)
+                    result.add(system, self._evaluate(system, self.measures, cut, corpus, calls, live, cancelled))
                     live.finished(result.row(system.name), result.leaderboard())
                     on_system(result)
+                result.interim = False
+                if kept is not None:
+                    self._end_run(kept, result)
             except BaseException as error:
                 # A retriever of a user's own can raise anything: listeners hear of it.
                 is_stop = isinstance(error, KeyboardInterrupt | CancelledError | BudgetError)
@@ -167,12 +177,7 @@ class Experiment:
                 if kept is not None:
                     kept.finish("cancelled" if is_stop else "failed", error=type(error).__name__, message=message)
                 raise
-            finally:
-                self._cut = None
-            result.interim = False
             live.tell("done", now=True)
-        if kept is not None:
-            self._end_run(kept, result)
         return result
 
     def start(self) -> Running:
@@ -196,24 +201,25 @@ class Experiment:
         calls = DryCalls(self.cells, found, cancelled=cancelled)
         corpus = records(self.dataset.documents)
         done: list[str] = []
+        held: dict[str, Cut] = {}
         with CellsBar(self._progress, f"{self.name}, dry run") as bar:
             live = Live(self.name, None, bar, questions=len(self.dataset.queries))
             live.tell("running", systems=len(self.systems))
-            while (system := self._next(done)) is not None:
+            while (system := self._next(done, held)) is not None:
                 found.system = system.name
-                self._evaluate(dry(system, found), measures, corpus, calls, live, cancelled)
+                cut = self._cut_by(system, held, cancelled)
+                self._evaluate(dry(system, found), measures, cut, corpus, calls, live, cancelled)
                 done.append(system.name)
-        self._cut = None
         return found
 
-    def _next(self, done: Sequence[str]) -> System | None:
-        """The next system to run: with the last one's cut, if there is one, so that vectors are held once."""
+    def _next(self, done: Sequence[str], held: Mapping[str, Cut]) -> System | None:
+        """The next system to run: with the cut that is held, if there is one, so that vectors are in memory once."""
         with self._lock:
             waiting = [system for system in self.systems if system.name not in done]
         if not waiting:
             return None
         for system in waiting:
-            if self._cut is not None and self._cut_key(system) == self._cut[0]:
+            if held and self._cut_key(system) in held:
                 return system
         return waiting[0]
 
@@ -221,12 +227,12 @@ class Experiment:
         self,
         system: System,
         measures: Sequence[Measure],
+        cut: Cut,
         corpus: Documents,
         calls: Calls,
         live: Live,
         cancelled: Callable[[], bool],
     ) -> Outcome:
-        cut = self._cut_by(system, cancelled)
         return Evaluation(
             system, self.dataset, measures, cut=cut, corpus=corpus, cells=self.cells, calls=calls, live=live,
             cancelled=cancelled, timed=self._timed and not isinstance(calls, DryCalls),
@@ -238,13 +244,13 @@ class Experiment:
     def _cut_key(self, system: System) -> str:
         return digest(identity(system.chunker), identity(self._embedder(system)))
 
-    def _cut_by(self, system: System, cancelled: Callable[[], bool]) -> Cut:
+    def _cut_by(self, system: System, held: dict[str, Cut], cancelled: Callable[[], bool]) -> Cut:
         key = self._cut_key(system)
-        if self._cut is None or self._cut[0] != key:
-            self._cut = None  # let go of its vectors first
-            made = cut(self.dataset.documents, system.chunker, self._embedder(system), self.cells, cancelled=cancelled)
-            self._cut = key, made
-        return self._cut[1]
+        if key not in held:
+            held.clear()  # and its vectors
+            embedder = self._embedder(system)
+            held[key] = cut(self.dataset.documents, system.chunker, embedder, self.cells, cancelled=cancelled)
+        return held[key]
 
     # ---------------------------------------------------------------------------------- the store
 
@@ -298,6 +304,8 @@ class Running:
         self.experiment = experiment
         self.interim: Result | None = None
         self._stop = threading.Event()
+        self._adding = threading.Lock()
+        self._ended = False
         self._error: BaseException | None = None
         self._thread = self._begun()
 
@@ -321,6 +329,7 @@ class Running:
 
     def _begun(self) -> threading.Thread:
         self._stop.clear()
+        self._ended = False
         self._error = None
         thread = threading.Thread(target=self._run, name=f"experiment {self.experiment.name}", daemon=True)
         thread.start()
@@ -328,7 +337,10 @@ class Running:
 
     def _run(self) -> None:
         try:
-            self.experiment.run(cancelled=self._stop.is_set, on_system=self._keep)
+            while not self._ended:
+                names = self.experiment.run(cancelled=self._stop.is_set, on_system=self._keep).names
+                with self._adding:  # a system may have come while the run was written down
+                    self._ended = all(system.name in names for system in self.experiment.systems)
         except BaseException as error:
             self._error = error
 
@@ -336,8 +348,13 @@ class Running:
         self.interim = result
 
     def add(self, systems: System | Iterable[System] | Mapping[str, System]) -> None:
-        """See `Experiment.add`."""
-        self.experiment.add(systems)
+        """See `Experiment.add`. One that is done goes on with them."""
+        with self._adding:
+            self.experiment.add(systems)
+            is_done = self._ended
+        if is_done:
+            self._thread.join()
+            self.resume()
 
     def stop(self) -> None:
         """Stop at once, and keep what was computed."""

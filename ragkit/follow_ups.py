@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from ragkit.analysis import tokenize
 from ragkit.answer import Answer
+from ragkit.chat import never
 from ragkit.corpus import Passages
 from ragkit.llm import LLM, GenerativeLLM
 from ragkit.records import DocumentRecord
@@ -101,8 +102,8 @@ class FollowUps:
         """
         return await asyncio.to_thread(self.generate, query, response)
 
-    def generate(self, query: str, response: str | Answer) -> list[str]:
-        """The same, for callers that do not await."""
+    def generate(self, query: str, response: str | Answer, *, cancelled: Callable[[], bool] = never) -> list[str]:
+        """The same, for callers that do not await; raises `CancelledError` if ``cancelled`` said so to the model."""
         passages = self._passages()
         language = self._language_of(query)
         hits = retrieve(query, passages, retriever=self._retriever, k=_AROUND)
@@ -112,7 +113,7 @@ class FollowUps:
         else:
             used, text = {(h.document.id, h.chunk.headings) for h in hits[:1]}, response
         if isinstance(self._llm, GenerativeLLM) and self._llm.generative:
-            candidates: Iterable[_Candidate] = self._drafted(self._llm, query, text, hits, language)
+            candidates: Iterable[_Candidate] = self._drafted(self._llm, query, text, hits, language, cancelled)
         else:
             candidates = _from_headings(hits, passages, language, used)
         return self._checked(candidates, query, passages, language)
@@ -147,7 +148,13 @@ class FollowUps:
         )
 
     def _drafted(
-        self, llm: GenerativeLLM, query: str, response: str, hits: list[Hit], language: str
+        self,
+        llm: GenerativeLLM,
+        query: str,
+        response: str,
+        hits: list[Hit],
+        language: str,
+        cancelled: Callable[[], bool],
     ) -> Iterator[_Candidate]:
         request = _REQUEST.get(language, _REQUEST["en"]).format(n=2 * self.max_questions)
         material = "\n\n".join(
@@ -159,6 +166,7 @@ class FollowUps:
                 {"role": "user", "content": f"{material}\n\n---\n{query}\n\n{response}"},
             ],
             max_tokens=400,
+            cancelled=cancelled,
         )
         for line in reply.splitlines():
             question = re.sub(r"^\s*(?:[-*•]|\d+[.)])\s*", "", line).strip(" \t\"'*")

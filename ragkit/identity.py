@@ -35,6 +35,7 @@ from ragkit.errors import InputError
 __all__ = ["code_version", "digest", "identity"]
 
 _DOCUMENTED = (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef, ast.Module)
+_SETTING = (bool, int, float, str, bytes, Path, tuple, types.NoneType)
 _ROOT = Path(__file__).resolve().parent
 
 
@@ -100,8 +101,12 @@ def _identity(value: Any, above: tuple[int, ...]) -> Any:
 def _embedder(value: Any, fingerprint: Any) -> Any:
     known = {kind: fingerprint(kind) for kind in ("passage", "query")}
     known |= {"name": value.name, "max_tokens": value.max_tokens, "languages": sorted(value.languages or ())}
-    if known["passage"] is None:  # it is its code and its name
-        known["code"] = code_version(type(getattr(value, "inner", value)))
+    if known["passage"] is None:  # it is its code, and what it is set to
+        inner = getattr(value, "inner", value)
+        known["code"] = code_version(type(inner))
+        names = [f.name for f in dataclasses.fields(inner)] if dataclasses.is_dataclass(inner) else vars(inner)
+        settings = {name: getattr(inner, name) for name in names}
+        known["settings"] = {k: _identity(v, ()) for k, v in settings.items() if isinstance(v, _SETTING)}
     return {"embedder": known}
 
 

@@ -291,7 +291,8 @@ def _by_documents(
 def _by_spans(measure: SpanMeasure, dataset: Dataset, query_id: str, ranking: Sequence[Ranked]) -> float:
     gold = [(span.document_id, span.start, span.end) for span in dataset.spans[query_id]]
     passages = [(p.document_id, p.start, p.end) for p in ranking[: measure.cutoff]]
-    if any(start >= end for _, start, end in passages):
+    # One without characters may be a document that has only a title.
+    if any(start > end for _, start, end in passages) or (passages and all(a == b for _, a, b in passages)):
         raise InputError(
             f"The ranking for query '{query_id}' holds a passage without offsets, and '{measure}' needs them: "
             "Ranked(document_id, score, start, end)."

@@ -42,6 +42,12 @@ def test_a_quote_is_found_at_its_exact_offsets_whatever_its_white_space() -> Non
     assert answer.citations[0].start == 10
 
 
+def test_a_model_that_writes_without_end_takes_no_quadratic_time() -> None:
+    """One that did took minutes for the first of these, which ends as a test that hangs."""
+    for text in ("The usual b is. " * 20_000 + "[1]", "The usual b is not. [1] " * 5_000, "x " * 200_000 + "[1]"):
+        assert answered(text).cited
+
+
 def test_words_around_a_quote_do_not_hide_it() -> None:
     answer = answered("According to the handbook: it depends. The usual k1 is 1.2. [1]")
     ((start, end),) = answer.citations[0].quotes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,31 @@ def test_a_model_that_cannot_be_replaced_is_not_asked_either(dataset: Dataset, t
         def rewrite(self, question: str, **options: Any) -> list[str]:
             return [question, self.llm.complete([{"role": "user", "content": question}])]
 
-    system = System(label="mine", embedder=Counting(), rewriting=Mine(model()))
-    with pytest.raises(InputError, match="Make Mine a dataclass"):
-        experiment(dataset, system, tmp_path).estimate()
+    class Deep:
+        def __init__(self, llm: Any) -> None:
+            self.parts = {"inner": [Mine(llm)]}
+            self.rewrite = lambda question, **options: [question]
+
+    for rewriting in (Mine(model()), Deep(model())):
+        system = System(label="mine", embedder=Counting(), rewriting=rewriting)
+        with pytest.raises(InputError, match=f"Make {type(rewriting).__name__} a dataclass"):
+            experiment(dataset, system, tmp_path).estimate()
+
+
+@dataclasses.dataclass(frozen=True)
+class Several:
+    """Asks several models for one order."""
+
+    llms: tuple[Any, ...]
+    depth: int = 2
+
+    def scores(self, question: str, texts: Sequence[str], **options: Any) -> list[float]:
+        return [sum(len(llm.complete([{"role": "user", "content": text}])) for llm in self.llms) for text in texts]
+
+
+def test_models_in_a_tuple_are_counted(dataset: Dataset, tmp_path: Path) -> None:
+    llms = model(), model()
+    system = System(embedder=Counting(), retriever=BM25(), reranker=Several(llms))
+    found = experiment(dataset, system, tmp_path).estimate()
+    assert found.calls > 4
+    assert sum(llm.requests for llm in llms) == 0

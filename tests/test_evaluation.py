@@ -230,6 +230,49 @@ def test_a_server_that_answers_nothing_is_not_asked_for_ever(
     assert len(llm.asked) < 12
 
 
+def test_questions_that_a_model_always_refuses_stop_no_later_run(
+    dataset: Dataset, embedder: Counting, tmp_path: Path
+) -> None:
+    refused = [Query(f"no{n}", f"Forbidden BM25 question {n}?") for n in range(12)]
+    more = dataclasses.replace(dataset, queries=[*dataset.queries, *refused])
+    error = LLMResponseError("content filter", model="reader", base_url="", status=400)
+    llm = Reader(fails={"Forbidden": 10_000}, error=error)
+    for measures in (ANSWERS, [*ANSWERS, "nDCG@10"]):
+        result = experiment(more, answering(embedder, llm), tmp_path, measures=measures).run()
+        assert len(result.errors) == 12
+        assert len(result.answers(result.names[0])) == 4
+
+
+def test_a_judge_that_is_not_there_is_noticed_although_others_answer(
+    dataset: Dataset, embedder: Counting, tmp_path: Path
+) -> None:
+    more = dataclasses.replace(
+        dataset, queries=[*dataset.queries, *(Query(f"more{n}", f"What is BM25 number {n}?") for n in range(40))]
+    )
+    judge = Reader(fails={"": 10_000})
+    with pytest.raises(LLMConnectionError):
+        experiment(more, answering(embedder, Reader()), tmp_path, measures=[Relevance(judge)], at_once=1).run()
+    assert judge.asked.total() == 3 * 8
+
+
+def test_measures_have_names_of_their_own(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+    system = answering(embedder, Reader())
+    with pytest.raises(InputError, match="same name: Relevance, Relevance"):
+        experiment(dataset, system, tmp_path, measures=[Relevance(Reader()), Relevance(Reader())])
+    twice = experiment(dataset, system, tmp_path, measures=["nDCG@10", "nDCG@10"])
+    assert [str(measure) for measure in twice.measures] == ["nDCG@10"]
+
+
+def test_half_a_character_is_no_reason_to_fail(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+    class Broken(Reader):
+        def stream(self, prompt: Prompt, **options: Any) -> Iterator[str]:
+            yield "bad \ud83d text [1]"
+
+    result = experiment(dataset, answering(embedder, Broken()), tmp_path, measures=ANSWERS).run()
+    assert {answer.text for answer in result.answers(result.names[0]).values()} <= {"bad ? text [1]", "bad ? text"}
+    assert result.errors.empty
+
+
 def test_judges_are_repeated_spread_and_kept(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
     class Moody(Reader):
         def complete(self, messages: Sequence[Any], **options: Any) -> str:
@@ -362,6 +405,54 @@ def test_reranking_changes_the_order_of_the_best(dataset: Dataset, embedder: Cou
         assert [p.score for p in after] == sorted((p.score for p in after), reverse=True)
 
 
+def test_scores_that_are_none_are_a_failure_and_are_not_kept(
+    dataset: Dataset, embedder: Counting, tmp_path: Path
+) -> None:
+    wrong = [math.nan]
+
+    class Mine:
+        depth = 5
+
+        def identity(self) -> str:
+            return "mine"
+
+        def scores(self, question: str, texts: Sequence[str], *, cancelled: Any = None) -> list[float]:
+            return [*wrong, *range(len(texts))][: len(texts)]
+
+    one = experiment(dataset, System(label="mine", embedder=embedder, retriever=BM25(), reranker=Mine()), tmp_path)
+    result = one.run()
+    assert result.errors["stage"].tolist() == ["rerank"] * 4
+    assert values(result, "nDCG@10") == pytest.approx(
+        dict.fromkeys(["k1", "rrf", "taille", "accents"], math.nan), nan_ok=True
+    )
+    wrong.clear()
+    assert one.run().errors.empty
+
+
+def test_an_embedder_is_known_without_a_cache_too(dataset: Dataset, tmp_path: Path) -> None:
+    class Trained(Counting):
+        def __init__(self, version: str) -> None:
+            super().__init__()
+            self.version = version
+
+        def fingerprint(self, kind: Any) -> str | None:
+            return self.version
+
+    class Plain(Counting):
+        def __init__(self, scale: float) -> None:
+            super().__init__()
+            self.scale = scale
+
+        fingerprint = None  # type: ignore[assignment]
+
+    for first, second in ((Trained("one"), Trained("two")), (Plain(1.0), Plain(2.0))):
+        folder = tmp_path / type(first).__name__
+        for each in (first, second):
+            one = experiment(dataset, System(embedder=each, retriever=Dense()), folder, cache=False)
+            one.run()
+            assert one.cells.computed["retrieve"] == 4
+
+
 def test_choices_anywhere(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
     system = answering(embedder, Reader(), k=choose(1, 5), reranker=choose(None, Backwards()))
     names = [each.name for each in experiment(dataset, system, tmp_path).systems]
@@ -420,6 +511,8 @@ def test_a_spent_budget_pauses_and_resumes(dataset: Dataset, embedder: Counting,
         running.resume()
         result = running.result(timeout_seconds=60)
         assert "done" in repr(running)
+        running.add(System(label="late", embedder=embedder, retriever=Dense()))  # it goes on
+        assert running.result(timeout_seconds=60).names[-1] == "late"
         assert len(server.connections) == 4  # none was asked twice
         assert budget.spent == pytest.approx(4 * 300e-6)
         assert result.systems["cost"].item() == pytest.approx(4 * 300e-6)
