@@ -17,7 +17,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Annotated, TypeAlias, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -99,11 +99,11 @@ class Judgement:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Faithfulness:
-    """Whether an answer says only what its passages say; all that were retrieved count, cited or not.
+class Judge:
+    """A model that judges answers; see `Faithfulness` and `Relevance`.
 
     Attributes:
-        llm: The judge.
+        llm: The model.
         repeats: How often it is to be asked about one answer. It names no other judgement, so that more repeats are
             more of the same.
 
@@ -115,19 +115,23 @@ class Faithfulness:
     repeats: int = dataclasses.field(default=3, compare=False)
 
     def __post_init__(self) -> None:
-        _check(self)
+        generative(self.llm, str(self))
+        if type(self.repeats) is not int or self.repeats < 1:
+            raise InputError(f"repeats must be a whole number of at least 1, not {self.repeats!r}.")
 
     def __str__(self) -> str:
-        return "Faithfulness"
+        return type(self).__name__
 
     def applies(self, query: Query, answer: Answer) -> bool:
-        """Tell whether there is anything to judge: an abstention states nothing."""
+        """Tell whether there is anything to judge: an abstention states nothing.
+
+        Whether it was right, `ragkit.answer_measures.Abstention` and `Answered` say.
+        """
         return not answer.abstained
 
     def messages(self, query: Query, answer: Answer) -> list[dict[str, str]]:
         """Return the chat messages for the judge; the same answer gives the same ones."""
-        passages = [(f"PASSAGE [{passage.number}]", passage.body) for passage in passages_of(answer.hits)]
-        return _messages(_FAITHFULNESS, query, answer, passages)
+        raise NotImplementedError
 
     def judge(self, query: Query, answer: Answer, *, cancelled: Callable[[], bool] = never) -> Judgement:
         """Ask the judge once.
@@ -137,56 +141,45 @@ class Faithfulness:
             answer: What was answered, with its passages.
             cancelled: Asked many times a second; True stops the work.
 
-        Returns:
-            Supported statements over all.
-
         Raises:
             CancelledError: ``cancelled`` said so.
             InputError: The answer abstained; see `applies`.
             LLMResponseError: The reply cannot be read, or names no statement.
             LLMError: There is no reply.
         """
+        raise NotImplementedError
+
+
+class Faithfulness(Judge):
+    """Whether an answer says only what its passages say; all that were retrieved count, cited or not."""
+
+    __slots__ = ()
+
+    def messages(self, query: Query, answer: Answer) -> list[dict[str, str]]:
+        """See `Judge.messages`."""
+        passages = [(f"PASSAGE [{passage.number}]", passage.body) for passage in passages_of(answer.hits)]
+        return _messages(_FAITHFULNESS, query, answer, passages)
+
+    def judge(self, query: Query, answer: Answer, *, cancelled: Callable[[], bool] = never) -> Judgement:
+        """See `Judge.judge`: supported statements over all."""
         reply = _reply(self, query, answer, cancelled)
         statements = _read(reply, _Statements, self.llm).statements
         return Judgement(sum(each.supported for each in statements) / len(statements), reply)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Relevance:
-    """How far an answer addresses its question.
+class Relevance(Judge):
+    """How far an answer addresses its question."""
 
-    Attributes:
-        llm: The judge.
-        repeats: See `Faithfulness`.
-
-    Raises:
-        InputError: The model can only answer prompts, or `repeats` is less than 1.
-    """
-
-    llm: GenerativeLLM
-    repeats: int = dataclasses.field(default=3, compare=False)
-
-    def __post_init__(self) -> None:
-        _check(self)
-
-    def __str__(self) -> str:
-        return "Relevance"
-
-    def applies(self, query: Query, answer: Answer) -> bool:
-        """Tell whether there is anything to judge. Whether an abstention was right, `Abstention` and `Answered` say."""
-        return not answer.abstained
+    __slots__ = ()
 
     def messages(self, query: Query, answer: Answer) -> list[dict[str, str]]:
-        """Return the chat messages for the judge; the same answer gives the same ones."""
+        """See `Judge.messages`."""
         return _messages(_RELEVANCE, query, answer, [])
 
     def judge(self, query: Query, answer: Answer, *, cancelled: Callable[[], bool] = never) -> Judgement:
-        """Ask the judge once: (grade - 1) / 4. Args and errors are those of `Faithfulness.judge`."""
+        """See `Judge.judge`: (grade - 1) / 4."""
         reply = _reply(self, query, answer, cancelled)
         return Judgement((_read(reply, _Grade, self.llm).score - 1) / 4, reply)
-
-
-Judge: TypeAlias = Faithfulness | Relevance
 
 
 def summary(judgements: Sequence[Judgement]) -> tuple[float, float]:
@@ -194,12 +187,6 @@ def summary(judgements: Sequence[Judgement]) -> tuple[float, float]:
     scores = [judgement.score for judgement in judgements]
     mean = statistics.fmean(scores) if scores else math.nan
     return mean, statistics.stdev(scores) if len(scores) > 1 else math.nan
-
-
-def _check(judge: Judge) -> None:
-    generative(judge.llm, str(judge))
-    if type(judge.repeats) is not int or judge.repeats < 1:
-        raise InputError(f"repeats must be a whole number of at least 1, not {judge.repeats!r}.")
 
 
 def _messages(

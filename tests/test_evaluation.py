@@ -12,19 +12,28 @@ from typing import Any
 
 import pytest
 
-from ragkit import calls
+from ragkit import calls, events
+from ragkit.cells import Cells
 from ragkit.choices import choose
 from ragkit.datasets import Dataset, Query
-from ragkit.errors import BudgetError, InputError, LLMAuthenticationError, LLMConnectionError, LLMResponseError
+from ragkit.errors import (
+    BudgetError,
+    InputError,
+    LLMAuthenticationError,
+    LLMConnectionError,
+    LLMResponseError,
+    RagkitError,
+)
 from ragkit.judging import Faithfulness, Relevance
 from ragkit.llm import OpenAILLM, Prompt, abstention
 from ragkit.metering import Budget, Metered, Price
 from ragkit.results import Result
 from ragkit.retrieval import BM25, Dense
 from ragkit.rewriting import MultiQuery
+from ragkit.run import Run
 from ragkit.runs import RunStore
 from ragkit.systems import System
-from tests.experiments import Counting, experiment, pages
+from tests.experiments import Counting, Told, experiment, pages
 from tests.llm_servers import BillingServer, Connection, RawServer
 
 
@@ -451,6 +460,45 @@ def test_an_embedder_is_known_without_a_cache_too(dataset: Dataset, tmp_path: Pa
             one = experiment(dataset, System(embedder=each, retriever=Dense()), folder, cache=False)
             one.run()
             assert one.cells.computed["retrieve"] == 4
+
+
+def test_who_stops_makes_no_other_call(tmp_path: Path) -> None:
+    made: list[int] = []
+
+    def call(cancelled: Callable[[], bool]) -> int:
+        made.append(1)
+        return 1
+
+    def interrupted(stage: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    asking = calls.Calls(Cells(tmp_path / "cells.db"), at_once=1, tell=interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        asking.compute("answer", {str(number): call for number in range(5_000)})
+    assert len(made) < 5_000
+
+
+def test_a_run_that_cannot_be_written_down_has_failed(
+    dataset: Dataset, embedder: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise RagkitError("the disk is full")
+
+    monkeypatch.setattr(Run, "record", full)
+    told = Told()
+    with pytest.raises(RagkitError, match="disk is full"):
+        experiment(dataset, System(embedder=embedder, retriever=BM25()), tmp_path, publisher=told).run()
+    assert [info.state for info in RunStore(tmp_path / "runs").list()] == ["failed"]
+    assert isinstance(told.events[-1], events.ExperimentProgress)
+    assert told.events[-1].state == "failed"
+
+
+def test_a_document_with_nothing_but_a_title_is_ranked(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+    bare = dataclasses.replace(dataset.documents[0], id="bare.md", text="", title="BM25 k1")
+    more = dataclasses.replace(dataset, documents=[*dataset.documents, bare])
+    result = experiment(more, System(embedder=embedder, retriever=Dense(), chunker=None), tmp_path).run()
+    assert any(passage.document_id == "bare.md" for passage in result.rankings(result.names[0])["k1"])
+    assert all(0 <= value <= 1 for value in values(result, "SpanRecall@3").values())
 
 
 def test_choices_anywhere(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
