@@ -85,8 +85,10 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 # One stamp an extra: a second run has nothing to install and starts at once. The panel is copied when it is installed.
+# Notebooks 02 to 05 are experiments.
+$(VENV)/.lab: EXTRAS = lab,eval
 $(VENV)/.lab $(VENV)/.test $(VENV)/.dev $(VENV)/.bench: $(VENV)/.%: pyproject.toml constraints.txt $(PANEL) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$*]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(or $(EXTRAS),$*)]'
 	@touch $@
 
 # LangChain, LlamaIndex and ranx have an environment of their own: ragkit's shall not depend on theirs.
