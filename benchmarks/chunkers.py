@@ -18,15 +18,15 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.corpora import SHARED
-from ragkit.chunkers import RecursiveChunker, SemanticChunker, SentenceChunker, TokenChunker
-from ragkit.chunking import Chunker, StructureChunker
-from ragkit.datasets import load_dataset
-from ragkit.experiment import Experiment
-from ragkit.markup import markdown_headings
-from ragkit.results import Result
-from ragkit.retrieval import Dense
-from ragkit.statistics import interval
-from ragkit.systems import System
+from ragkit.chunking.recursive import RecursiveChunker, SemanticChunker, SentenceChunker, TokenChunker
+from ragkit.chunking.structure import Chunker, StructureChunker
+from ragkit.documents.markup import markdown_headings
+from ragkit.evaluation.loading import load_dataset
+from ragkit.evaluation.significance import interval
+from ragkit.experiments.experiment import Experiment
+from ragkit.experiments.result import Result
+from ragkit.experiments.system import System
+from ragkit.retrieval.search import Dense
 
 CHUNKERS: dict[str, Chunker] = {
     "structure": StructureChunker(),

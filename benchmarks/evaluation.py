@@ -39,11 +39,11 @@ Steps = tuple[Callable[[], None], Callable[[], Means], Callable[[], object]]
 def ragkit(folder: Path) -> Steps:
     import pandas as pd
 
-    from ragkit.datasets import Dataset, Query
-    from ragkit.documents import Document
-    from ragkit.measures import Ranked, evaluate
-    from ragkit.statistics import compare
-    from ragkit.trec import read_qrels, read_run
+    from ragkit.documents.document import Document
+    from ragkit.evaluation.loading import Dataset, Query
+    from ragkit.evaluation.measures import Ranked, evaluate
+    from ragkit.evaluation.significance import compare
+    from ragkit.evaluation.trec import read_qrels, read_run
 
     def read() -> None:
         nonlocal dataset, runs

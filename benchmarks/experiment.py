@@ -32,21 +32,21 @@ import numpy as np
 from benchmarks.corpora import SHARED
 from benchmarks.evaluation import RANDOMISATIONS, Outcome
 from benchmarks.scenes import alone
-from ragkit.cache import EmbeddingCache
-from ragkit.choices import choose
-from ragkit.chunkers import SentenceChunker, TokenChunker
-from ragkit.chunking import Chunk, Chunker, StructureChunker
-from ragkit.corpus import Documents, Passages
-from ragkit.datasets import Dataset, load_dataset
-from ragkit.embedding import HashEmbedder, SentenceTransformerEmbedder, Vectors
-from ragkit.experiment import Experiment
-from ragkit.measures import Ranked, evaluate
-from ragkit.passages import embedded_texts
-from ragkit.records import DocumentRecord, StoredChunk
-from ragkit.retrieval import BM25, Dense, Hybrid, Retriever
-from ragkit.stages import Ranking, windows
-from ragkit.systems import System
-from ragkit.trec import write_run
+from ragkit.chunking.context import embedded_texts
+from ragkit.chunking.recursive import SentenceChunker, TokenChunker
+from ragkit.chunking.structure import Chunk, Chunker, StructureChunker
+from ragkit.embedding.base import HashEmbedder, SentenceTransformerEmbedder, Vectors
+from ragkit.embedding.cache import EmbeddingCache
+from ragkit.evaluation.loading import Dataset, load_dataset
+from ragkit.evaluation.measures import Ranked, evaluate
+from ragkit.evaluation.trec import write_run
+from ragkit.experiments.experiment import Experiment
+from ragkit.experiments.stages import Ranking, windows
+from ragkit.experiments.system import System
+from ragkit.indexing.records import DocumentRecord, StoredChunk
+from ragkit.retrieval.corpus import Documents, Passages
+from ragkit.retrieval.search import BM25, Dense, Hybrid, Retriever
+from ragkit.space import choose
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".venv-peers" / "bin" / "python"

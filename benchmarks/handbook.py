@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ragkit import RAGEngine
-from ragkit.retrieval import BM25, Dense, Hit, Hybrid, Retriever, retrieve
+from ragkit.retrieval.search import BM25, Dense, Hit, Hybrid, Retriever, retrieve
 
 ROOT = Path(__file__).resolve().parent.parent
 K = 5

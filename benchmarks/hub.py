@@ -43,8 +43,8 @@ from benchmarks.servers import (
     publishing,
     rss_bytes,
 )
-from ragkit.events import FollowUpQuestions, IndexingProgress, encode
-from ragkit_server.frames import text_frame
+from ragkit.live.messages import FollowUpQuestions, IndexingProgress, encode
+from ragkit_server.transport.frames import text_frame
 from tests.server.live_server import Server
 
 MAX_TIMES_BARE = 1.5

@@ -21,8 +21,8 @@ import sys
 import time
 from pathlib import Path
 
-from ragkit.discovery import Server
-from ragkit.events import (
+from ragkit.live.discovery import Server
+from ragkit.live.messages import (
     Engine,
     ExperimentProgress,
     ExperimentResult,
@@ -32,7 +32,7 @@ from ragkit.events import (
     QueryContent,
     ResponseContent,
 )
-from ragkit.publisher import Publisher, Reply
+from ragkit.live.publisher import Publisher, Reply
 from tests.hub import eventually
 
 WARM_UP = 20

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.corpora import SHARED, Words, claims, rows
-from ragkit.chunking import StructureChunker
-from ragkit.embedding import HashEmbedder, SentenceTransformerEmbedder, Vectors
-from ragkit.index import Index
-from ragkit.retrieval import BM25, Dense, Hybrid, Retriever, retrieve
+from ragkit.chunking.structure import StructureChunker
+from ragkit.embedding.base import HashEmbedder, SentenceTransformerEmbedder, Vectors
+from ragkit.indexing.index import Index
+from ragkit.retrieval.search import BM25, Dense, Hybrid, Retriever, retrieve
 
 __all__ = ["ask"]
 

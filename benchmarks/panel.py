@@ -34,9 +34,9 @@ from websockets.sync.client import ClientConnection, connect
 
 from benchmarks.hub import Figure
 from benchmarks.servers import TOKEN, end_children, prepare
-from ragkit.discovery import Server as Address
-from ragkit.events import Broadcast, ExperimentResult, FollowUpQuestions, IndexingProgress, Origin
-from ragkit.publisher import Publisher
+from ragkit.live.discovery import Server as Address
+from ragkit.live.messages import Broadcast, ExperimentResult, FollowUpQuestions, IndexingProgress, Origin
+from ragkit.live.publisher import Publisher
 from tests.browser import FLAGS
 from tests.lab import PANEL, http_url, start_lab, until
 from tests.server.live_server import DEADLINE_SECONDS, ROOT, Server, start_server

@@ -106,9 +106,9 @@ def raw() -> Callable[[Job], tuple[int, int]]:
 
 
 def ragkit() -> Callable[[Job], tuple[int, int]]:
-    from ragkit.chunking import StructureChunker
-    from ragkit.embedding import HashEmbedder, SentenceTransformerEmbedder
-    from ragkit.index import Index
+    from ragkit.chunking.structure import StructureChunker
+    from ragkit.embedding.base import HashEmbedder, SentenceTransformerEmbedder
+    from ragkit.indexing.index import Index
 
     minilm = SentenceTransformerEmbedder()
     minilm.embed(["The model is loaded."])

@@ -18,9 +18,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from ragkit.discovery import Server
-from ragkit.events import IndexingProgress
-from ragkit.publisher import Publisher
+from ragkit.live.discovery import Server
+from ragkit.live.messages import IndexingProgress
+from ragkit.live.publisher import Publisher
 from tests.hub import eventually, running
 
 BAR_MICROSECONDS = 10.0

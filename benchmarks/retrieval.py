@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.corpora import SHARED
-from ragkit.chunking import StructureChunker
-from ragkit.datasets import Dataset, load_dataset
-from ragkit.experiment import Experiment
-from ragkit.retrieval import BM25, Dense, Hybrid, Retriever
-from ragkit.systems import System
+from ragkit.chunking.structure import StructureChunker
+from ragkit.evaluation.loading import Dataset, load_dataset
+from ragkit.experiments.experiment import Experiment
+from ragkit.experiments.system import System
+from ragkit.retrieval.search import BM25, Dense, Hybrid, Retriever
 
 MEASURES = ["nDCG@10", "R@5", "R@100"]
 RETRIEVERS: dict[str, Retriever] = {

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from benchmarks.peers import DIMENSION, cheap_vector
-from ragkit.chunking import StructureChunker
-from ragkit.embedding import HashEmbedder, SentenceTransformerEmbedder, Vectors
-from ragkit.index import Index
-from ragkit.passages import embedded_texts
+from ragkit.chunking.context import embedded_texts
+from ragkit.chunking.structure import StructureChunker
+from ragkit.embedding.base import HashEmbedder, SentenceTransformerEmbedder, Vectors
+from ragkit.indexing.index import Index
 
 __all__ = ["CountingEmbedder", "alone", "change", "cut", "memory", "passages_of"]
 

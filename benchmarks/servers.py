@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.load import client_frame
-from ragkit.events import Hello, Origin, Publish, encode
+from ragkit.live.messages import Hello, Origin, Publish, encode
 from tests.server.live_server import TOKEN, Server, is_listening, start_server
 
 __all__ = [

@@ -37,9 +37,9 @@ from websockets.exceptions import WebSocketException
 from benchmarks.audit import Broadcasts, Ledger, Record, Sample, judge, judge_other, judge_replies, judge_use
 from benchmarks.load import handshake
 from benchmarks.servers import TOKEN, end_children, prepare
-from ragkit.discovery import Server as Address
 from ragkit.errors import ServerError
-from ragkit.handshake import dial
+from ragkit.live.discovery import Server as Address
+from ragkit.live.handshake import dial
 from tests.server.live_server import Server, is_listening, start_server
 
 SETTLE_SECONDS = 300.0

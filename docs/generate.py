@@ -1,7 +1,7 @@
 """Rewrite the tables of protocol.md that repeat the code, from the code: `make docs`.
 
 Each stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``. What a key means is the docstring
-under it in ragkit/events.py; what a setting does is its help in ragkit_server/app.py.
+under it in ragkit/live/messages.py; what a setting does is its help in ragkit_server/app.py.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.structs import FieldInfo
 
-from ragkit import events
+from ragkit.live import messages
 from ragkit_server.app import RagkitApp
-from ragkit_server.asyncapi import field_docs
+from ragkit_server.handlers.asyncapi import field_docs
 
 PAGE = Path(__file__).with_name("protocol.md")
 REGION = re.compile(r"^<!-- generated: (?P<name>.+) -->\n(?:.*\n)*?<!-- end -->$", re.MULTILINE)
 
-TYPES = {events.Id: "id", events.Name: "name", events.Text: "text", events.Count: "count"}
-WORDS = TYPES | {str: "string", int: "integer", float: "number", bool: "boolean", events.ErrorCode: "a code below"}
-UNIONS = (events.ClientMessage, events.ListenerMessage, events.EngineMessage, events.HubMessage)
+TYPES = {messages.Id: "id", messages.Name: "name", messages.Text: "text", messages.Count: "count"}
+WORDS = TYPES | {str: "string", int: "integer", float: "number", bool: "boolean", messages.ErrorCode: "a code below"}
+UNIONS = (messages.ClientMessage, messages.ListenerMessage, messages.EngineMessage, messages.HubMessage)
 MESSAGES = {message.__struct_config__.tag: message for union in UNIONS for message in get_args(union)}
-STAMP = events.EnginesChanged.__bases__[0]  # the keys of all broadcasts
+STAMP = messages.EnginesChanged.__bases__[0]  # the keys of all broadcasts
 
 
 def generate(page: str) -> str:
@@ -90,7 +90,7 @@ class Keys:
         origin, arguments = get_origin(kind), get_args(kind)
         if kind in WORDS:
             return WORDS[kind] + s
-        if kind == events.Broadcast:
+        if kind == messages.Broadcast:
             return f"[broadcast{s}](#broadcasts)"
         if is_union(kind):
             return " or ".join(self._words(part, s) for part in arguments if part is not UnsetType)
@@ -150,7 +150,7 @@ def limits() -> Iterator[str]:
 
 def codes() -> Iterator[str]:
     """Yield the table of error codes."""
-    return table("code | meaning", ([f"`{code}`", code.meaning] for code in events.ErrorCode))
+    return table("code | meaning", ([f"`{code}`", code.meaning] for code in messages.ErrorCode))
 
 
 def traits() -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Write src/messages.ts: the messages of `ragkit.events` as TypeScript types. `make frontend` runs it."""
+"""Write src/messages.ts: the messages of `ragkit.live.messages` as TypeScript types. `make frontend` runs it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import get_args
 
 from msgspec import inspect as types
 
-from ragkit import events
-from ragkit_server.asyncapi import field_docs
+from ragkit.live import messages
+from ragkit_server.handlers.asyncapi import field_docs
 
 TARGET = Path(__file__).with_name("src") / "messages.ts"
-SENT = (events.Query, events.QueryContent, events.Subscribe, events.Ping, events.Pong)
-HEAD = "// Made from ragkit/events.py by messages.py; `make frontend` makes it anew. Do not edit.\n"
+SENT = (messages.Query, messages.QueryContent, messages.Subscribe, messages.Ping, messages.Pong)
+HEAD = "// Made from ragkit/live/messages.py by messages.py; `make frontend` makes it anew. Do not edit.\n"
 SIMPLE = {
     types.StrType: "string",
     types.IntType: "number",
@@ -28,8 +28,8 @@ SIMPLE = {
 
 def generate() -> str:
     """Return the whole file."""
-    unions = {"ClientMessage": events.ClientMessage, "ListenerMessage": events.ListenerMessage}
-    unions |= {"Broadcast": events.Broadcast}
+    unions = {"ClientMessage": messages.ClientMessage, "ListenerMessage": messages.ListenerMessage}
+    unions |= {"Broadcast": messages.Broadcast}
     structs: dict[str, types.StructType] = {}
     for union in unions.values():
         for info in types.multi_type_info(get_args(union)):
@@ -39,7 +39,7 @@ def generate() -> str:
         f"export type {name} =\n{''.join(f'  | {t.__name__}{chr(10)}' for t in get_args(union)).rstrip()};\n"
         for name, union in unions.items()
     ]
-    codes = "\n".join(f"  | '{code}'" for code in events.ErrorCode)
+    codes = "\n".join(f"  | '{code}'" for code in messages.ErrorCode)
     parts += [f"export type ErrorCode =\n{codes};\n"]
     parts += ["\n".join(interface(info)) for _, info in sorted(structs.items())]
     return "\n".join(parts)
@@ -69,7 +69,7 @@ def interface(info: types.StructType) -> Iterator[str]:
     for field in info.fields:
         # Without a value nothing is encoded (UNSET); what has a default a sender may leave out, the hub never does.
         absent = not field.required and field.default is field.default_factory
-        stamped = info.cls in get_args(events.Broadcast) and field.name in ("epoch", "seq", "time")
+        stamped = info.cls in get_args(messages.Broadcast) and field.name in ("epoch", "seq", "time")
         mark = "?" if (absent and not stamped) or (info.cls in SENT and not field.required) else ""
         yield from comment(docs.get(field.name), "  ")
         yield f"  {field.encode_name}{mark}: {typescript(field.type)};"

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ragkit import events
-from ragkit.discovery import is_run_without_browser
 from ragkit.errors import MissingExtraError
-from ragkit.publisher import Publisher, Reply, default_publisher
-from ragkit.serving import answer
+from ragkit.live import messages
+from ragkit.live.discovery import is_run_without_browser
+from ragkit.live.publisher import Publisher, Reply, default_publisher
+from ragkit.live.serving import answer
 from ragkit.terminal import printable
 
 try:
@@ -37,7 +37,7 @@ except ImportError as problem:
     raise MissingExtraError("anywidget", extra="lab") from problem
 
 if TYPE_CHECKING:
-    from ragkit.engine import RAGEngine
+    from ragkit.engine.engine import RAGEngine
 
 __all__ = ["Live"]
 
@@ -120,7 +120,7 @@ class Live(anywidget.AnyWidget):
 
     # ------------------------------------------------------------------------ what this process does
 
-    def _take(self, event: events.Broadcast) -> None:
+    def _take(self, event: messages.Broadcast) -> None:
         """Take one event in; called in the publisher's thread."""
         plain = _plain(event)  # raises, and changes nothing, for what is no message
         with self._lock:
@@ -128,7 +128,7 @@ class Live(anywidget.AnyWidget):
             if self._listens:
                 self.send({"kind": "message", "message": plain})
         now = time.monotonic()
-        ended = getattr(event, "state", "") in events.TERMINAL or isinstance(event, events.FollowUpQuestions)
+        ended = getattr(event, "state", "") in messages.TERMINAL or isinstance(event, messages.FollowUpQuestions)
         if ended or now - self._saved_at >= EVERY_SECONDS:
             self._saved_at = now
             self._snapshot = _plain(self._state.snapshot())
@@ -151,36 +151,36 @@ class Live(anywidget.AnyWidget):
                 self._tell(self._state.snapshot(engines))
         elif kind == "message":
             try:
-                message = msgspec.convert(content.get("message"), events.ClientMessage)
+                message = msgspec.convert(content.get("message"), messages.ClientMessage)
             except msgspec.ValidationError as problem:
                 given = content.get("message")
                 id = given.get("id") if isinstance(given, dict) else None
                 id = id if isinstance(id, str) and 0 < len(id) <= 128 else ""
-                self._tell(_error(events.ErrorCode.INVALID_MESSAGE, f"{problem}.", id))
+                self._tell(_error(messages.ErrorCode.INVALID_MESSAGE, f"{problem}.", id))
                 return
             self._act(message)
 
-    def _act(self, message: events.ClientMessage) -> None:
-        if isinstance(message, events.Cancel):
+    def _act(self, message: messages.ClientMessage) -> None:
+        if isinstance(message, messages.Cancel):
             if (reply := self._replies.get(message.id)) is not None:
                 reply.cancel()
             else:
                 unknown = "No question with this id is being answered; it may have just ended."
-                self._tell(_error(events.ErrorCode.UNKNOWN_REQUEST, unknown, message.id))
-        elif isinstance(message, events.Query):
+                self._tell(_error(messages.ErrorCode.UNKNOWN_REQUEST, unknown, message.id))
+        elif isinstance(message, messages.Query):
             id = message.id if isinstance(message.id, str) else "query"
             if self._engine is None:
                 advice = (
                     "This page reaches no Jupyter server with ragkit. Make the widget with the engine: Live(engine)."
                 )
-                self._tell(_error(events.ErrorCode.NO_ENGINE, advice, id))
+                self._tell(_error(messages.ErrorCode.NO_ENGINE, advice, id))
                 return
             # A thread: cells can be run meanwhile, and between cells Stop is heard.
             reply = self._replies[id] = Reply(id, self._tell)
             work = partial(self._answer, self._engine, message.content, reply)
             threading.Thread(target=work, name="ragkit-answer", daemon=True).start()
 
-    def _answer(self, engine: RAGEngine, content: events.QueryContent, reply: Reply) -> None:
+    def _answer(self, engine: RAGEngine, content: messages.QueryContent, reply: Reply) -> None:
         try:
             answer(engine.answer_query, content, reply, index=engine.corpus.name)
         finally:
@@ -214,33 +214,33 @@ class _State:
     """What this process has told: the newest event of each task, the last follow-ups and results."""
 
     def __init__(self) -> None:
-        self._tasks: dict[tuple[str, str], events.IndexingProgress | events.ExperimentProgress] = {}
-        self._follow_ups: list[events.FollowUpQuestions] = []
-        self._results: dict[str, events.ExperimentResult] = {}
+        self._tasks: dict[tuple[str, str], messages.IndexingProgress | messages.ExperimentProgress] = {}
+        self._follow_ups: list[messages.FollowUpQuestions] = []
+        self._results: dict[str, messages.ExperimentResult] = {}
         self._seq = 0
 
-    def apply(self, event: events.Broadcast) -> None:
+    def apply(self, event: messages.Broadcast) -> None:
         self._seq += 1
-        if isinstance(event, events.ExperimentResult) and len(events.encode(event)) > MAX_RESULT_BYTES:
+        if isinstance(event, messages.ExperimentResult) and len(messages.encode(event)) > MAX_RESULT_BYTES:
             event = msgspec.structs.replace(event, leaderboard=[])
-        if isinstance(event, events.IndexingProgress):
+        if isinstance(event, messages.IndexingProgress):
             event = msgspec.structs.replace(event, failures=event.failures[:MAX_FAILURES])
-        if isinstance(event, events.FollowUpQuestions):
+        if isinstance(event, messages.FollowUpQuestions):
             self._follow_ups = [*self._follow_ups, event][-MAX_FOLLOW_UPS:]
-        elif isinstance(event, events.ExperimentResult):
+        elif isinstance(event, messages.ExperimentResult):
             self._results.pop(event.task_id, None)
             self._results[event.task_id] = event
             if len(self._results) > MAX_RESULTS:
                 del self._results[next(iter(self._results))]
-        elif isinstance(event, events.IndexingProgress | events.ExperimentProgress):
+        elif isinstance(event, messages.IndexingProgress | messages.ExperimentProgress):
             self._tasks[type(event).__name__, event.task_id] = event
-            ended = [key for key, task in self._tasks.items() if task.state in events.TERMINAL]
-            running = [key for key, task in self._tasks.items() if task.state not in events.TERMINAL]
+            ended = [key for key, task in self._tasks.items() if task.state in messages.TERMINAL]
+            running = [key for key, task in self._tasks.items() if task.state not in messages.TERMINAL]
             for key in [*ended[:-MAX_ENDED], *running[:-MAX_RUNNING]]:
                 del self._tasks[key]
 
-    def snapshot(self, engines: Sequence[events.Engine] = ()) -> events.Snapshot:
-        return events.Snapshot(
+    def snapshot(self, engines: Sequence[messages.Engine] = ()) -> messages.Snapshot:
+        return messages.Snapshot(
             epoch="kernel",
             seq=self._seq,
             tasks=list(self._tasks.values()),
@@ -260,7 +260,7 @@ class _State:
         lines = []
         for task in list(self._tasks.values()):
             failed = ""
-            if isinstance(task, events.IndexingProgress):
+            if isinstance(task, messages.IndexingProgress):
                 what, done, total, unit = f"Indexing {task.index}", task.chunks_done, task.chunks_total, "passages"
                 failed = f", {task.failures_total} files failed" if task.failures_total else ""
             else:
@@ -275,8 +275,8 @@ class _State:
 
 def _plain(message: msgspec.Struct) -> Any:
     """The message as JSON's types."""
-    return msgspec.json.decode(events.encode(message))
+    return msgspec.json.decode(messages.encode(message))
 
 
-def _error(code: events.ErrorCode, message: str, id: str = "") -> events.Error:
-    return events.Error(content=events.ErrorContent(code=code, message=message), id=id or msgspec.UNSET)
+def _error(code: messages.ErrorCode, message: str, id: str = "") -> messages.Error:
+    return messages.Error(content=messages.ErrorContent(code=code, message=message), id=id or msgspec.UNSET)

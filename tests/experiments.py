@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ragkit import events
-from ragkit.cache import EmbeddingCache
-from ragkit.datasets import Dataset, GoldSpan, Query
-from ragkit.documents import Document
-from ragkit.embedding import HashEmbedder, Vectors
-from ragkit.experiment import Experiment
+from ragkit.documents.document import Document
+from ragkit.embedding.base import HashEmbedder, Vectors
+from ragkit.embedding.cache import EmbeddingCache
+from ragkit.evaluation.loading import Dataset, GoldSpan, Query
+from ragkit.experiments.experiment import Experiment
+from ragkit.live import messages
 from tests.corpora import PAGES
 
 __all__ = ["Counting", "Told", "experiment", "pages"]
@@ -37,10 +37,10 @@ class Told:
     """A publisher that keeps what it is told."""
 
     def __init__(self) -> None:
-        self.events: list[events.Broadcast] = []
+        self.events: list[messages.Broadcast] = []
 
-    def publish(self, event: events.Broadcast) -> None:
-        events.encode(event)  # it can be sent
+    def publish(self, event: messages.Broadcast) -> None:
+        messages.encode(event)  # it can be sent
         self.events.append(event)
 
 

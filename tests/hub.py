@@ -15,8 +15,8 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from ragkit import events
-from ragkit.discovery import Server
+from ragkit.live import messages
+from ragkit.live.discovery import Server
 
 DEADLINE_SECONDS = 20.0
 
@@ -48,7 +48,7 @@ class Hub:
         self.events: list[tuple[str, int, Any]] = []
         self.repeats = 0
         self.others: list[Any] = []
-        self.hellos: list[events.Hello] = []
+        self.hellos: list[messages.Hello] = []
         self.requests: list[Request] = []
         self.port = 0
         self._last: dict[str, int] = {}
@@ -87,10 +87,10 @@ class Hub:
 
         return asyncio.run_coroutine_threadsafe(run(), self._loop).result(DEADLINE_SECONDS)
 
-    def say(self, *messages: msgspec.Struct) -> None:
+    def say(self, *said: msgspec.Struct) -> None:
         """Send messages on the newest connection."""
-        for message in messages:
-            self.do(self._sockets[-1].send(events.encode(message), text=True))
+        for message in said:
+            self.do(self._sockets[-1].send(messages.encode(message), text=True))
 
     def numbers(self) -> list[int]:
         return [n for _, n, _ in self.events]
@@ -128,17 +128,17 @@ class Hub:
             await self._converse(socket)
 
     async def _converse(self, socket: ServerConnection) -> None:
-        hello = events.decode_engine_message(await socket.recv())
-        assert isinstance(hello, events.Hello)
-        await socket.send(events.encode(events.Welcome(n=self._last.get(hello.publisher, 0), epoch="e")), text=True)
+        hello = messages.decode_engine_message(await socket.recv())
+        assert isinstance(hello, messages.Hello)
+        await socket.send(messages.encode(messages.Welcome(n=self._last.get(hello.publisher, 0), epoch="e")), text=True)
         self.hellos.append(hello)
         self._sockets.append(socket)
         if not self.reads:
             socket.transport.pause_reading()
             await socket.wait_closed()
         async for frame in socket:
-            message = events.decode_engine_message(frame)
-            if not isinstance(message, events.Publish):
+            message = messages.decode_engine_message(frame)
+            if not isinstance(message, messages.Publish):
                 self.others.append(message)
                 continue
             if message.n <= self._last.get(hello.publisher, 0):
@@ -147,7 +147,7 @@ class Hub:
                 self._last[hello.publisher] = message.n
                 self.events.append((hello.publisher, message.n, message.event))
             if self.acknowledge:
-                await socket.send(events.encode(events.Ack(n=message.n)), text=True)
+                await socket.send(messages.encode(messages.Ack(n=message.n)), text=True)
 
 
 @contextlib.contextmanager

@@ -25,16 +25,16 @@ from typing import Any
 import chromadb  # noqa: F401  # imported once, before the forks
 import numpy as np
 
-from ragkit import pipeline
-from ragkit.cache import EmbeddingCache
-from ragkit.chunking import StructureChunker
-from ragkit.embedding import HashEmbedder, Kind
-from ragkit.index import Index
-from ragkit.loaders import load
-from ragkit.passages import embedded_texts
-from ragkit.records import Records
-from ragkit.sources import find_sources
-from ragkit.store import ChromaStore
+from ragkit.chunking.context import embedded_texts
+from ragkit.chunking.structure import StructureChunker
+from ragkit.documents.loading import load
+from ragkit.documents.sources import find_sources
+from ragkit.embedding.base import HashEmbedder, Kind
+from ragkit.embedding.cache import EmbeddingCache
+from ragkit.indexing import pipeline
+from ragkit.indexing.index import Index
+from ragkit.indexing.records import Records
+from ragkit.indexing.vector_store import ChromaStore
 
 DURABLE = {
     Records: ("__init__", "add_root", "set_settings", "reserve", "commit", "delete", "delete_root", "clear", "swept"),

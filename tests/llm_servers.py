@@ -21,7 +21,7 @@ from typing import Any, Self
 
 import pytest
 
-from ragkit.chat import Usage
+from ragkit.llm.openai import Usage
 
 API_KEY = "sk-test-0123456789abcdef"
 

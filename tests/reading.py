@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from ragkit.documents import Document
+from ragkit.documents.document import Document
+from ragkit.documents.loading import Loaded, find_sources, load
 from ragkit.errors import DocumentError
-from ragkit.loaders import Loaded, find_sources, load
 
 MOST_SECONDS = 30.0  # for the worst of files, on a busy machine
 

@@ -22,18 +22,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ragkit import stages
-from ragkit.cache import EmbeddingCache
-from ragkit.cells import Cells
-from ragkit.choices import choose
-from ragkit.chunkers import TokenChunker
-from ragkit.chunking import StructureChunker
-from ragkit.datasets import Dataset, load_dataset
-from ragkit.embedding import HashEmbedder, Kind, Vectors
-from ragkit.experiment import Experiment
-from ragkit.results import Result
-from ragkit.retrieval import BM25, Dense, Hybrid
-from ragkit.systems import System
+from ragkit.chunking.recursive import TokenChunker
+from ragkit.chunking.structure import StructureChunker
+from ragkit.embedding.base import HashEmbedder, Kind, Vectors
+from ragkit.embedding.cache import EmbeddingCache
+from ragkit.evaluation.loading import Dataset, load_dataset
+from ragkit.experiments import stages
+from ragkit.experiments.cells import Cells
+from ragkit.experiments.experiment import Experiment
+from ragkit.experiments.result import Result
+from ragkit.experiments.system import System
+from ragkit.retrieval.search import BM25, Dense, Hybrid
+from ragkit.space import choose
 from tests.killing import forked
 
 DATA = Path(__file__).resolve().parent.parent / "data"

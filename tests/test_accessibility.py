@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from ragkit.events import ExperimentProgress, ExperimentResult
-from ragkit.publisher import Publisher
+from ragkit.live.messages import ExperimentProgress, ExperimentResult
+from ragkit.live.publisher import Publisher
 from tests.corpora import write_pages
 from tests.lab import SETUP, Lab, write_notebook
 from tests.server.live_server import DEADLINE_SECONDS, Server

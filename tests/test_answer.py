@@ -5,11 +5,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from ragkit.answer import Answer, cite, passages_of
-from ragkit.chunking import Chunk
-from ragkit.llm import abstention
-from ragkit.records import DocumentRecord
-from ragkit.retrieval import Hit
+from ragkit.chunking.structure import Chunk
+from ragkit.engine.answer import Answer, cite, passages_of
+from ragkit.indexing.records import DocumentRecord
+from ragkit.llm.prompt import abstention
+from ragkit.retrieval.search import Hit
 
 TEXT = "BM25 has two parameters. The usual k1 is 1.2.\nThe usual b is 0.75. Tune them last."
 

@@ -7,8 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragkit.answer import Answer, cite
-from ragkit.answer_measures import (
+from ragkit.chunking.structure import Chunk
+from ragkit.documents.document import Document
+from ragkit.engine.answer import Answer, cite
+from ragkit.errors import InputError
+from ragkit.evaluation.answer_measures import (
     ANSWER_MEASURES,
     F1,
     Abstention,
@@ -25,15 +28,12 @@ from ragkit.answer_measures import (
     f1,
     without_markers,
 )
-from ragkit.chunking import Chunk
-from ragkit.datasets import load_dataset
-from ragkit.documents import Document
-from ragkit.errors import InputError
-from ragkit.judged import Dataset, GoldSpan, Query
-from ragkit.llm import abstention
-from ragkit.measures import check_gold, evaluate, parse_measure
-from ragkit.records import DocumentRecord
-from ragkit.retrieval import Hit
+from ragkit.evaluation.dataset import Dataset, GoldSpan, Query
+from ragkit.evaluation.loading import load_dataset
+from ragkit.evaluation.measures import check_gold, evaluate, parse_measure
+from ragkit.indexing.records import DocumentRecord
+from ragkit.llm.prompt import abstention
+from ragkit.retrieval.search import Hit
 from tests.conftest import ROOT
 
 SENTENCES = ["The usual k1 is 1.2.", "The usual b is 0.75.", "Tune them as the very last."]

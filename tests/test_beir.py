@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ragkit.beir import write_dataset
-from ragkit.datasets import Dataset, GoldSpan, Query, load_dataset
-from ragkit.documents import Document, Mark
+from ragkit.documents.document import Document, Mark
 from ragkit.errors import InputError, RagkitError
+from ragkit.evaluation.beir import write_dataset
+from ragkit.evaluation.loading import Dataset, GoldSpan, Query, load_dataset
 
 TEXT = "# Élan\n\nL’élan vit  au nord ; « toujours ».\t\u2028Voilà 🎈.\n\nPage two says that elk live in the north.\n"
 DOCUMENT = Document(

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Browser, Page
 
-from ragkit.events import FollowUpQuestions
+from ragkit.live.messages import FollowUpQuestions
 from tests.browser import http_url, log_in, open_page, serve_folder, start_browser
 from tests.corpora import write_pages
 from tests.server.live_server import TOKEN, Server, start_server

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ragkit.cache import CachedEmbedder, EmbeddingCache, default_cache
-from ragkit.embedding import HashEmbedder, Kind, SentenceTransformerEmbedder, Vectors
+from ragkit.embedding.base import HashEmbedder, Kind, SentenceTransformerEmbedder, Vectors
+from ragkit.embedding.cache import CachedEmbedder, EmbeddingCache, default_cache
+from ragkit.embedding.openai import OpenAIEmbedder
 from ragkit.errors import InputError
-from ragkit.hosted import OpenAIEmbedder
 
 
 class Fingerprinted(HashEmbedder):

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ragkit.cells import Cells
 from ragkit.errors import CellsError
+from ragkit.experiments.cells import Cells
 
 VALUES = {"a": {"positions": np.arange(50).tobytes()}, "b": [1, 2.5, None, "é"], "c": "x" * 100}
 

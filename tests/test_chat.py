@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import pytest
 
-from ragkit.chat import ChatClient, Usage, wait
 from ragkit.errors import (
     CancelledError,
     InputError,
@@ -22,8 +21,9 @@ from ragkit.errors import (
     LLMResponseError,
     LLMTimeoutError,
 )
-from ragkit.llm import drained
-from ragkit.metering import most_usage
+from ragkit.llm.metering import most_usage
+from ragkit.llm.openai import ChatClient, Usage, wait
+from ragkit.llm.prompt import drained
 from tests.llm_servers import API_KEY, BillingServer, Connection, RawServer, RealServer, real_llm_server
 
 __all__ = ["real_llm_server"]  # a fixture

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from ragkit.choices import Choice, between, choose, count, expand, is_open, settle
-from ragkit.chunkers import TokenChunker
-from ragkit.chunking import StructureChunker
+from ragkit.chunking.recursive import TokenChunker
+from ragkit.chunking.structure import StructureChunker
 from ragkit.errors import InputError
-from ragkit.retrieval import BM25, Dense, Hybrid
-from ragkit.systems import System, named
+from ragkit.experiments.system import System, named
+from ragkit.retrieval.search import BM25, Dense, Hybrid
+from ragkit.space import Choice, between, choose, count, expand, is_open, settle
 
 
 def test_choices_anywhere_make_a_sweep() -> None:

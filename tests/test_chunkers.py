@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ragkit.chunkers import RecursiveChunker, SemanticChunker, SentenceChunker, TokenChunker
-from ragkit.chunking import Chunker, StructureChunker
-from ragkit.documents import Document, Mark
-from ragkit.embedding import Embedder, HashEmbedder, Kind, SentenceTransformerEmbedder, Vectors
+from ragkit.chunking.recursive import RecursiveChunker, SemanticChunker, SentenceChunker, TokenChunker
+from ragkit.chunking.structure import Chunker, StructureChunker
+from ragkit.documents.document import Document, Mark
+from ragkit.documents.loading import find_sources, load
+from ragkit.documents.markup import markdown_headings
+from ragkit.embedding.base import Embedder, HashEmbedder, Kind, SentenceTransformerEmbedder, Vectors
+from ragkit.embedding.openai import OpenAIEmbedder
 from ragkit.errors import DocumentError, InputError
-from ragkit.hosted import OpenAIEmbedder
-from ragkit.loaders import find_sources, load
-from ragkit.markup import markdown_headings
 from tests.test_chunking import TEXTS
 
 MAKE: dict[str, Callable[[int], Chunker]] = {

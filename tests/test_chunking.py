@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ragkit.chunking import Chunk, StructureChunker
-from ragkit.documents import Document, Mark
-from ragkit.embedding import HashEmbedder
+from ragkit.chunking.structure import Chunk, StructureChunker
+from ragkit.documents.document import Document, Mark
+from ragkit.documents.loading import find_sources, load
+from ragkit.documents.markup import markdown_headings
+from ragkit.embedding.base import HashEmbedder
 from ragkit.errors import DocumentError, InputError
-from ragkit.loaders import find_sources, load
-from ragkit.markup import markdown_headings
 
 Count = Callable[[Sequence[str]], list[int]]
 

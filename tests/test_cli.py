@@ -19,12 +19,12 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 import ragkit as package
-from ragkit.discovery import Server as Found
-from ragkit.embedding import HashEmbedder
-from ragkit.engine import RAGEngine
+from ragkit.cli.folders import default_index, existing_index, find_index
+from ragkit.embedding.base import HashEmbedder
+from ragkit.engine.engine import RAGEngine
 from ragkit.errors import InputError
-from ragkit.folders import default_index, existing_index, find_index
-from ragkit.publisher import Publisher
+from ragkit.live.discovery import Server as Found
+from ragkit.live.publisher import Publisher
 from ragkit.terminal import one_line, printable
 from tests.commands import DEADLINE_SECONDS, command, environment, ragkit, running
 from tests.corpora import write_pages

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from ragkit.chunking import StructureChunker
-from ragkit.embedding import HashEmbedder
-from ragkit.index import Index, PassagesCache
-from ragkit.retrieval import Dense, Hybrid, retrieve
+from ragkit.chunking.structure import StructureChunker
+from ragkit.embedding.base import HashEmbedder
+from ragkit.indexing.index import Index, PassagesCache
+from ragkit.retrieval.search import Dense, Hybrid, retrieve
 from tests.conftest import ROOT
 from tests.corpora import write_pages
 

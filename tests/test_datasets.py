@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragkit.datasets import Dataset, GoldSpan, Query, load_dataset
-from ragkit.documents import Document
+from ragkit.documents.document import Document
+from ragkit.documents.loading import find_sources, parse
 from ragkit.errors import DocumentError, InputError, MissingExtraError, SourceNotFoundError
-from ragkit.loaders import find_sources, parse
+from ragkit.evaluation.loading import Dataset, GoldSpan, Query, load_dataset
 from tests.conftest import ROOT
 
 CORPUS = [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ragkit.decoding import clean, decode, lines
+from ragkit.documents.encoding import clean, decode, lines
 from ragkit.errors import DocumentError
 from tests.reading import ENCODINGS
 

@@ -13,9 +13,9 @@ import nbformat
 import pytest
 from msgspec import UNSET
 
-from ragkit.discovery import Server, find_notebook, find_origin, find_server, journal_dir
 from ragkit.errors import AmbiguousServerError, ServerNotFoundError
-from ragkit.events import Hello, encode
+from ragkit.live.discovery import Server, find_notebook, find_origin, find_server, journal_dir
+from ragkit.live.messages import Hello, encode
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -15,13 +15,13 @@ from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 from websockets.sync.server import ServerConnection, serve
 
-from ragkit.discovery import Server as Found
-from ragkit.doctor import Doctor, Finding
-from ragkit.embedding import HashEmbedder
-from ragkit.engine import RAGEngine
+from ragkit.cli.doctor import Doctor, Finding
+from ragkit.embedding.base import HashEmbedder
+from ragkit.engine.engine import RAGEngine
 from ragkit.errors import InputError, ServerNotFoundError
-from ragkit.llm import GenerativeLLM, OpenAILLM, ScriptedLLM
-from ragkit.publisher import Publisher
+from ragkit.live.discovery import Server as Found
+from ragkit.live.publisher import Publisher
+from ragkit.llm.prompt import GenerativeLLM, OpenAILLM, ScriptedLLM
 from tests.commands import ragkit
 from tests.corpora import write_pages
 from tests.lab import start_lab

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ragkit.documents import Document, Mark, detect_language
+from ragkit.documents.document import Document, Mark, detect_language
 
 
 def test_headings_and_pages_by_offset() -> None:

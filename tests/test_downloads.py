@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ragkit import downloads
-from ragkit.downloads import download
-from ragkit.loaders import find_sources, load
+from ragkit.documents import download as module
+from ragkit.documents.download import download
+from ragkit.documents.loading import find_sources, load
 
 PAGE = "<html><head><title>Les vagues</title></head><body><h1>Été</h1><p>L'été à la plage.</p></body></html>"
 LATIN = "<html><body><p>Déjà vu : l'été, les élèves étonnés.</p></body></html>".encode("cp1252")
@@ -174,7 +174,7 @@ def test_refusals(address: str, path: str, reason: str) -> None:
 
 
 def test_waits_end(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloads, "_SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(module, "_SILENCE_SECONDS", 0.5)
     assert "does not answer in time" in refused(address + "/hangs")
     assert "did not end in time" in refused(address + "/drips", timeout_seconds=0.5)
 

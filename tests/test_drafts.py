@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragkit import drafts
-from ragkit.documents import Source
-from ragkit.drafts import Draft, one_line
+from ragkit.documents import builder
+from ragkit.documents.builder import Draft, one_line
+from ragkit.documents.document import Source
 from ragkit.errors import DocumentError
 
 SOURCE = Source(root=Path("/folder"), name="some.notes.md", size_bytes=1)
@@ -62,7 +62,7 @@ def test_titles() -> None:
 
 
 def test_text_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drafts, "MAX_CHARACTERS", 100)
+    monkeypatch.setattr(builder, "MAX_CHARACTERS", 100)
     draft = Draft(SOURCE)
     draft.add("x" * 60)
     with pytest.raises(DocumentError, match="too much text"):

@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import pytest
 
-from ragkit.choices import between, choose, count
-from ragkit.chunkers import TokenChunker
-from ragkit.draws import Draws, Trial
-from ragkit.embedding import HashEmbedder
+from ragkit.chunking.recursive import TokenChunker
+from ragkit.embedding.base import HashEmbedder
 from ragkit.errors import InputError
-from ragkit.retrieval import BM25, Dense, Hybrid
-from ragkit.systems import System
+from ragkit.experiments.sampling import Draws, Trial
+from ragkit.experiments.system import System
+from ragkit.retrieval.search import BM25, Dense, Hybrid
+from ragkit.space import between, choose, count
 
 METHODS = pytest.mark.parametrize("method", ["random", "tpe"])
 

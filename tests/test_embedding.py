@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ragkit.embedding import Embedder, HashEmbedder, SentenceTransformerEmbedder
+from ragkit.embedding.base import Embedder, HashEmbedder, SentenceTransformerEmbedder
+from ragkit.embedding.openai import OpenAIEmbedder
 from ragkit.errors import EmbedderNotFoundError, EmbeddingError, InputError
-from ragkit.hosted import OpenAIEmbedder
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,7 @@ import pytest
 from websockets.sync.client import ClientConnection, connect
 
 from ragkit import RAGEngine
-from ragkit.discovery import Server as HubServer
-from ragkit.embedding import HashEmbedder
+from ragkit.embedding.base import HashEmbedder
 from ragkit.errors import (
     CancelledError,
     EmptyIndexError,
@@ -28,10 +27,11 @@ from ragkit.errors import (
     LLMError,
     SourceNotFoundError,
 )
-from ragkit.llm import LLM, ExtractiveLLM, ScriptedLLM
-from ragkit.publisher import Publisher
-from ragkit.reranking import LLMReranker
-from ragkit.rewriting import HyDE
+from ragkit.live.discovery import Server as HubServer
+from ragkit.live.publisher import Publisher
+from ragkit.llm.prompt import LLM, ExtractiveLLM, ScriptedLLM
+from ragkit.retrieval.reranking import LLMReranker
+from ragkit.retrieval.rewriting import HyDE
 from tests.corpora import write_pages
 from tests.server.live_server import TOKEN, Server, start_server
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ragkit.loaders import find_sources, load
+from ragkit.documents.loading import find_sources, load
 from tests.reading import BILLION_LAUGHS, headings, one, read, refused, zipped
 
 CONTAINER = """<container xmlns="urn:oasis:names:tc:opendocument:xmlns:container">

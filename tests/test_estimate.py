@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from ragkit.choices import choose
-from ragkit.datasets import Dataset
 from ragkit.errors import InputError
-from ragkit.judging import Relevance
-from ragkit.llm import OpenAILLM
-from ragkit.metering import Metered, Price
-from ragkit.retrieval import BM25
-from ragkit.rewriting import HyDE
-from ragkit.systems import System
+from ragkit.evaluation.judges import Relevance
+from ragkit.evaluation.loading import Dataset
+from ragkit.experiments.system import System
+from ragkit.llm.metering import Metered, Price
+from ragkit.llm.prompt import OpenAILLM
+from ragkit.retrieval.rewriting import HyDE
+from ragkit.retrieval.search import BM25
+from ragkit.space import choose
 from tests.experiments import Counting, experiment, pages
 from tests.llm_servers import RawServer
 from tests.test_evaluation import billing

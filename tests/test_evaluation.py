@@ -12,10 +12,6 @@ from typing import Any
 
 import pytest
 
-from ragkit import calls, events
-from ragkit.cells import Cells
-from ragkit.choices import choose
-from ragkit.datasets import Dataset, Query
 from ragkit.errors import (
     BudgetError,
     InputError,
@@ -24,15 +20,20 @@ from ragkit.errors import (
     LLMResponseError,
     RagkitError,
 )
-from ragkit.judging import Faithfulness, Relevance
-from ragkit.llm import OpenAILLM, Prompt, abstention
-from ragkit.metering import Budget, Metered, Price
-from ragkit.results import Result
-from ragkit.retrieval import BM25, Dense
-from ragkit.rewriting import MultiQuery
-from ragkit.run import Run
-from ragkit.runs import RunStore
-from ragkit.systems import System
+from ragkit.evaluation.judges import Faithfulness, Relevance
+from ragkit.evaluation.loading import Dataset, Query
+from ragkit.experiments import calls
+from ragkit.experiments.cells import Cells
+from ragkit.experiments.result import Result
+from ragkit.experiments.system import System
+from ragkit.live import messages
+from ragkit.llm.metering import Budget, Metered, Price
+from ragkit.llm.prompt import OpenAILLM, Prompt, abstention
+from ragkit.retrieval.rewriting import MultiQuery
+from ragkit.retrieval.search import BM25, Dense
+from ragkit.runs.run import Run
+from ragkit.runs.store import RunStore
+from ragkit.space import choose
 from tests.experiments import Counting, Told, experiment, pages
 from tests.llm_servers import BillingServer, Connection, RawServer
 
@@ -489,7 +490,7 @@ def test_a_run_that_cannot_be_written_down_has_failed(
     with pytest.raises(RagkitError, match="disk is full"):
         experiment(dataset, System(embedder=embedder, retriever=BM25()), tmp_path, publisher=told).run()
     assert [info.state for info in RunStore(tmp_path / "runs").list()] == ["failed"]
-    assert isinstance(told.events[-1], events.ExperimentProgress)
+    assert isinstance(told.events[-1], messages.ExperimentProgress)
     assert told.events[-1].state == "failed"
 
 

@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ragkit import events
-from ragkit.choices import choose
-from ragkit.chunkers import TokenChunker
-from ragkit.chunking import StructureChunker
-from ragkit.corpus import Passages
-from ragkit.datasets import Dataset
-from ragkit.embedding import HashEmbedder
+from ragkit.chunking.recursive import TokenChunker
+from ragkit.chunking.structure import StructureChunker
+from ragkit.embedding.base import HashEmbedder
 from ragkit.errors import CancelledError, CellsError, InputError
-from ragkit.results import Result
-from ragkit.retrieval import BM25, Dense, Hybrid
-from ragkit.systems import System
-from ragkit.trec import read_run
+from ragkit.evaluation.loading import Dataset
+from ragkit.evaluation.trec import read_run
+from ragkit.experiments.result import Result
+from ragkit.experiments.system import System
+from ragkit.live import messages
+from ragkit.retrieval.corpus import Passages
+from ragkit.retrieval.search import BM25, Dense, Hybrid
+from ragkit.space import choose
 from tests.corpora import PAGES
 from tests.experiments import Counting, Told, experiment, pages
 
@@ -157,8 +157,8 @@ def test_stopped_and_run_again_it_ends_the_same(dataset: Dataset, tmp_path: Path
 def test_it_is_told_live(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
     told = Told()
     experiment(dataset, sweep(embedder), tmp_path, publisher=told, name="live").run()
-    progress = [e for e in told.events if isinstance(e, events.ExperimentProgress)]
-    results = [e for e in told.events if isinstance(e, events.ExperimentResult)]
+    progress = [e for e in told.events if isinstance(e, messages.ExperimentProgress)]
+    results = [e for e in told.events if isinstance(e, messages.ExperimentResult)]
     assert [progress[0].state, progress[-1].state] == ["running", "done"]
     assert progress[-1].cells_done == progress[-1].cells_total
     assert [e.cells_done for e in progress] == sorted(e.cells_done for e in progress)
@@ -174,7 +174,7 @@ def test_a_failure_is_told_and_raised(dataset: Dataset, tmp_path: Path) -> None:
     broken = experiment(dataset, System(chunker=TokenChunker(max_tokens=10**7)), tmp_path, publisher=told)
     with pytest.raises(InputError, match="would not see the end"):
         broken.run()
-    assert isinstance(told.events[-1], events.ExperimentProgress)
+    assert isinstance(told.events[-1], messages.ExperimentProgress)
     assert told.events[-1].state == "failed"
     assert "would not see the end" in (told.events[-1].message or "")
 
@@ -194,7 +194,7 @@ def test_a_users_fault_is_told_too(dataset: Dataset, embedder: Counting, tmp_pat
         experiment(
             dataset, System(label="broken", embedder=embedder, retriever=Broken()), tmp_path, publisher=told
         ).run()
-    assert isinstance(told.events[-1], events.ExperimentProgress)
+    assert isinstance(told.events[-1], messages.ExperimentProgress)
     assert (told.events[-1].state, told.events[-1].message) == ("failed", "division by zero")
 
 
@@ -281,9 +281,9 @@ def test_exact_search_is_one_product() -> None:
     """Expected questions get what a question by itself gets, but for rounding."""
     random = np.random.default_rng(0)
     vectors = random.standard_normal((50, 64)).astype(np.float32)
-    from ragkit.chunking import Chunk
-    from ragkit.corpus import Documents
-    from ragkit.records import DocumentRecord, StoredChunk
+    from ragkit.chunking.structure import Chunk
+    from ragkit.indexing.records import DocumentRecord, StoredChunk
+    from ragkit.retrieval.corpus import Documents
 
     documents = Documents([DocumentRecord("d", "d", "d", "en", "x" * 50)])
     chunks = [[StoredChunk(str(i), Chunk("d", i, i + 1, "x")) for i in range(50)]]

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from ragkit.answer import cite
-from ragkit.chunking import StructureChunker
-from ragkit.corpus import Passages
-from ragkit.documents import detect_language
-from ragkit.embedding import HashEmbedder
-from ragkit.follow_ups import FollowUps
-from ragkit.index import Index
-from ragkit.llm import ExtractiveLLM, ScriptedLLM
-from ragkit.retrieval import Hybrid, retrieve
+from ragkit.chunking.structure import StructureChunker
+from ragkit.documents.document import detect_language
+from ragkit.embedding.base import HashEmbedder
+from ragkit.engine.answer import cite
+from ragkit.engine.follow_ups import FollowUps
+from ragkit.indexing.index import Index
+from ragkit.llm.prompt import ExtractiveLLM, ScriptedLLM
+from ragkit.retrieval.corpus import Passages
+from ragkit.retrieval.search import Hybrid, retrieve
 from tests.corpora import write_pages
 
 

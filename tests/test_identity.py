@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from ragkit import identity as module
-from ragkit.chunkers import TokenChunker
-from ragkit.embedding import HashEmbedder
+from ragkit.chunking.recursive import TokenChunker
+from ragkit.embedding.base import HashEmbedder
 from ragkit.errors import InputError
-from ragkit.identity import code_version, digest, identity
-from ragkit.retrieval import BM25, Dense, Hybrid
+from ragkit.experiments import fingerprint as module
+from ragkit.experiments.fingerprint import code_version, digest, identity
+from ragkit.retrieval.search import BM25, Dense, Hybrid
 
 
 def defined(source: str, name: str) -> Any:

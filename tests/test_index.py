@@ -19,8 +19,9 @@ from typing import Any
 import filelock
 import pytest
 
-from ragkit.chunking import StructureChunker
-from ragkit.embedding import HashEmbedder, Kind, Vectors
+from ragkit.chunking.context import passage_text
+from ragkit.chunking.structure import StructureChunker
+from ragkit.embedding.base import HashEmbedder, Kind, Vectors
 from ragkit.errors import (
     CancelledError,
     EmbeddingError,
@@ -31,9 +32,8 @@ from ragkit.errors import (
     NoDocumentsError,
     SourceNotFoundError,
 )
-from ragkit.index import Index, PassagesCache, remove_index
-from ragkit.passages import passage_text
-from ragkit.report import Progress
+from ragkit.indexing.index import Index, PassagesCache, remove_index
+from ragkit.indexing.report import Progress
 
 
 class CountingEmbedder(HashEmbedder):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ragkit.errors import EmptyIndexError, IndexCorruptError, InputError
-from ragkit.index import Index
+from ragkit.indexing.index import Index
 from tests.test_index import CountingEmbedder, folder, index_at, state, write  # noqa: F401  # folder is a fixture
 
 

@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragkit.answer import Answer, cite
-from ragkit.chunking import Chunk
-from ragkit.embedding import HashEmbedder
+from ragkit.chunking.structure import Chunk
+from ragkit.embedding.base import HashEmbedder
+from ragkit.engine.answer import Answer, cite
 from ragkit.errors import CancelledError, InputError, LLMResponseError
-from ragkit.identity import identity
-from ragkit.judged import Query
-from ragkit.judging import Faithfulness, Judgement, Relevance, summary
-from ragkit.llm import ExtractiveLLM, OpenAILLM, ScriptedLLM, abstention
-from ragkit.measures import parse_measure
-from ragkit.records import DocumentRecord
-from ragkit.retrieval import Hit
+from ragkit.evaluation.dataset import Query
+from ragkit.evaluation.judges import Faithfulness, Judgement, Relevance, summary
+from ragkit.evaluation.measures import parse_measure
+from ragkit.experiments.fingerprint import identity
+from ragkit.indexing.records import DocumentRecord
+from ragkit.llm.prompt import ExtractiveLLM, OpenAILLM, ScriptedLLM, abstention
+from ragkit.retrieval.search import Hit
 from tests.llm_servers import Connection, RawServer
 
 QUERY = Query("q", "What is k1?", language="en")

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragkit.embedding import HashEmbedder, SentenceTransformerEmbedder
+from ragkit.embedding.base import HashEmbedder, SentenceTransformerEmbedder
 from ragkit.errors import CancelledError, LLMConnectionError, LLMTimeoutError
-from ragkit.identity import digest, identity
-from ragkit.llm import (
+from ragkit.experiments.fingerprint import digest, identity
+from ragkit.llm.prompt import (
     LLM,
     ExtractiveLLM,
     GenerativeLLM,

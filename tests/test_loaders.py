@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ragkit.documents import Source
+from ragkit.documents.document import Source
+from ragkit.documents.loading import find_sources, load
 from ragkit.errors import DocumentError
-from ragkit.loaders import find_sources, load
 from tests.reading import ENCODINGS, headings, one, read, refused
 
 

@@ -10,10 +10,10 @@ import pytrec_eval
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragkit.datasets import Dataset, GoldSpan, Query, load_dataset
-from ragkit.documents import Document
+from ragkit.documents.document import Document
 from ragkit.errors import InputError
-from ragkit.measures import Ranked, SpanIoU, SpanPrecision, SpanRecall, check_gold, evaluate, parse_measure
+from ragkit.evaluation.loading import Dataset, GoldSpan, Query, load_dataset
+from ragkit.evaluation.measures import Ranked, SpanIoU, SpanPrecision, SpanRecall, check_gold, evaluate, parse_measure
 
 Span = tuple[int, int]
 Place = tuple[str, int, int]

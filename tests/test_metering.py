@@ -18,10 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from ragkit import metering
-from ragkit.budgets import Budget
-from ragkit.chat import Usage
-from ragkit.embedding import HashEmbedder
+from ragkit.embedding.base import HashEmbedder
 from ragkit.errors import (
     BudgetError,
     CancelledError,
@@ -34,10 +31,13 @@ from ragkit.errors import (
     LLMTimeoutError,
     RagkitError,
 )
-from ragkit.identity import identity
-from ragkit.llm import LLM, ExtractiveLLM, GenerativeLLM, OpenAILLM, Passage, Prompt, ScriptedLLM, drained
-from ragkit.metering import Metered, Price, likely_usage, most_usage, retrying
-from ragkit.rates import RateLimit
+from ragkit.experiments.fingerprint import identity
+from ragkit.llm import metering
+from ragkit.llm.limits import Budget
+from ragkit.llm.metering import Metered, Price, likely_usage, most_usage, retrying
+from ragkit.llm.openai import Usage
+from ragkit.llm.prompt import LLM, ExtractiveLLM, GenerativeLLM, OpenAILLM, Passage, Prompt, ScriptedLLM, drained
+from ragkit.llm.rates import RateLimit
 from tests.llm_servers import BillingServer, Connection, RawServer
 
 MESSAGES = [{"role": "user", "content": "Qu'est-ce que BM25 ?"}]

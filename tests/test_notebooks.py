@@ -15,7 +15,7 @@ from typing import Any
 import nbformat
 import pytest
 
-from ragkit.runs import RunStore
+from ragkit.runs.store import RunStore
 from tests.conftest import ROOT
 
 NOTEBOOKS = sorted(path for path in (ROOT / "notebooks").glob("0[2-5]*.ipynb") if path.name != "05_one_setting.ipynb")

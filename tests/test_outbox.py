@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ragkit.events import (
+from ragkit.live.journal import Journal
+from ragkit.live.messages import (
     ExperimentResult,
     FollowUpQuestions,
     Hello,
@@ -24,8 +25,7 @@ from ragkit.events import (
     Publish,
     decode_engine_message,
 )
-from ragkit.journal import Journal
-from ragkit.outbox import MAX_MESSAGE_BYTES, Outbox, is_coalescable
+from ragkit.live.outbox import MAX_MESSAGE_BYTES, Outbox, is_coalescable
 
 ORIGIN = Origin(kind="script", name="test.py", run_id="r")
 

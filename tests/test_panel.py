@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from ragkit.discovery import Server as HubAddress
-from ragkit.events import ExperimentProgress, ExperimentResult, FollowUpQuestions, IndexingProgress, Origin
-from ragkit.publisher import Publisher
+from ragkit.live.discovery import Server as HubAddress
+from ragkit.live.messages import ExperimentProgress, ExperimentResult, FollowUpQuestions, IndexingProgress, Origin
+from ragkit.live.publisher import Publisher
 from tests.browser import FLAGS
 from tests.corpora import write_pages
 from tests.lab import BASE_URL, PANEL, SETUP, Lab, http_url, start_lab, until, write_corpus, write_notebook

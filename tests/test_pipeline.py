@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ragkit.belt import Belt
-from ragkit.cache import EmbeddingCache
-from ragkit.chunking import StructureChunker
-from ragkit.embedding import HashEmbedder, Kind, Vectors
+from ragkit.chunking.context import passage_text
+from ragkit.chunking.structure import StructureChunker
+from ragkit.embedding.base import HashEmbedder, Kind, Vectors
+from ragkit.embedding.cache import EmbeddingCache
 from ragkit.errors import CancelledError, EmbeddingError, InputError
-from ragkit.index import Index
-from ragkit.passages import passage_text
-from ragkit.report import Progress
+from ragkit.indexing.belt import Belt
+from ragkit.indexing.index import Index
+from ragkit.indexing.report import Progress
 from tests.test_index import CountingEmbedder, folder, index_at, state, write  # noqa: F401  # folder is a fixture
 
 

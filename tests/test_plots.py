@@ -15,9 +15,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from nbclient import NotebookClient
 
-from ragkit import plots
 from ragkit.errors import InputError
-from ragkit.plots import Figure
+from ragkit.evaluation import plots
+from ragkit.evaluation.plots import Figure
 from tests.conftest import ROOT
 
 HOSTILE = [

@@ -11,14 +11,14 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from ragkit import events
+from ragkit.live import messages
 from tests.protocol_page import EXAMPLES, PAGE, Example
 
 DIRECTIONS: dict[str, tuple[Callable[[str], msgspec.Struct], Any]] = {
-    "listener → hub": (events.decode_client_message, events.ClientMessage),
-    "hub → listener": (events.decode_listener_message, events.ListenerMessage),
-    "publisher → hub": (events.decode_engine_message, events.EngineMessage),
-    "hub → publisher": (events.decode_hub_message, events.HubMessage),
+    "listener → hub": (messages.decode_client_message, messages.ClientMessage),
+    "hub → listener": (messages.decode_listener_message, messages.ListenerMessage),
+    "publisher → hub": (messages.decode_engine_message, messages.EngineMessage),
+    "hub → publisher": (messages.decode_hub_message, messages.HubMessage),
 }
 MESSAGES = list(dict.fromkeys(message for _, union in DIRECTIONS.values() for message in get_args(union)))
 
@@ -43,7 +43,7 @@ def test_an_example_decodes_in_each_of_its_directions(example: Example) -> None:
     assert example.directions, "no line 'Goes: ...' under the heading above it"
     for direction in example.directions:
         decode, _ = DIRECTIONS[direction]
-        again = json.loads(events.encode(decode(example.text)))
+        again = json.loads(messages.encode(decode(example.text)))
         # A key that events.py does not know would be ignored in silence, on the wire and here.
         assert missing(json.loads(example.text), again) == []
 
@@ -58,7 +58,7 @@ def test_every_message_type_has_an_example(direction: str) -> None:
 def test_every_broadcast_is_shown_with_its_stamp() -> None:
     stamped = {"epoch", "seq", "time"}
     shown = {m["type"] for m in (json.loads(example.text) for example in EXAMPLES) if stamped <= m.keys()}
-    assert tags(events.Broadcast) - shown == set()
+    assert tags(messages.Broadcast) - shown == set()
 
 
 def test_the_tables_are_those_that_the_code_makes() -> None:

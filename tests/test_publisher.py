@@ -20,10 +20,10 @@ from typing import Any
 
 import pytest
 
-from ragkit import link
-from ragkit.discovery import Server
 from ragkit.errors import CancelledError, LLMError, RagkitError
-from ragkit.events import (
+from ragkit.live import connection
+from ragkit.live.discovery import Server
+from ragkit.live.messages import (
     Cancel,
     Engine,
     EngineQuery,
@@ -40,7 +40,7 @@ from ragkit.events import (
     ResponseDelta,
     Withdraw,
 )
-from ragkit.publisher import Publisher, Reply
+from ragkit.live.publisher import Publisher, Reply
 from tests.hub import DEADLINE_SECONDS, Hub, eventually, running
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -218,7 +218,7 @@ def test_what_waits_too_long_is_in_the_journal(
     make: Callable[..., Publisher], journals: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kill of this process would lose nothing after that; and the hub gets each event once."""
-    monkeypatch.setattr(link, "SPILL_SECONDS", 0.2)
+    monkeypatch.setattr(connection, "SPILL_SECONDS", 0.2)
     with running(acknowledge=False) as hub:
         publisher = make(server=hub.server)
         for i in range(20):
@@ -276,7 +276,7 @@ def test_no_event_can_hurt(hub: Hub, make: Callable[..., Publisher], caplog: pyt
 
 @pytest.mark.usefixtures("nowhere")
 def test_no_server_then_one(make: Callable[..., Publisher], journals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(connection, "LOOK_SECONDS", 0.2)
     publisher = make()
     publisher.publish(follow_up("a"))
     assert publisher.flush(DEADLINE_SECONDS)

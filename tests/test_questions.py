@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from ragkit.chat import Message, never
-from ragkit.documents import Document
-from ragkit.embedding import HashEmbedder
+from ragkit.documents.document import Document
+from ragkit.embedding.base import HashEmbedder
 from ragkit.errors import (
     CancelledError,
     InputError,
@@ -20,8 +19,9 @@ from ragkit.errors import (
     LLMError,
     LLMResponseError,
 )
-from ragkit.llm import ExtractiveLLM, ScriptedLLM
-from ragkit.questions import Rejected, make_questions
+from ragkit.evaluation.synthesis import Rejected, make_questions
+from ragkit.llm.openai import Message, never
+from ragkit.llm.prompt import ExtractiveLLM, ScriptedLLM
 from tests.corpora import PAGES
 
 DOCUMENTS = [

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ragkit.embedding import HashEmbedder, SentenceTransformerEmbedder
-from ragkit.quotes import Quote, best_quotes, pieces
+from ragkit.embedding.base import HashEmbedder, SentenceTransformerEmbedder
+from ragkit.engine.extractive import Quote, best_quotes, pieces
 
 
 def quotable(passage: str, *, language: str = "en") -> list[str]:

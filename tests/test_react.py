@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, Route, WebSocket, WebSocketRoute, expect
 
-from ragkit.events import FollowUpQuestions, IndexingProgress
-from ragkit.llm import ScriptedLLM
-from ragkit.publisher import Publisher
+from ragkit.live.messages import FollowUpQuestions, IndexingProgress
+from ragkit.live.publisher import Publisher
+from ragkit.llm.prompt import ScriptedLLM
 from tests.browser import http_url, open_page, serve_folder, start_browser, status
 from tests.corpora import write_pages
 from tests.hub import eventually

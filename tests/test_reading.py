@@ -15,10 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ragkit.documents import Document
+from ragkit.documents.document import Document
+from ragkit.documents.sandbox import Reader
+from ragkit.documents.sources import find_sources
 from ragkit.errors import CancelledError, DocumentError
-from ragkit.reading import Reader
-from ragkit.sources import find_sources
 
 Parser = Callable[[str], None]
 

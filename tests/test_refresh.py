@@ -11,10 +11,10 @@ from pathlib import Path
 import filelock
 import pytest
 
-from ragkit.embedding import HashEmbedder
-from ragkit.engine import RAGEngine
+from ragkit.embedding.base import HashEmbedder
+from ragkit.engine.engine import RAGEngine
 from ragkit.errors import IndexLockedError, InputError, SourceNotFoundError
-from ragkit.report import IndexReport
+from ragkit.indexing.report import IndexReport
 from tests.test_index import folder, write, write_one  # noqa: F401  # folder is a fixture
 
 

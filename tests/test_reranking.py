@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragkit.choices import choose, expand
-from ragkit.embedding import HashEmbedder
+from ragkit.embedding.base import HashEmbedder
 from ragkit.errors import CancelledError, InputError, LLMResponseError, LLMTimeoutError, RerankingError
-from ragkit.identity import digest, identity
-from ragkit.llm import ExtractiveLLM, ScriptedLLM
-from ragkit.reranking import CrossEncoderReranker, LLMReranker
-from ragkit.retrieval import Reranker
+from ragkit.experiments.fingerprint import digest, identity
+from ragkit.llm.prompt import ExtractiveLLM, ScriptedLLM
+from ragkit.retrieval.reranking import CrossEncoderReranker, LLMReranker
+from ragkit.retrieval.search import Reranker
+from ragkit.space import choose, expand
 
 QUESTION = "what is b"
 TEXTS = ["b is a parameter", "", "k saturates " * 60, "b", "la valeur de b"]

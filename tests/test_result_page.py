@@ -15,12 +15,12 @@ import pytest
 from lxml import html
 from playwright.sync_api import Browser
 
-from ragkit.datasets import Dataset, GoldSpan, Query
-from ragkit.documents import Document
+from ragkit.documents.document import Document
 from ragkit.errors import RagkitError
-from ragkit.provenance import Git, Provenance
-from ragkit.result_page import Findings, write_page
-from ragkit.statistics import compare, interval
+from ragkit.evaluation.loading import Dataset, GoldSpan, Query
+from ragkit.evaluation.significance import compare, interval
+from ragkit.experiments.report import Findings, write_page
+from ragkit.runs.provenance import Git, Provenance
 from tests.browser import open_page, start_browser
 
 RESAMPLES = 2_000

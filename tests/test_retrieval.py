@@ -11,15 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragkit.analysis import tokenize
-from ragkit.chunking import StructureChunker
-from ragkit.corpus import Passages
-from ragkit.embedding import HashEmbedder
+from ragkit.chunking.structure import StructureChunker
+from ragkit.embedding.base import HashEmbedder
 from ragkit.errors import CancelledError, EmptyIndexError, EmptyQuestionError, InputError, LLMError
-from ragkit.index import Index, PassagesCache
-from ragkit.llm import ScriptedLLM
-from ragkit.reranking import LLMReranker
-from ragkit.retrieval import (
+from ragkit.indexing.index import Index, PassagesCache
+from ragkit.llm.prompt import ScriptedLLM
+from ragkit.retrieval.corpus import Passages
+from ragkit.retrieval.lexical import tokenize
+from ragkit.retrieval.reranking import LLMReranker
+from ragkit.retrieval.rewriting import HyDE, MultiQuery
+from ragkit.retrieval.search import (
     BM25,
     Dense,
     Hybrid,
@@ -32,7 +33,6 @@ from ragkit.retrieval import (
     retrieve,
     weighted_fusion,
 )
-from ragkit.rewriting import HyDE, MultiQuery
 from tests.corpora import write_pages
 
 

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragkit.choices import choose, expand
-from ragkit.embedding import HashEmbedder
+from ragkit.embedding.base import HashEmbedder
 from ragkit.errors import CancelledError, InputError, LLMResponseError, LLMTimeoutError
-from ragkit.identity import digest, identity
-from ragkit.llm import ExtractiveLLM, ScriptedLLM
-from ragkit.retrieval import Rewriting
-from ragkit.rewriting import HyDE, MultiQuery
+from ragkit.experiments.fingerprint import digest, identity
+from ragkit.llm.prompt import ExtractiveLLM, ScriptedLLM
+from ragkit.retrieval.rewriting import HyDE, MultiQuery
+from ragkit.retrieval.search import Rewriting
+from ragkit.space import choose, expand
 
 QUESTION = "How long may a passage be?"
 

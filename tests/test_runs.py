@@ -17,8 +17,8 @@ import pandas as pd
 import pytest
 
 from ragkit.errors import CancelledError, InputError, RagkitError, SourceNotFoundError
-from ragkit.provenance import digest, find_git
-from ragkit.runs import RunStore
+from ragkit.runs.provenance import digest, find_git
+from ragkit.runs.store import RunStore
 from tests.commands import environment, ragkit
 
 
@@ -129,7 +129,7 @@ def test_a_process_has_one_run_of_its_own_which_ends_with_it(store: RunStore, tm
 
 
 def test_a_wrong_ragkit_run_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from ragkit.runs import record
+    from ragkit.runs.store import record
 
     monkeypatch.setenv("RAGKIT_RUN", str(tmp_path))
     with pytest.raises(InputError, match="RAGKIT_RUN"):

@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ragkit import events
-from ragkit.chat import never
-from ragkit.choices import between, choose
-from ragkit.chunkers import TokenChunker
-from ragkit.corpus import Passages
-from ragkit.datasets import Dataset, load_dataset
-from ragkit.draws import Trial
-from ragkit.embedding import HashEmbedder
+from ragkit.chunking.recursive import TokenChunker
+from ragkit.embedding.base import HashEmbedder
 from ragkit.errors import CancelledError, InputError, LLMResponseError, MissingExtraError
-from ragkit.judged import Query
-from ragkit.retrieval import BM25, Dense
-from ragkit.searches import Search, _rungs, search
-from ragkit.systems import System
+from ragkit.evaluation.dataset import Query
+from ragkit.evaluation.loading import Dataset, load_dataset
+from ragkit.experiments.sampling import Trial
+from ragkit.experiments.system import System
+from ragkit.experiments.tuning import Search, _rungs, search
+from ragkit.live import messages
+from ragkit.llm.openai import never
+from ragkit.retrieval.corpus import Passages
+from ragkit.retrieval.search import BM25, Dense
+from ragkit.space import between, choose
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = pytest.mark.parametrize("method", ["random", "tpe", "halving"])
@@ -70,7 +70,7 @@ class Told:
     def __init__(self) -> None:
         self.events: list[Any] = []
 
-    def publish(self, event: events.Broadcast) -> None:
+    def publish(self, event: messages.Broadcast) -> None:
         self.events.append(event)
 
 
@@ -226,7 +226,7 @@ def test_it_is_told_live_as_one_task(few: Dataset, tmp_path: Path, method: Any) 
     find(few, HILL, tmp_path, method=method, trials=3, publisher=told)
     names = dict.fromkeys((event.task_id, event.experiment) for event in told.events)
     assert [name for _, name in names] == [f"{few.name}: search", f"{few.name}: test"]
-    results = [event for event in told.events if isinstance(event, events.ExperimentResult)]
+    results = [event for event in told.events if isinstance(event, messages.ExperimentResult)]
     assert [len(event.leaderboard) for event in results] == [1, 2, 3, 1, 2]
     assert [event.row["system"][:8] for event in results[:3]] == ["trial 0:", "trial 1:", "trial 2:"]
 

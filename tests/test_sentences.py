@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragkit.sentences import sentence_ends
+from ragkit.chunking.segmentation import sentence_ends
 from tests.test_chunking import TEXTS
 
 

@@ -8,7 +8,7 @@ from pptx.chart.data import CategoryChartData
 from pptx.enum.chart import XL_CHART_TYPE
 from pptx.util import Inches
 
-from ragkit.loaders import find_sources, load
+from ragkit.documents.loading import find_sources, load
 from tests.reading import BILLION_LAUGHS, headings, one, part, refused, with_part
 
 

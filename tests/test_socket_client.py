@@ -18,9 +18,9 @@ from playwright.sync_api import Browser, Page
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
-from ragkit.events import FollowUpQuestions, IndexingProgress
-from ragkit.llm import ScriptedLLM
-from ragkit.publisher import Publisher
+from ragkit.live.messages import FollowUpQuestions, IndexingProgress
+from ragkit.live.publisher import Publisher
+from ragkit.llm.prompt import ScriptedLLM
 from tests.browser import http_url, log_in, open_page, serve_folder, start_browser, status
 from tests.corpora import write_pages
 from tests.hub import eventually

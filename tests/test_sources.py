@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ragkit.documents import Found, Source
+from ragkit.documents.document import Found, Source
+from ragkit.documents.filetypes import kind_of
+from ragkit.documents.loading import SUFFIXES, find_sources
 from ragkit.errors import NoDocumentsError, SourceNotFoundError
-from ragkit.kinds import kind_of
-from ragkit.loaders import SUFFIXES, find_sources
 
 
 def ids(found: Found) -> list[str]:

@@ -12,7 +12,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from ragkit.errors import InputError
-from ragkit.statistics import _holm, compare, interval, paired_differences
+from ragkit.evaluation.significance import _holm, compare, interval, paired_differences
 
 P = ["p_t", "p_wilcoxon", "p_randomisation"]
 UNPROVEN = ["low", "high", "effect_size", *P, *(f"{p}_holm" for p in P)]

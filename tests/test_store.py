@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ragkit.embedding import HashEmbedder
+from ragkit.embedding.base import HashEmbedder
 from ragkit.errors import IndexingError
-from ragkit.store import ChromaStore
+from ragkit.indexing.vector_store import ChromaStore
 
 VECTORS = HashEmbedder(dimension=64).embed([f"word{i} and number {i}" for i in range(50)])
 IDS = [f"v{i}" for i in range(50)]

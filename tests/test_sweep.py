@@ -14,11 +14,11 @@ import psutil
 import pytest
 from websockets.sync.client import connect
 
-from ragkit import events
 from ragkit.errors import InputError, SourceNotFoundError
-from ragkit.parameters import Book, grid
-from ragkit.runs import RunStore
-from ragkit.sweep import sweep
+from ragkit.live import messages
+from ragkit.runs.notebook import Book, grid
+from ragkit.runs.store import RunStore
+from ragkit.runs.sweep import sweep
 from tests.commands import ragkit, running
 from tests.server.live_server import TOKEN, start_server
 
@@ -79,7 +79,7 @@ def test_two_by_two_from_a_terminal_seen_live_with_one_that_fails(tmp_path: Path
         ) as socket:
             done = ragkit(*command, cwd=folder, server=server)
             heard: list[dict[str, Any]] = []
-            while not heard or heard[-1].get("state") not in events.TERMINAL:
+            while not heard or heard[-1].get("state") not in messages.TERMINAL:
                 message = json.loads(socket.recv(timeout=DEADLINE_SECONDS))
                 heard += [message] if message["type"].startswith("experiment") else []
     finally:
@@ -144,7 +144,7 @@ def test_what_ends_badly_is_a_row_and_nothing_is_left_running(tmp_path: Path) ->
     hung = sweep(notebook, {"retriever": "hang"}, store=tmp_path / "runs", timeout_seconds=5)
     assert hung["state"].tolist() == ["failed"]
     assert (hung["error"][0], hung["message"][0]) == ("TimeoutError", "It was not done after 5 seconds.")
-    assert [p for p in family(psutil.Process().pid) if "ragkit.sweep" in p.cmdline()] == []
+    assert [p for p in family(psutil.Process().pid) if "ragkit.runs.sweep" in p.cmdline()] == []
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
@@ -252,7 +252,7 @@ def test_wrong_commands_say_what_to_do(tmp_path: Path, arguments: list[str], pro
 def test_values_on_the_command_line_are_typed_as_papermill_does() -> None:
     from papermill.cli import _resolve_type
 
-    from ragkit.runs_cli import _typed
+    from ragkit.cli.runs import _typed
 
     for text in ("1", "-2", "1.5", "1e-3", "True", "False", "None", "true", "bm25", "1_000", "", "1.2.3"):
         assert (_typed(text), type(_typed(text))) == (_resolve_type(text), type(_resolve_type(text)))

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ragkit import tables
-from ragkit.documents import Document
+from ragkit.documents.document import Document
+from ragkit.documents.formats import tables
+from ragkit.documents.loading import find_sources, read
 from ragkit.errors import DocumentError
-from ragkit.loaders import find_sources, read
 from tests.reading import one, refused
 from tests.reading import read as read_file
 

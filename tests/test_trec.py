@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragkit.errors import DocumentError, InputError, RagkitError
-from ragkit.trec import read_qrels, read_run, read_topics, write_run
+from ragkit.evaluation.trec import read_qrels, read_run, read_topics, write_run
 
 TOPICS = """
 <top>

@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 from websockets.asyncio.server import ServerConnection, serve
 
-from ragkit.watch import Screen
+from ragkit.cli.watch import Screen
 from tests.commands import command, environment, ragkit, running
 from tests.server.live_server import TOKEN, Server, receive_type, say, start_server
 

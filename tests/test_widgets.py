@@ -15,15 +15,15 @@ import nbformat
 import pytest
 
 from ragkit import ScriptedLLM
-from ragkit.engine import RAGEngine
-from ragkit.events import (
+from ragkit.engine.engine import RAGEngine
+from ragkit.live.messages import (
     ExperimentProgress,
     ExperimentResult,
     FollowUpQuestions,
     IndexingProgress,
     decode_listener_message,
 )
-from ragkit.publisher import Publisher
+from ragkit.live.publisher import Publisher
 from ragkit.widgets import Live
 from tests.corpora import write_pages
 from tests.hub import eventually

@@ -6,7 +6,7 @@ from pathlib import Path
 import docx
 import pytest
 
-from ragkit.loaders import find_sources, load
+from ragkit.documents.loading import find_sources, load
 from tests.reading import BILLION_LAUGHS, headings, one, part, refused, with_part, zipped
 
 BODY = "word/document.xml"

@@ -10,9 +10,9 @@ from typing import Any
 import openpyxl
 import pytest
 
-from ragkit import tables
+from ragkit.documents.formats import tables
+from ragkit.documents.loading import find_sources, load
 from ragkit.errors import DocumentError
-from ragkit.loaders import find_sources, load
 from tests.reading import BILLION_LAUGHS, headings, one, part, read, refused, with_part
 
 SHEET = "xl/worksheets/sheet1.xml"

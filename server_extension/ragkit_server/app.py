@@ -20,16 +20,16 @@ from jupyter_server.extension.application import ExtensionApp
 from jupyter_server.serverapp import ServerApp
 from traitlets import Bool, Float, Int, List, Unicode, default
 
-from ragkit.discovery import journal_dir
-from ragkit_server.archive import Archive, Stored, open_archive
-from ragkit_server.child import ChildEngine, child_environment
-from ragkit_server.handlers import EngineSocket, ListenerSocket
-from ragkit_server.history import History
-from ragkit_server.hub import WebSocketManager
-from ragkit_server.journal import Journals
+from ragkit.live.discovery import journal_dir
+from ragkit_server.adoption import Journals
+from ragkit_server.child_engine import ChildEngine, child_environment
+from ragkit_server.handlers.pages import AsyncAPIPage, SocketModule, StatusPage
+from ragkit_server.handlers.sockets import EngineSocket, ListenerSocket
+from ragkit_server.history.archive import Archive, Stored, open_archive
+from ragkit_server.history.log import History
+from ragkit_server.history.worker import Worker
+from ragkit_server.hub.manager import WebSocketManager
 from ragkit_server.metrics import Exporter
-from ragkit_server.pages import AsyncAPIPage, SocketModule, StatusPage
-from ragkit_server.worker import Worker
 
 __all__ = ["RagkitApp", "main"]
 

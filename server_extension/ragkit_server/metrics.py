@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
-    from ragkit_server.hub import WebSocketManager
+    from ragkit_server.hub.manager import WebSocketManager
 
 __all__ = ["Counters", "Exporter", "gauges"]
 

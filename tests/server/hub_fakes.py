@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from ragkit_server.frames import payloads
+from ragkit_server.transport.frames import payloads
 
 
 class Clock:

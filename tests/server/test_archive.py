@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from ragkit.events import EnginesChanged, ExperimentResult, FollowUpQuestions, IndexingProgress
-from ragkit_server import archive as module
-from ragkit_server.archive import Archive, ArchiveLockedError, Stored, open_archive
-from ragkit_server.history import History
-from ragkit_server.worker import Worker
+from ragkit.live.messages import EnginesChanged, ExperimentResult, FollowUpQuestions, IndexingProgress
+from ragkit_server.history import archive as module
+from ragkit_server.history.archive import Archive, ArchiveLockedError, Stored, open_archive
+from ragkit_server.history.log import History
+from ragkit_server.history.worker import Worker
 from tests.server.live_server import ROOT
 
 

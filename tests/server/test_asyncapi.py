@@ -13,8 +13,8 @@ import jsonschema
 import pytest
 
 import ragkit
-from ragkit import events
-from ragkit_server.asyncapi import document
+from ragkit.live import messages
+from ragkit_server.handlers.asyncapi import document
 from tests.protocol_page import EXAMPLES, Example
 from tests.server.live_server import DEADLINE_SECONDS, TOKEN, Server, StartServer
 
@@ -23,10 +23,10 @@ SPECIFICATION = Path(sys.prefix, "share", "asyncapi", "3.0.0.json")
 PATH = "api/v1/asyncapi.json"
 
 UNIONS = {
-    "listener → hub": ("listener", events.ClientMessage),
-    "hub → listener": ("listener", events.ListenerMessage),
-    "publisher → hub": ("publisher", events.EngineMessage),
-    "hub → publisher": ("publisher", events.HubMessage),
+    "listener → hub": ("listener", messages.ClientMessage),
+    "hub → listener": ("listener", messages.ListenerMessage),
+    "publisher → hub": ("publisher", messages.EngineMessage),
+    "hub → publisher": ("publisher", messages.HubMessage),
 }
 
 
@@ -70,9 +70,9 @@ def test_what_is_not_valid_would_be_found() -> None:
 
 @pytest.mark.parametrize("channel", ["listener", "publisher"])
 def test_a_channel_has_every_message_of_both_directions(channel: str) -> None:
-    messages = DOCUMENT["channels"][channel]["messages"]
-    assert set(messages) == {tag for name, union in UNIONS.values() if name == channel for tag in tags(union)}
-    for tag, reference in messages.items():
+    listed = DOCUMENT["channels"][channel]["messages"]
+    assert set(listed) == {tag for name, union in UNIONS.values() if name == channel for tag in tags(union)}
+    for tag, reference in listed.items():
         message = follow(reference)
         assert message["name"] == tag
         assert message["summary"] not in ("", "None")
@@ -112,10 +112,10 @@ def test_every_reference_leads_somewhere() -> None:
 
 def test_docstrings_are_descriptions() -> None:
     schemas = DOCUMENT["components"]["schemas"]
-    assert schemas["Origin"]["description"] == events.Origin.__doc__
+    assert schemas["Origin"]["description"] == messages.Origin.__doc__
     assert "Chunks a second" in schemas["IndexingProgress"]["properties"]["rate"]["description"]
     assert "within an epoch" in schemas["ExperimentResult"]["properties"]["seq"]["description"]  # inherited
-    for code in events.ErrorCode:
+    for code in messages.ErrorCode:
         assert f"`{code}`: {code.meaning}" in schemas["ErrorCode"]["description"]
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ragkit_server import child as child_module
-from ragkit_server.child import ChildEngine, ChildState, child_environment
+from ragkit_server import child_engine as child_module
+from ragkit_server.child_engine import ChildEngine, ChildState, child_environment
 
 pytestmark = pytest.mark.anyio
 

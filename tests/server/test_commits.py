@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from ragkit.events import FollowUpQuestions, IndexingProgress, Since
-from ragkit_server.archive import Archive, open_archive
-from ragkit_server.history import History
-from ragkit_server.hub import WebSocketManager
-from ragkit_server.worker import Worker
+from ragkit.live.messages import FollowUpQuestions, IndexingProgress, Since
+from ragkit_server.history.archive import Archive, open_archive
+from ragkit_server.history.log import History
+from ragkit_server.history.worker import Worker
+from ragkit_server.hub.manager import WebSocketManager
 from tests.server.hub_fakes import Clock, Later, Wire
 from tests.server.live_server import eventually
 from tests.server.test_hub import Hub

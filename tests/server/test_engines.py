@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ragkit.events import (
+from ragkit.live.messages import (
     DeltaContent,
     Engine,
     Error,
@@ -19,10 +19,10 @@ from ragkit.events import (
     ResponseContent,
     ResponseDelta,
 )
-from ragkit_server.engines import MAX_ENGINES_PER_PUBLISHER, Engines
-from ragkit_server.frames import payloads
-from ragkit_server.history import History
-from ragkit_server.sessions import ListenerSession, PublisherSession
+from ragkit_server.history.log import History
+from ragkit_server.hub.engines import MAX_ENGINES_PER_PUBLISHER, Engines
+from ragkit_server.hub.sessions import ListenerSession, PublisherSession
+from ragkit_server.transport.frames import payloads
 from tests.server.hub_fakes import Clock
 
 

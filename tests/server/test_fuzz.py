@@ -18,7 +18,7 @@ import msgspec
 import pytest
 from websockets.asyncio.client import ClientConnection
 
-from ragkit.events import (
+from ragkit.live.messages import (
     Cancel,
     EnginesChanged,
     ExperimentResult,

@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from ragkit.discovery import Server as Address
-from ragkit.events import FollowUpQuestions, Origin
-from ragkit.publisher import Publisher
+from ragkit.live.discovery import Server as Address
+from ragkit.live.messages import FollowUpQuestions, Origin
+from ragkit.live.publisher import Publisher
 from tests.server.live_server import TOKEN, Server, StartServer, receive, receive_type, say, within
 
 pytestmark = pytest.mark.anyio

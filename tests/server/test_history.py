@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragkit.events import (
+from ragkit.live.messages import (
     Engine,
     EnginesChanged,
     ExperimentResult,
@@ -19,10 +19,10 @@ from ragkit.events import (
     Origin,
     decode_listener_message,
 )
-from ragkit_server.frames import payloads, text_frame
-from ragkit_server.history import History
-from ragkit_server.publishers import Numbers
-from ragkit_server.snapshot import SNAPSHOT_FAILURES, SNAPSHOT_RESULT_BYTES
+from ragkit.live.snapshot import SNAPSHOT_FAILURES, SNAPSHOT_RESULT_BYTES
+from ragkit_server.history.log import History
+from ragkit_server.history.numbers import Numbers
+from ragkit_server.transport.frames import payloads, text_frame
 
 ORIGIN = Origin(kind="papermill", name="batch.ipynb", run_id="r1")
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from ragkit.events import FollowUpQuestions, IndexingProgress
-from ragkit_server.history import History
-from ragkit_server.hub import SLICE, WebSocketManager
-from ragkit_server.sessions import PublisherSession
+from ragkit.live.messages import FollowUpQuestions, IndexingProgress
+from ragkit_server.history.log import History
+from ragkit_server.hub.manager import SLICE, WebSocketManager
+from ragkit_server.hub.sessions import PublisherSession
 from tests.server.hub_fakes import Clock, Wire
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import filelock
 import pytest
 
-from ragkit_server.history import History
-from ragkit_server.hub import WebSocketManager
-from ragkit_server.journal import Journals
+from ragkit_server.adoption import Journals
+from ragkit_server.history.log import History
+from ragkit_server.hub.manager import WebSocketManager
 from tests.server.hub_fakes import Clock, Wire
 
 pytestmark = pytest.mark.anyio

@@ -14,8 +14,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ragkit.events import Since
-from ragkit_server.archive import Batch
+from ragkit.live.messages import Since
+from ragkit_server.history.archive import Batch
 from tests.server.hub_fakes import Wire
 from tests.server.test_commits import DurableHub
 

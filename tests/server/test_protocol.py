@@ -13,7 +13,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application
 from tornado.websocket import WebSocketHandler, WebSocketProtocol, WebSocketProtocol13, _WebSocketParams
 
-from ragkit_server.protocol import PARTS, StrictProtocol, strict
+from ragkit_server.transport.protocol import PARTS, StrictProtocol, strict
 from tests.server.live_server import StartServer, receive, receive_type, say
 from tests.server.raw_client import BINARY, PING, TEXT, Closed, close, fragments, frame, raw, text
 

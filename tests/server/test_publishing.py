@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from ragkit.discovery import Server as Address
-from ragkit.events import Engine, FollowUpQuestions, IndexingProgress, Origin, QueryContent, ResponseContent
-from ragkit.publisher import Publisher
+from ragkit.live.discovery import Server as Address
+from ragkit.live.messages import Engine, FollowUpQuestions, IndexingProgress, Origin, QueryContent, ResponseContent
+from ragkit.live.publisher import Publisher
 from tests.server.live_server import TOKEN, Server, StartServer, receive_type, say
 
 pytestmark = pytest.mark.anyio

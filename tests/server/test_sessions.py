@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ragkit.events import (
+from ragkit.live.messages import (
     DeltaContent,
     EngineQuery,
     FollowUpQuestions,
@@ -24,9 +24,9 @@ from ragkit.events import (
     ResponseDelta,
     Since,
 )
-from ragkit_server.frames import payloads
-from ragkit_server.history import History
-from ragkit_server.sessions import Ask, ListenerSession, PublisherSession, State, Stop
+from ragkit_server.history.log import History
+from ragkit_server.hub.sessions import Ask, ListenerSession, PublisherSession, State, Stop
+from ragkit_server.transport.frames import payloads
 
 HELLO = '{"type":"hello","publisher":"p","origin":{"kind":"cli","name":"c","run_id":"r"}}'
 

@@ -1,0 +1,151 @@
+"""Parts of a text as offsets: dividing what is too long, packing what is short.
+
+A `Span` is (start, end). Whatever is done here keeps all of the text but white space.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from ragkit.chunking.segmentation import sentence_ends
+
+__all__ = ["Cut", "Span", "by", "by_sentences", "divide", "fit", "pack", "parts", "settle", "trimmed", "word_cuts"]
+
+Span = tuple[int, int]
+CountTokens = Callable[[Sequence[str]], list[int]]
+Cut = Callable[[str], list[int]]
+"""Gives the offsets after which a text may be cut."""
+
+# A part counts at least this much for its length: some tokenizers take a word that they do not know, however long,
+# for one token, and a chunk of a megabyte is no passage.
+CHARACTERS_PER_TOKEN = 16
+
+
+def trimmed(text: str, start: int, end: int) -> Span:
+    """Leave out white space at both ends."""
+    while start < end and text[start].isspace():
+        start += 1
+    while end > start and text[end - 1].isspace():
+        end -= 1
+    return start, end
+
+
+def parts(text: str, span: Span, ends: Sequence[int]) -> list[Span]:
+    """Cut a span after these offsets of its text; white space between the parts belongs to none."""
+    start, end = span
+    bounds = [start, *(start + e for e in ends), end]
+    found = [trimmed(text, a, b) for a, b in itertools.pairwise(bounds)]
+    return [(a, b) for a, b in found if a < b]
+
+
+def by(pattern: str, *, every: int = 1) -> Cut:
+    """Cut after each match of a pattern, or after every n-th."""
+    compiled = re.compile(pattern)
+    return lambda text: [match.end() for match in compiled.finditer(text)][every - 1 :: every]
+
+
+def by_sentences(language: str) -> Cut:
+    """Cut after sentences, by the rules of a language (ISO 639-1; English if unknown)."""
+    return lambda text: sentence_ends(text, language)
+
+
+def word_cuts(max_tokens: int) -> list[Cut]:
+    """The last resorts: words, then characters."""
+    return [
+        # A few words at a time: one by one, the words of a 10 MB line would take longer than all the rest.
+        by(r"\s+", every=max(2, max_tokens // 8)),
+        by(r"\s+"),
+        # A word that is longer than a chunk: a hash, a data URL, or text without spaces.
+        by(rf"(?s:.{{{max(1, max_tokens // 2)}}})"),
+    ]
+
+
+def counted(text: str, spans: Sequence[Span], count_tokens: CountTokens, *, max_tokens: int) -> list[int]:
+    """Count each span's tokens in one call, or estimate what is too long for its length alone."""
+    floors = [(end - start) // CHARACTERS_PER_TOKEN for start, end in spans]
+    # What is too long will be cut anyway; counting megabytes at every turn takes seconds.
+    unsure = [text[start:end] for (start, end), floor in zip(spans, floors, strict=True) if floor <= max_tokens]
+    counts = iter(count_tokens(unsure) if unsure else [])
+    return [max(floor, next(counts)) if floor <= max_tokens else floor for floor in floors]
+
+
+def divide(
+    text: str, spans: Sequence[Span], cuts: Sequence[Cut], count_tokens: CountTokens, *, max_tokens: int
+) -> list[tuple[Span, int]]:
+    """Cut what is too long, by each cut in turn until all of it fits; return the parts with their tokens."""
+    known = list(zip(spans, counted(text, spans, count_tokens, max_tokens=max_tokens), strict=True))
+    for cut in cuts:
+        if all(tokens <= max_tokens for _, tokens in known):
+            break
+        finer = [
+            [span] if tokens <= max_tokens else parts(text, span, cut(text[span[0] : span[1]]))
+            for span, tokens in known
+        ]
+        new = [part for (_, tokens), group in zip(known, finer, strict=True) if tokens > max_tokens for part in group]
+        counts = iter(counted(text, new, count_tokens, max_tokens=max_tokens))
+        known = [
+            (part, tokens if tokens <= max_tokens else next(counts))
+            for (_, tokens), group in zip(known, finer, strict=True)
+            for part in group
+        ]
+    return known
+
+
+def pack(pieces: Sequence[tuple[Span, int]], *, max_tokens: int, overlap_tokens: int = 0) -> list[Span]:
+    """Join neighbours up to a limit; each but the first begins with the last pieces of the one before, if they fit.
+
+    Args:
+        pieces: Parts of a text in order, with their tokens.
+        max_tokens: The limit.
+        overlap_tokens: How much two neighbours may share at most.
+    """
+    packed: list[Span] = []
+    first, size = 0, 0  # of the pieces in hand
+    for at, (_, tokens) in enumerate(pieces):
+        if at > first and size + tokens > max_tokens:
+            packed.append((pieces[first][0][0], pieces[at - 1][0][1]))
+            # Go back over whole pieces, and leave room for this one.
+            room = min(overlap_tokens, max_tokens - tokens)
+            before, first, size = first, at, 0
+            while overlap_tokens and first - 1 > before and size + pieces[first - 1][1] <= room:
+                first -= 1
+                size += pieces[first][1]
+        size += tokens
+    if first < len(pieces):
+        packed.append((pieces[first][0][0], pieces[-1][0][1]))
+    return packed
+
+
+def fit(text: str, spans: Sequence[Span], count_tokens: CountTokens, *, max_tokens: int) -> Iterator[Span]:
+    """Halve what is over the limit after all: tokens of the parts need not add up to those of the whole.
+
+    So is what is far too long for its length alone, if only of words that the tokenizer does not know, or white space.
+    """
+    longest = 2 * CHARACTERS_PER_TOKEN * max_tokens
+    counts = count_tokens([text[start:end] for start, end in spans]) if spans else []
+    for (start, end), tokens in zip(spans, counts, strict=True):
+        if (tokens <= max_tokens and end - start <= longest) or end - start < 2:
+            yield start, end
+            continue
+        middle = (start + end) // 2
+        space = max(text.rfind(" ", start + 1, middle), text.rfind("\n", start + 1, middle))
+        cut = space if space > start else middle
+        halves = [trimmed(text, start, cut), trimmed(text, cut, end)]
+        yield from fit(text, [(a, b) for a, b in halves if a < b], count_tokens, max_tokens=max_tokens)
+
+
+def settle(text: str, spans: list[Span], count_tokens: CountTokens, *, max_tokens: int) -> list[Span]:
+    """`fit` spans that may overlap, so that each goes on from the one before: halves may lie within a neighbour."""
+    while (fitting := list(_advancing(fit(text, spans, count_tokens, max_tokens=max_tokens)))) != spans:
+        spans = fitting  # each turn makes some shorter, and none longer
+    return spans
+
+
+def _advancing(spans: Iterable[Span]) -> Iterator[Span]:
+    begun = reached = -1
+    for start, end in spans:
+        if end > reached:
+            begun, reached = max(start, begun), end
+            yield begun, end

@@ -1,0 +1,351 @@
+"""From a document to passages, with exact offsets.
+
+Always, for every chunk of every chunker: ``document.text[chunk.start:chunk.end] == chunk.text``. The
+chunks of a document, in order, hold everything in it but white space.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal, Protocol
+
+from ragkit.chunking.spans import Cut, Span, by, by_sentences, counted, fit, parts, trimmed, word_cuts
+from ragkit.documents.document import Document
+from ragkit.embedding.base import Embedder
+from ragkit.errors import InputError
+from ragkit.space import is_open
+
+__all__ = ["Chunk", "Chunker", "StructureChunker", "chunks_at", "limit"]
+
+CountTokens = Callable[[Sequence[str]], list[int]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Chunk:
+    """A passage of a document.
+
+    Attributes:
+        document_id: The document.
+        start: Offset of its first character in the document's text.
+        end: Offset after its last.
+        text: ``document.text[start:end]``.
+        headings: The headings that it stands under, outermost first.
+        page: The page that it begins on; None in a document without pages.
+        ordinal: 0 for the document's first chunk, and so on.
+    """
+
+    document_id: str
+    start: int
+    end: int
+    text: str
+    headings: tuple[str, ...] = ()
+    page: int | None = None
+    ordinal: int = 0
+
+
+class Chunker(Protocol):
+    """Cuts documents into chunks.
+
+    Attributes:
+        name: Method and settings in one string. It is stored with the index: two chunkers with the same name
+            must cut alike.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def chunk(self, document: Document, *, embedder: Embedder) -> list[Chunk]:
+        """Cut one document.
+
+        Args:
+            document: What to cut.
+            embedder: What will read the chunks: it counts tokens, and has a limit.
+
+        Raises:
+            InputError: Chunks could be longer than what the embedder reads.
+        """
+        ...
+
+
+def limit(max_tokens: int, embedder: Embedder) -> int:
+    """Return ``max_tokens``, if the embedder reads that much.
+
+    Raises:
+        InputError: It does not, and would be blind to the end of a chunk.
+    """
+    if max_tokens > embedder.max_tokens:
+        raise InputError(
+            f"{embedder.name} reads {embedder.max_tokens} tokens and would not see the end of a chunk of {max_tokens}. "
+            f"Give the chunker a max_tokens of {embedder.max_tokens} or less, or take an embedder that reads more."
+        )
+    return max_tokens
+
+
+def chunks_at(document: Document, spans: Iterable[Span], bodies: Iterable[int] | None = None) -> list[Chunk]:
+    """Make the chunks that stand at these offsets.
+
+    Args:
+        document: The document.
+        spans: In order.
+        bodies: For each, where to look for its headings: after those that it begins with. Its start by default.
+    """
+    has_pages = any(mark.kind == "page" for mark in document.marks)
+    spans = list(spans)
+    return [
+        Chunk(
+            document_id=document.id,
+            start=start,
+            end=end,
+            text=document.text[start:end],
+            headings=document.headings_at(body),
+            page=document.page_at(start) if has_pages else None,
+            ordinal=ordinal,
+        )
+        for ordinal, ((start, end), body) in enumerate(
+            zip(spans, bodies if bodies is not None else (start for start, _ in spans), strict=True)
+        )
+    ]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StructureChunker:
+    """Cuts where the document does: headings, then paragraphs, list items, table rows and code blocks, then
+    sentences (by the rules of the document's language), then lines, words, and at last characters.
+
+    Neighbouring pieces of one section are packed together up to ``max_tokens``, evenly rather than full and a rest.
+    A heading of level 1 to 3 begins a new chunk, unless the section above it is tiny and the one below fits in
+    whole. A heading stays with the text below it, a line that ends in a colon with the list or code that it
+    introduces, a table's header with its first row.
+
+    Args:
+        max_tokens: The longest chunk, in the embedder's tokens. The default leaves room for the headings, which are
+            embedded with each chunk, within the 256 that all-MiniLM-L6-v2 reads. Only a single character that
+            counts for more than this goes beyond it.
+    """
+
+    max_tokens: int = 200
+
+    def __post_init__(self) -> None:
+        if not is_open(self) and self.max_tokens < 1:
+            raise InputError(f"max_tokens must be at least 1, not {self.max_tokens}.")
+
+    @property
+    def name(self) -> str:
+        return f"structure(max_tokens={self.max_tokens})"
+
+    def chunk(self, document: Document, *, embedder: Embedder) -> list[Chunk]:
+        """See `Chunker.chunk`."""
+        limit(self.max_tokens, embedder)
+        count_tokens = embedder.count_tokens
+        pieces = self._counted(document.text, _linked(document, list(_blocks(document))), count_tokens)
+        pieces = self._divided(document, pieces, by_sentences(document.language), count_tokens, is_for_code=False)
+        for cut in (by(r"\n"), *word_cuts(self.max_tokens)):
+            pieces = self._divided(document, pieces, cut, count_tokens)
+        sections = self._sections(self._units(pieces))
+        packed = [found for section in sections for found in self._packed(section)]
+        within = iter(packed)
+        _, last, body = next(within, (0, 0, 0))
+        spans, bodies = [], []
+        whole = [(start, end) for start, end, _ in packed]
+        for start, end in fit(document.text, whole, count_tokens, max_tokens=self.max_tokens):
+            while start >= last:
+                _, last, body = next(within)
+            spans.append((start, end))
+            bodies.append(min(max(body, start), end - 1))
+        return chunks_at(document, spans, bodies)
+
+    def _counted(self, text: str, pieces: list[_Piece], count_tokens: CountTokens) -> list[_Piece]:
+        counts = counted(text, [(p.start, p.end) for p in pieces], count_tokens, max_tokens=self.max_tokens)
+        return [dataclasses.replace(p, tokens=tokens) for p, tokens in zip(pieces, counts, strict=True)]
+
+    def _divided(
+        self, document: Document, pieces: list[_Piece], cut: Cut, count_tokens: CountTokens, *, is_for_code: bool = True
+    ) -> list[_Piece]:
+        """Split the pieces that are too long; count all the parts in one call."""
+        parts: dict[int, list[_Piece]] = {}
+        at = 0
+        for unit in self._units(pieces):
+            size = 0
+            for piece in unit:
+                if size + piece.tokens > self.max_tokens and (is_for_code or piece.kind != "code"):
+                    parts[at] = _cut(document, piece, cut)
+                size += piece.tokens
+                at += 1
+        new = iter(self._counted(document.text, [p for part in parts.values() for p in part], count_tokens))
+        return [q for i, p in enumerate(pieces) for q in ([next(new) for _ in parts[i]] if i in parts else [p])]
+
+    def _units(self, pieces: list[_Piece]) -> Iterator[list[_Piece]]:
+        """Join what must not be parted.
+
+        Headings (up to half a chunk of them) with the text below, which is cut to fit if it must; other leading
+        lines with what they introduce, if it fits.
+        """
+        unit: list[_Piece] = []
+        size = 0
+        for piece in pieces:
+            if unit:
+                under_headings = unit[-1].kind == "heading" and size <= self.max_tokens // 2
+                if under_headings and piece.kind == "heading":
+                    joins = size + piece.tokens <= self.max_tokens // 2
+                else:
+                    joins = under_headings or (unit[-1].leads and size + piece.tokens <= self.max_tokens)
+                if not joins:
+                    yield unit
+                    unit, size = [], 0
+            unit.append(piece)
+            size += piece.tokens
+        if unit:
+            yield unit
+
+    def _sections(self, units: Iterable[list[_Piece]]) -> Iterator[list[list[_Piece]]]:
+        """Group units into sections: a heading of the first three levels begins a new one."""
+        sections: list[list[list[_Piece]]] = []
+        for unit in units:
+            if not sections or 1 <= unit[0].level <= 3:
+                sections.append([])
+            sections[-1].append(unit)
+        open_section: list[list[_Piece]] = []
+        for section in sections:
+            size, more = _tokens(open_section), _tokens(section)
+            is_tiny = size < self.max_tokens // 5 and section[0][0].level >= (open_section or section)[0][0].level
+            bare = all(piece.kind == "heading" for unit in section for piece in unit)
+            if open_section and not ((is_tiny or bare) and size + more <= self.max_tokens):
+                yield open_section
+                open_section = []
+            open_section += section
+        if open_section:
+            yield open_section
+
+    def _packed(self, units: list[list[_Piece]]) -> Iterator[_Packed]:
+        """Pack the units of one section."""
+        total = _tokens(units)
+        target = total / -(-total // self.max_tokens) if total else 0
+        packed: list[_Piece] = []
+        size = 0
+        for unit in units:
+            tokens = _tokens([unit])
+            if packed and (size + tokens > self.max_tokens or size + tokens / 2 > target):
+                yield _span(packed)
+                packed, size = [], 0
+            packed += unit
+            size += tokens
+        if packed:
+            yield _span(packed)
+
+
+# ------------------------------------------------------------------------------------- structure
+
+Kind = Literal["heading", "text", "item", "row", "code"]
+_Packed = tuple[int, int, int]  # start, end, start of the first text that is no heading
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Piece:
+    """A part of the text that stays whole if it can. ``level``: of a heading; ``leads``: belongs to the next."""
+
+    start: int
+    end: int
+    kind: Kind
+    level: int = 0
+    leads: bool = False
+    tokens: int = 0
+
+
+_FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})")
+_ITEM = re.compile(r"\s*(?:[-*+•]|\d{1,3}[.)])\s")
+_ROW = re.compile(r"\s*\|")
+_RULE_ROW = re.compile(r"[\s|:-]+\Z")
+_UNDERLINE = re.compile(r"\s{0,3}(?:=+|-+)\s*$")
+_WORD = re.compile(r"\w")
+
+
+def _blocks(document: Document) -> Iterator[_Piece]:
+    """Split a text, Markdown or not, into headings, paragraphs, list items, table rows and code blocks."""
+    text = document.text
+    levels = {mark.start: mark.level for mark in document.marks if mark.kind == "heading"}
+    block: list[tuple[int, int]] = []  # lines of the open block
+    kind: Kind = "text"
+    fence = ""
+
+    def closed() -> Iterator[_Piece]:
+        nonlocal block, kind
+        if block:
+            start, end = trimmed(text, block[0][0], block[-1][1])
+            if start < end:
+                leads = kind == "heading" or (kind in ("text", "item") and text[end - 1] in ":：")
+                yield _Piece(start, end, kind, level=levels.get(block[0][0], 0), leads=leads)
+        block, kind = [], "text"
+
+    at = 0
+    for line in text.splitlines(keepends=True):
+        start, end = at, at + len(line)
+        at = end
+        if start in levels:  # first of all: in a notebook, a cell with an open fence ends before the next one's heading
+            yield from closed()
+            kind = "heading"
+            block.append((start, end))
+        elif kind == "code":
+            block.append((start, end))
+            if line.strip().startswith(fence) and not line.strip().strip(fence[0]):
+                yield from closed()
+        elif kind == "heading" and _UNDERLINE.match(line) and "#" not in text[block[0][0] : block[0][1]][:4]:
+            block.append((start, end))  # setext
+            yield from closed()
+        elif not line.strip():
+            yield from closed()
+        elif opening := _FENCE.match(line):
+            yield from closed()
+            kind, fence = "code", opening.group(1)
+            block.append((start, end))
+        elif _ITEM.match(line) or _ROW.match(line):
+            yield from closed()
+            kind = "row" if _ROW.match(line) else "item"
+            block.append((start, end))
+        else:
+            if kind in ("heading", "row"):
+                yield from closed()
+            block.append((start, end))
+    yield from closed()
+
+
+def _linked(document: Document, pieces: list[_Piece]) -> list[_Piece]:
+    """Say which pieces belong to the next one: lead-in sentences, table headers, what stands above a rule."""
+    linked: list[_Piece] = []
+    for piece in pieces:
+        words = document.text[piece.start : piece.end]
+        before = linked[-1] if linked else None
+        is_rule = not _WORD.search(words)
+        if piece.kind == "row":
+            is_rule = bool(_RULE_ROW.match(words))
+            piece = dataclasses.replace(piece, leads=is_rule or before is None or before.kind != "row")
+        if is_rule and before is not None and before.kind != "heading":
+            linked[-1] = dataclasses.replace(before, leads=True)
+        if piece.kind == "text" and piece.leads:
+            *others, last = _cut(document, piece, by_sentences(document.language))
+            if others:  # only the last sentence introduces what follows
+                linked.append(dataclasses.replace(piece, end=others[-1].end, leads=False))
+                piece = last
+        linked.append(piece)
+    return linked
+
+
+def _cut(document: Document, piece: _Piece, cut: Cut) -> list[_Piece]:
+    """Cut a piece into pieces."""
+    spans = parts(document.text, (piece.start, piece.end), cut(document.text[piece.start : piece.end]))
+    last = len(spans) - 1
+    return [
+        # Only the first part begins the section, only the last leads on.
+        dataclasses.replace(piece, start=a, end=b, leads=piece.leads and i == last, level=0 if i else piece.level)
+        for i, (a, b) in enumerate(spans)
+    ]
+
+
+def _span(pieces: list[_Piece]) -> _Packed:
+    body = next((p.start for p in pieces if p.kind != "heading"), pieces[-1].start)
+    return pieces[0].start, pieces[-1].end, body
+
+
+def _tokens(units: list[list[_Piece]]) -> int:
+    return sum(piece.tokens for unit in units for piece in unit)

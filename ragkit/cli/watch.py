@@ -1,0 +1,389 @@
+"""A live view of the socket: every run that publishes, as bars and lines, or as JSON for a pipe.
+
+`watch` keeps a socket on ``/api/v1/ws`` open, connects again when it is lost and resumes where it was.
+It resumes with ``?epoch=...&seq=...`` in the address, which is in force before the first event can come;
+a `Subscribe` with `Since` races with events that are already on their way. The `Subscribe` that follows
+asks for the snapshot alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import random
+import re
+import sys
+import time
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable
+from typing import Any, Protocol, TypeAlias
+from urllib.parse import urlencode
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
+from rich.text import Text
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import WebSocketException
+
+from ragkit.errors import AmbiguousServerError, ServerConnectionError, ServerNotFoundError
+from ragkit.live import messages
+from ragkit.live.discovery import Server
+from ragkit.live.handshake import RefusedError, dial
+from ragkit.terminal import one_line, printable
+
+__all__ = ["TYPES", "JsonLines", "Screen", "View", "watch"]
+
+TYPES = frozenset(str(member.__struct_config__.tag) for member in messages.ListenerMessage.__args__)
+"""The types of message that a listener can get."""
+
+FIRST_DELAY_SECONDS = 0.25
+MAX_DELAY_SECONDS = 5.0
+QUERY_ID = "ragkit-watch"
+PLAIN_SECONDS = 2.0  # between two lines about a task where there are no bars
+MAX_BARS = 30
+MAX_FAILURES = 5
+
+Message: TypeAlias = dict[str, Any]
+TaskProgress: TypeAlias = messages.IndexingProgress | messages.ExperimentProgress
+
+
+class View(Protocol):
+    """What shows messages: `Screen` or `JsonLines`."""
+
+    def show(self, message: Message) -> None:
+        """Show one message of the hub; called in the order in which they came."""
+        ...
+
+
+async def watch(
+    find: Callable[[], Server],
+    view: View,
+    *,
+    say: Callable[[str], None],
+    until: Collection[str] = (),
+    question: str | None = None,
+    timeout_seconds: float | None = None,
+) -> frozenset[str]:
+    """Show what comes on the socket until everything in ``until`` has come, or time is up.
+
+    Args:
+        find: Finds the server; asked anew before each connection, because a server may come back elsewhere.
+        view: Shows each message.
+        say: Told when the connection comes and goes.
+        until: Types of message to wait for; none means to watch until time is up.
+        question: Asked on the socket as soon as somebody answers; the reply is shown like everything else.
+        timeout_seconds: None to watch for ever.
+
+    Returns:
+        The types in ``until`` that did not come.
+
+    Raises:
+        ServerNotFoundError, AmbiguousServerError: There is no server to begin with.
+        RefusedError: The server does not let us in, or has no hub.
+    """
+    missing = set(until)
+    asker = _Asker(question) if question is not None else None
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_seconds), contextlib.aclosing(_messages(find, say)) as received:
+            async for socket, message in received:
+                view.show(message)
+                if asker is not None and asker.wants_to_ask(message):
+                    # A connection that is lost here is noticed by who reads from it.
+                    with contextlib.suppress(WebSocketException):
+                        await socket.send(messages.encode(asker.query), text=True)
+                missing.difference_update(_types_in(message))
+                if until and not missing:
+                    break
+    return frozenset(missing)
+
+
+def _types_in(message: Message) -> Iterable[str]:
+    yield str(message.get("type"))
+    if message.get("type") == "gap":  # what it replaces was sent, and dropped for us
+        snapshot = message.get("snapshot", {})
+        yield from (str(task.get("type")) for task in snapshot.get("tasks", ()))
+        if snapshot.get("follow_ups"):
+            yield "follow_up_questions"
+
+
+class _Asker:
+    """Decides when to ask: at once, and if nobody answers, when an engine comes."""
+
+    def __init__(self, question: str) -> None:
+        self.query = messages.Query(content=messages.QueryContent(question=question), id=QUERY_ID)
+        self._state = "new"  # new -> asked -> done, or asked -> waiting (for an engine) -> asked
+
+    def wants_to_ask(self, message: Message) -> bool:
+        kind, ours = message.get("type"), message.get("id") == QUERY_ID
+        if kind == "snapshot" and self._state == "asked":  # a new connection: the old one's replies are lost
+            self._state = "new"
+        if ours and kind == "response":
+            self._state = "done"
+        elif ours and kind == "error":
+            self._state = "waiting" if message["content"]["code"] == messages.ErrorCode.NO_ENGINE else "done"
+        elif (kind == "snapshot" and self._state == "new") or (
+            kind == "engines" and self._state == "waiting" and message["engines"]
+        ):
+            self._state = "asked"
+            return True
+        return False
+
+
+async def _messages(
+    find: Callable[[], Server], say: Callable[[str], None]
+) -> AsyncGenerator[tuple[ClientConnection, Message], None]:
+    """Connect, and connect again, for ever; give each message once."""
+    since: dict[str, Any] = {}
+    delay, told, connected = FIRST_DELAY_SECONDS, "", False
+    while True:
+        try:
+            server = find()
+            path = "api/v1/ws" + (f"?{urlencode(since)}" if since else "")
+            async with await dial(server, path, right="read") as socket:
+                say(f"{'Connected again' if connected else 'Connected'} to {server.url}")
+                connected, told = True, ""
+                await socket.send(messages.encode(messages.Subscribe()), text=True)
+                async for frame in socket:
+                    message = _decode(frame)
+                    if message is None:
+                        continue
+                    delay = FIRST_DELAY_SECONDS
+                    if message.get("type") == "ping":
+                        await socket.send(messages.encode(messages.Pong(id=message.get("id", UNSET))), text=True)
+                    yield socket, message
+                    newest = message.get("snapshot", message)
+                    if "epoch" in newest and "seq" in newest:
+                        since = {"epoch": newest["epoch"], "seq": newest["seq"]}
+            reason = f"{server.url} closed the connection"
+        except RefusedError:
+            raise
+        except (ServerNotFoundError, AmbiguousServerError) as problem:
+            if not connected:
+                raise
+            reason = str(problem)
+        except ServerConnectionError as problem:
+            reason = str(problem)
+        except (OSError, WebSocketException) as problem:
+            reason = f"No connection to {server.url}: {str(problem) or type(problem).__name__}"
+        if reason != told:  # once is enough for each reason
+            say(f"{reason.rstrip('.')}. Trying again until it works; Ctrl-C ends this.")
+            told = reason
+        await asyncio.sleep(delay * random.uniform(0.5, 1.5))
+        delay = min(2 * delay, MAX_DELAY_SECONDS)
+
+
+def _decode(frame: str | bytes) -> Message | None:
+    try:
+        message = msgspec.json.decode(frame)
+    except msgspec.DecodeError:
+        return None  # the hub sends nothing else than JSON; what a proxy may add is not for us
+    return message if isinstance(message, dict) else None
+
+
+# ------------------------------------------------------------------------------------ for pipes
+
+
+class JsonLines(contextlib.nullcontext[None]):
+    """One message a line, as JSON, written at once. Raises BrokenPipeError when nobody reads any more."""
+
+    # JSON escapes C0 already; these command some terminals too, and lie inside strings only.
+    _UNSAFE = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+    def show(self, message: Message) -> None:
+        text = self._UNSAFE.sub(lambda match: f"\\u{ord(match.group()):04x}", msgspec.json.encode(message).decode())
+        sys.stdout.buffer.write(text.encode() + b"\n")
+        sys.stdout.buffer.flush()
+
+
+# ----------------------------------------------------------------------------------- for people
+
+
+class Screen:
+    """Bars for what runs, and above them a line or more for everything else.
+
+    Without a terminal there are no bars: a line every two seconds instead.
+
+    Args:
+        console: Where to.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = console.is_terminal
+        cut = {"no_wrap": True, "overflow": "ellipsis"}
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False, table_column=Column(ratio=2, **cut)),  # type: ignore[arg-type]
+            BarColumn(bar_width=12),
+            TextColumn("{task.fields[figures]}", markup=False, table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[current]}", markup=False, table_column=Column(ratio=2, **cut)),  # type: ignore[arg-type]
+            console=console,
+            expand=True,
+            transient=True,
+            disable=not self._live,
+            refresh_per_second=4,
+        )
+        self._bars: dict[str, TaskID] = {}
+        self._lines: dict[str, tuple[str, float]] = {}  # without bars: each task's last state, and when it was told
+        self._seen: tuple[str, int] = ("", -1)
+
+    def __enter__(self) -> Screen:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def show(self, message: Message) -> None:
+        try:
+            known: messages.ListenerMessage = msgspec.convert(message, messages.ListenerMessage)
+        except msgspec.ValidationError:
+            return  # a newer hub; what it adds may be ignored
+        match known:
+            case messages.Gap(snapshot=snapshot):
+                self._print(UNSET, "Some events were missed. This is how things stand:", style="yellow")
+                self._show_snapshot(snapshot)
+            case messages.Snapshot():
+                self._show_snapshot(known)
+            case _:
+                self._show_one(known)
+                if isinstance(epoch := getattr(known, "epoch", UNSET), str):
+                    self._seen = (epoch, known.seq)  # type: ignore[union-attr, assignment]
+
+    def _show_one(self, message: messages.ListenerMessage) -> None:
+        match message:
+            case messages.IndexingProgress() | messages.ExperimentProgress():
+                self._show_task(message)
+            case messages.FollowUpQuestions(questions=questions):
+                of = f" after “{one_line(message.question)}”" if message.question else ""
+                self._print(message.time, f"Follow-up questions{of} ({_who(message.origin)})", style="bold")
+                for question in questions:
+                    self._print(None, f"  • {one_line(question)}")
+            case messages.EnginesChanged(engines=engines):
+                self._show_engines(message.time, engines)
+            case messages.ExperimentResult(experiment=name, row=row):
+                values = ", ".join(f"{key} {value}" for key, value in row.items())
+                self._print(message.time, f"{one_line(name)}: {one_line(values)} ({_who(message.origin)})")
+            case messages.Response(content=content):
+                self._print(UNSET, "Answer", style="bold")
+                self._print(None, printable(content.answer))
+                for source in content.sources:
+                    place = source.heading or source.title
+                    self._print(None, f"  [{source.number}] {one_line(place)}  ({one_line(source.source)})")
+            case messages.Error(content=content):
+                self._print(UNSET, f"{content.code}: {one_line(content.message)}", style="red")
+
+    def _show_snapshot(self, snapshot: messages.Snapshot) -> None:
+        self._show_engines(UNSET, snapshot.engines)
+        for task in set(self._bars) - {task.task_id for task in snapshot.tasks}:
+            self._remove_bar(task)  # it ended while we were away, or the hub's history did
+        for item in (*snapshot.tasks, *snapshot.follow_ups):
+            running = not isinstance(item, messages.FollowUpQuestions) and item.state not in messages.TERMINAL
+            if running or self._is_new(item):
+                self._show_one(item)
+        self._seen = (snapshot.epoch, snapshot.seq)
+
+    def _is_new(self, item: messages.Broadcast) -> bool:
+        epoch, seq = self._seen
+        return item.epoch != epoch or isinstance(item.seq, UnsetType) or item.seq > seq
+
+    def _show_engines(self, when: str | UnsetType, engines: list[messages.Engine]) -> None:
+        if not engines:
+            self._print(when, "No engine is on offer.", style="dim")
+        for engine in engines[:10]:
+            about = f"{engine.documents} documents, {one_line(engine.llm)}, {_who(engine.origin)}"
+            self._print(when, f"Engine on offer: {one_line(engine.index)} ({about})", style="dim")
+
+    def _show_task(self, task: TaskProgress) -> None:
+        if task.state in messages.TERMINAL:
+            self._remove_bar(task.task_id)
+            self._lines.pop(task.task_id, None)
+            style = {"done": "green", "failed": "red"}.get(task.state, "yellow")
+            why = f": {one_line(task.message)}" if task.message else ""
+            self._print(task.time, f"{_label(task)} {task.state}, {_figures(task)}{why}", style=style)
+            failures = task.failures if isinstance(task, messages.IndexingProgress) else []
+            for failure in failures[:MAX_FAILURES]:
+                self._print(None, f"  not read: {one_line(failure.source)}: {one_line(failure.reason)}", style="yellow")
+            if isinstance(task, messages.IndexingProgress) and task.failures_total > MAX_FAILURES:
+                self._print(None, f"  … and {task.failures_total - MAX_FAILURES} more", style="yellow")
+        elif self._live:
+            self._show_bar(task)
+        else:
+            state, told_at = self._lines.get(task.task_id, ("", 0.0))
+            if state != task.state or time.monotonic() - told_at > PLAIN_SECONDS:
+                self._lines[task.task_id] = (task.state, time.monotonic())
+                self._print(task.time, f"{_label(task)} {task.state}, {_figures(task)}")
+
+    def _show_bar(self, task: TaskProgress) -> None:
+        if task.task_id not in self._bars:
+            if len(self._bars) == MAX_BARS:
+                self._remove_bar(next(iter(self._bars)))
+            self._bars[task.task_id] = self._progress.add_task("", figures="", current="")
+        done, total = (
+            (task.chunks_done, task.chunks_total)
+            if isinstance(task, messages.IndexingProgress)
+            else (task.cells_done, task.cells_total)
+        )
+        current = task.current_document if isinstance(task, messages.IndexingProgress) else None
+        self._progress.update(
+            self._bars[task.task_id],
+            description=_label(task),
+            completed=done,
+            total=total,
+            figures=_figures(task) if task.state == "running" else task.state,
+            current=one_line(current or ""),
+        )
+
+    def _remove_bar(self, task_id: str) -> None:
+        if (bar := self._bars.pop(task_id, None)) is not None:
+            self._progress.remove_task(bar)
+
+    def _print(self, when: str | UnsetType | None, text: str, *, style: str = "") -> None:
+        # Text, not str: what stands in [brackets] is nobody's markup.
+        lead = "" if when is None else f"{_clock(when)}  "
+        self._console.print(Text.assemble((lead, "dim"), (text, style)), soft_wrap=True, highlight=False)
+
+
+def _clock(when: str | UnsetType) -> str:
+    with contextlib.suppress(ValueError, OverflowError):  # the latter: the year 1, or 9999, in another time zone
+        if isinstance(when, str):
+            return f"{datetime.datetime.fromisoformat(when).astimezone():%H:%M:%S}"
+    return f"{datetime.datetime.now():%H:%M:%S}"
+
+
+def _who(origin: messages.Origin | UnsetType) -> str:
+    return "unknown" if isinstance(origin, UnsetType) else f"{origin.kind} {one_line(origin.name)}"
+
+
+def _label(task: TaskProgress) -> str:
+    name = f"Indexing {task.index}" if isinstance(task, messages.IndexingProgress) else task.experiment
+    return f"{one_line(name)} ({_who(task.origin)})"
+
+
+def _figures(task: TaskProgress) -> str:
+    if isinstance(task, messages.ExperimentProgress):
+        parts = [f"cells {_of(task.cells_done, task.cells_total)}"]
+    else:
+        parts = [
+            f"documents {_of(task.documents_done, task.documents_total)}",
+            f"passages {_of(task.chunks_done, task.chunks_total)}",
+        ]
+        if task.rate is not None:
+            parts.append(f"{task.rate:.0f}/s")
+        if task.failures_total:
+            parts.append(f"{task.failures_total} failed")
+    if task.eta_seconds and task.state not in messages.TERMINAL:
+        parts.append(f"{_duration(task.eta_seconds)} left")
+    return ", ".join(parts)
+
+
+def _of(done: int, total: int | None) -> str:
+    return f"{done}/{'?' if total is None else total}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(min(seconds, 3.6e6)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,115 @@
+"""A document in the making: every reader adds to one, block by block, and marks stand where their blocks begin."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from ragkit.documents.document import Document, Mark, Source
+from ragkit.documents.encoding import clean
+from ragkit.documents.markup import markdown_headings
+from ragkit.errors import DocumentError
+
+__all__ = ["MAX_CHARACTERS", "Draft", "one_line"]
+
+MAX_CHARACTERS = 20_000_000  # of text that one document may unfold to: a zip bomb ends here
+_MAX_LABEL = 300
+_NO_TITLES = frozenset({"untitled", "untitled document", "(anonymous)", "none", "powerpoint presentation"})
+
+
+class Draft:
+    """Text and marks of a document that is being read.
+
+    Attributes:
+        source: The file.
+        size: How many characters there are so far.
+        marks: What begins where.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.size = 0
+        self.marks: list[Mark] = []
+        self._parts: list[str] = []
+
+    def page(self, number: int) -> None:
+        """Begin a page."""
+        self.marks.append(Mark(self.size, "page", str(number)))
+
+    def heading(self, label: str, *, level: int) -> None:
+        """Add a heading as a block of its own, written as in Markdown."""
+        if line := one_line(label):
+            self.marks.append(Mark(self.size, "heading", line, level))
+            self.add(f"{'#' * level} {line}")
+
+    def add(self, text: str, *, is_markdown: bool = False) -> None:
+        """Add a block; a blank line parts it from the next.
+
+        Args:
+            text: The block; nothing happens if it is blank.
+            is_markdown: Whether to mark its headings.
+
+        Raises:
+            DocumentError: The text grows too long.
+        """
+        block = clean(text).strip("\n")
+        if not block.strip():
+            return
+        if self.size + len(block) > MAX_CHARACTERS:
+            raise DocumentError(
+                self.source.where, f"too much text: more than {MAX_CHARACTERS:,} characters; split the file"
+            )
+        if is_markdown:
+            self.marks += markdown_headings(block, offset=self.size)
+        self._parts += (block, "\n\n")
+        self.size += len(block) + 2
+
+    def finish(self, *, title: str = "", part: str = "", **metadata: Any) -> Document:
+        """Make the document.
+
+        Args:
+            title: Shown with citations; if there is none, the first heading of level 1 serves, or the file's name.
+            part: Names the document within its file, if the file holds several.
+            metadata: What else the file says about itself.
+
+        Raises:
+            DocumentError: There is no text.
+        """
+        return self._document("".join(self._parts), title, part, metadata)
+
+    def finish_as(self, text: str, *, title: str = "", **metadata: Any) -> Document:
+        """Make a document of a whole text as it is, with the marks given so far."""
+        return self._document(text, title, "", metadata)
+
+    def _document(self, text: str, title: str, part: str, metadata: dict[str, Any]) -> Document:
+        if not text.strip():
+            raise DocumentError(self.source.where, "empty: it holds no text")
+        if len(text) > MAX_CHARACTERS:
+            raise DocumentError(self.source.where, f"too much text: {len(text):,} characters; split the file")
+        top = next((mark.label for mark in self.marks if mark.kind == "heading" and mark.level == 1), "")
+        suffix = f"#{part}" if part else ""
+        return Document(
+            id=self.source.id + suffix,
+            text=text,
+            source=self.source.where + suffix,
+            title=_title(title) or _title(top) or _name(self.source),
+            marks=tuple(mark for mark in self.marks if mark.start < len(text)),  # pages at the end may be empty
+            metadata=metadata,
+        )
+
+
+def one_line(text: str) -> str:
+    """A label: one line, not too long."""
+    return " ".join(clean(text).split())[:_MAX_LABEL]
+
+
+def _title(title: str) -> str:
+    """One line; nothing for what programs write when nobody gave a title."""
+    line = one_line(title).removeprefix("Microsoft Word - ")
+    return "" if line.lower() in _NO_TITLES or line.lower().endswith((".pdf", ".doc", ".docx", ".pptx")) else line
+
+
+def _name(source: Source) -> str:
+    address = urlsplit(source.url)
+    name = unquote(address.path).rstrip("/").rpartition("/")[2] if source.url else source.id.rpartition("/")[2]
+    return one_line(name.rpartition(".")[0]) or one_line(name) or address.netloc or source.id

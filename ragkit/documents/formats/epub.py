@@ -1,0 +1,108 @@
+"""Books (EPUB): the chapters in their reading order, each as Markdown."""
+
+from __future__ import annotations
+
+import posixpath
+import time
+import zipfile
+from collections.abc import Iterable, Iterator
+from typing import Any
+from urllib.parse import unquote
+
+from ragkit.documents.builder import Draft, one_line
+from ragkit.documents.document import Document, Source
+from ragkit.documents.encoding import decode
+from ragkit.documents.formats.zipped import open_archive, parsed, part_of
+from ragkit.documents.markup import html_in_full
+from ragkit.documents.reasons import reason_of
+from ragkit.errors import DocumentError
+
+__all__ = ["read_epub"]
+
+_HTML = frozenset({"application/xhtml+xml", "text/html", "application/x-dtbook+xml"})
+# Fonts are often encrypted, and the text not.
+_OF_FONTS = frozenset({"http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC"})
+
+
+def read_epub(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
+    """See `ragkit.loaders.read`."""
+    with open_archive(source) as archive:
+        if _is_encrypted(archive):
+            raise DocumentError(source.where, "encrypted: it has a copy protection; get a copy without one")
+        folder, tree = _package(archive, source)
+        title = one_line(tree.findtext(".//{*}metadata/{*}title") or "")
+        items = {item.get("id"): item for item in tree.iterfind(".//{*}manifest/{*}item")}
+        labels = _labels(archive, folder, items.values())
+        draft = Draft(source)
+        spine = [ref.get("idref") for ref in tree.iterfind(".//{*}spine/{*}itemref")]
+        for number, idref in enumerate(spine, start=1):
+            where = f"{source.where}, chapter {number}"
+            if time.monotonic() > deadline:
+                yield DocumentError(f"{source.where}, from chapter {number}", reason_of(TimeoutError()))
+                break
+            item = items.get(idref)
+            if item is not None and item.get("media-type", "application/xhtml+xml") not in _HTML:
+                continue  # a picture
+            if item is not None and "nav" in (item.get("properties") or "").split():
+                continue  # the table of contents
+            name = _inside(folder, item.get("href") or "") if item is not None else ""
+            try:
+                if name not in archive.namelist():
+                    raise DocumentError(where, "the book lists it, and does not hold it")
+                text = html_in_full(decode(archive.read(name), where=where, declares=True)[0])
+            except DocumentError as error:
+                yield error
+                continue
+            except Exception as error:  # as in `ragkit.loaders.read`: one chapter does not lose the others
+                yield DocumentError(where, reason_of(error))
+                continue
+            if text and not text.startswith("#"):
+                draft.heading(labels.get(name, ""), level=1)
+            draft.add(text, is_markdown=True)
+        yield draft.finish(title=title, chapters=len(spine))
+
+
+def _is_encrypted(archive: zipfile.ZipFile) -> bool:
+    xml = part_of(archive, "META-INF/encryption.xml")
+    methods = parsed(xml).iterfind(".//{*}EncryptionMethod") if xml else ()
+    return any(method.get("Algorithm") not in _OF_FONTS for method in methods)
+
+
+def _package(archive: zipfile.ZipFile, source: Source) -> tuple[str, Any]:
+    """The folder and the tree of what says which chapters there are."""
+    container = part_of(archive, "META-INF/container.xml")
+    root = parsed(container).find(".//{*}rootfile") if container else None
+    path = root.get("full-path") if root is not None else None
+    package = part_of(archive, path or "")
+    if not package:
+        raise DocumentError(source.where, "damaged: the book does not say what it holds (META-INF/container.xml)")
+    return posixpath.dirname(path or ""), parsed(package)
+
+
+def _labels(archive: zipfile.ZipFile, folder: str, items: Iterable[Any]) -> dict[str, str]:
+    """What the table of contents calls each file: in EPUB 2 the NCX, which EPUB 3 has mostly as well, or the nav."""
+    labels: dict[str, str] = {}
+    for item in items:
+        is_ncx = item.get("media-type") == "application/x-dtbncx+xml"
+        is_nav = "nav" in (item.get("properties") or "").split()
+        if not (is_ncx or is_nav):
+            continue
+        path = _inside(folder, item.get("href") or "")
+        try:
+            tree = parsed(part_of(archive, path))
+        except (SyntaxError, ValueError):  # lxml's errors are of these; the chapters can be read without names
+            continue
+        if is_ncx:
+            points = ((p.find("{*}content"), p.findtext("{*}navLabel/{*}text")) for p in tree.iter("{*}navPoint"))
+            pairs = [(c.get("src"), label) for c, label in points if c is not None]
+        else:
+            pairs = [(a.get("href"), "".join(a.itertext())) for a in tree.iter("{*}a")]
+        for href, label in pairs:
+            name = _inside(posixpath.dirname(path), (href or "").partition("#")[0])
+            labels.setdefault(name, one_line(label or ""))
+    return labels
+
+
+def _inside(folder: str, href: str) -> str:
+    """A part's name, as another part refers to it."""
+    return posixpath.normpath(posixpath.join(folder, unquote(href)))

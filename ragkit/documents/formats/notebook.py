@@ -1,0 +1,92 @@
+"""Notebooks: their Markdown, their code, and what it printed, in every format since 2.
+
+Read by hand and not with nbformat's validator: notebooks that fail it are common, and their text is as good.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ragkit.documents.builder import Draft, one_line
+from ragkit.documents.document import Document, Source
+from ragkit.documents.encoding import clean, decode
+from ragkit.errors import DocumentError
+
+__all__ = ["read_notebook"]
+
+_MAX_OUTPUT = 2_000  # characters of one output
+
+
+def read_notebook(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
+    """See `ragkit.loaders.read`."""
+    content, _ = decode(source.path.read_bytes(), where=source.where)
+    if not content.strip():
+        raise DocumentError(source.where, "empty: it holds no text")
+    try:
+        notebook = json.loads(content)
+    except ValueError as error:
+        raise DocumentError(source.where, f"damaged: not JSON ({one_line(str(error))})") from error
+    if not isinstance(notebook, dict) or not any(isinstance(notebook.get(k), list) for k in ("cells", "worksheets")):
+        raise DocumentError(source.where, "not a notebook: it holds no cells")
+    draft = Draft(source)
+    for kind, body, language, outputs in _cells(notebook):
+        block = clean(body).strip("\n")
+        if kind == "code" and block.strip():
+            draft.add("\n\n".join([_fenced(block, language), *(_fenced(output, "text") for output in outputs)]))
+        elif kind != "code":
+            draft.add(block, is_markdown=True)
+    yield draft.finish()
+
+
+def _fenced(code: str, language: str) -> str:
+    longest = max((len(run) for run in re.findall("`+", code)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{code}\n{fence}"
+
+
+def _cells(notebook: Mapping[str, Any]) -> Iterator[tuple[str, str, str, list[str]]]:
+    """Give (kind, source, language, text outputs) of each cell, in every notebook format since 2."""
+    metadata = _dict(notebook.get("metadata"))
+    default = _dict(metadata.get("language_info")).get("name") or _dict(metadata.get("kernelspec")).get("language")
+    groups = [notebook, *map(_dict, _list(notebook.get("worksheets")))]  # formats 2 and 3
+    for cell in (_dict(c) for group in groups for c in _list(group.get("cells"))):
+        kind = str(cell.get("cell_type", ""))
+        body = _joined(cell.get("source", cell.get("input", "")))
+        if kind == "heading":  # formats 2 and 3
+            level = cell.get("level")
+            body = "#" * (level if isinstance(level, int) and 1 <= level <= 6 else 1) + " " + " ".join(body.split())
+        language = str(cell.get("language") or default or "")
+        outputs = [output for o in _list(cell.get("outputs")) if (output := _output(_dict(o)))]
+        yield kind, body, language if re.fullmatch(r"[\w+#.-]{1,40}", language) else "", outputs
+
+
+def _output(output: Mapping[str, Any]) -> str:
+    """An output's text, cut where it gets long: tables of numbers and logs bury what a notebook says."""
+    if "ename" in output:  # the last line of a traceback says it all
+        text = f"{_joined(output['ename'])}: {_joined(output.get('evalue'))}"
+    else:
+        text = _joined(output.get("text")) or _joined(_dict(output.get("data")).get("text/plain"))
+    text = clean(_ANSI.sub("", text)).strip()
+    return text if len(text) <= _MAX_OUTPUT else f"{text[:_MAX_OUTPUT]}\n[{len(text) - _MAX_OUTPUT:,} more characters]"
+
+
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _joined(value: Any) -> str:
+    """Text that may be a list of lines; format 2 leaves out their line ends."""
+    if not isinstance(value, list):
+        return value if isinstance(value, str) else ""
+    lines = [line for line in value if isinstance(line, str)]
+    return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines).removesuffix("\n")

@@ -1,0 +1,72 @@
+"""PDF files: the text of each page."""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+from collections.abc import Iterator
+
+from ragkit.documents.builder import MAX_CHARACTERS, Draft
+from ragkit.documents.document import Document, Source
+from ragkit.documents.reasons import reason_of
+from ragkit.errors import DocumentError
+
+__all__ = ["read_pdf"]
+
+# It logs each small repair of each file: of use to who configures logging, noise on everybody else's console.
+logging.getLogger("pypdf").addHandler(logging.NullHandler())
+
+
+def read_pdf(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
+    """See `ragkit.loaders.read`. A page is a program: what is read until the deadline is kept, the rest reported."""
+    import pypdf
+    from pypdf.errors import DependencyError, FileNotDecryptedError
+
+    def in_time(*_: object) -> None:
+        if time.monotonic() > deadline:
+            raise TimeoutError
+
+    data = source.path.read_bytes()
+    if not data.strip():
+        raise DocumentError(source.where, "empty: it holds no text")
+    try:
+        reader = pypdf.PdfReader(io.BytesIO(data), strict=False)
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise DocumentError(source.where, "encrypted: it needs a password; save a copy without one")
+        pages = list(reader.pages)
+    except (DependencyError, FileNotDecryptedError) as error:
+        raise DocumentError(
+            source.where, "encrypted in a way that cannot be read here; save a copy without a password"
+        ) from error
+    draft = Draft(source)
+    first_reason = ""
+    for number, page in enumerate(pages, start=1):
+        failure = None
+        try:
+            in_time()
+            text = page.extract_text(visitor_operand_before=in_time) or ""
+        except TimeoutError as error:
+            failure = DocumentError(f"{source.where}, from page {number}", reason_of(error))
+        except Exception as error:  # as in `read`: a page may break the parser in any way
+            first_reason = first_reason or reason_of(error)
+            yield DocumentError(f"{source.where}, page {number}", reason_of(error))
+            continue
+        else:
+            if draft.size + len(text) <= MAX_CHARACTERS:
+                draft.page(number)
+                draft.add(text)
+                continue
+            failure = DocumentError(f"{source.where}, from page {number}", "too much text; split the file")
+        first_reason = first_reason or failure.reason
+        yield failure
+        break
+    if not draft.size:
+        if first_reason:
+            raise DocumentError(source.where, f"none of its pages can be read; the first: {first_reason}")
+        raise DocumentError(source.where, f"no text on its pages ({len(pages)}): scanned or drawn; run OCR on it first")
+    try:
+        title = str((reader.metadata.title if reader.metadata is not None else None) or "")
+    except Exception:
+        title = ""  # harmless: the file's name serves
+    yield draft.finish(title=title, pages=len(pages))

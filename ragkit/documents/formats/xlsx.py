@@ -1,0 +1,73 @@
+"""Workbooks (XLSX): each sheet is a heading, each of its rows a line that says what its cells are."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ragkit.documents.document import Document, Source
+from ragkit.documents.formats.tables import documents_of_sheets
+from ragkit.documents.formats.zipped import core_title, open_archive
+from ragkit.documents.reasons import reason_of
+from ragkit.errors import DocumentError
+
+__all__ = ["read_xlsx"]
+
+_ROWS_AT_ONCE = 200
+
+
+def read_xlsx(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
+    """See `ragkit.loaders.read`. Of a formula, the value counts that was last computed."""
+    import openpyxl
+
+    with open_archive(source) as archive:
+        title = core_title(archive)
+    failures: list[DocumentError] = []
+    # Opened here: openpyxl forgets to close what it opens when it fails.
+    with source.path.open("rb") as file:
+        with warnings.catch_warnings(action="ignore"):  # of what it does not support; none of it is text
+            workbook = openpyxl.load_workbook(file, read_only=True, data_only=True, keep_links=False)
+        sheets = ((sheet.title, _rows(source, sheet, deadline, failures)) for sheet in workbook.worksheets)
+        try:
+            yield from documents_of_sheets(source, sheets, title=title)
+        except DocumentError:
+            if not failures:
+                raise
+    yield from failures
+
+
+def _rows(source: Source, sheet: Any, deadline: float, failures: list[DocumentError]) -> Iterator[Sequence[str]]:
+    """The rows that can be read; why there are no more of them goes to the failures."""
+    done = 0
+    try:
+        sheet.reset_dimensions()  # a sheet may say that it is smaller or larger than it is
+        rows = sheet.iter_rows(values_only=True)
+        while True:
+            if time.monotonic() > deadline:
+                raise TimeoutError
+            with warnings.catch_warnings(action="ignore"):
+                some = list(itertools.islice(rows, _ROWS_AT_ONCE))
+            if not some:
+                return
+            for row in some:
+                yield [_text(value) for value in row]
+            done += len(some)
+    except Exception as error:  # as in `ragkit.loaders.read`: a damaged sheet does not lose the others
+        failures.append(DocumentError(f"{source.where}, sheet {sheet.title}, from row {done + 1}", reason_of(error)))
+
+
+def _text(value: object) -> str:
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "TRUE" if value else "FALSE"
+        case float():
+            return f"{value:.15g}"
+        case datetime.datetime():
+            return value.isoformat(" ").removesuffix(" 00:00:00")
+    return str(value)

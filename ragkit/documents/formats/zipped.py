@@ -1,0 +1,85 @@
+"""Files that are ZIP archives: Office documents and EPUB books, opened only if they are safe to unpack.
+
+Nothing is ever written to disk, so a name in an archive that leads out of it leads nowhere. An archive says how
+large its parts are, and `zipfile` gives no more of a part than that: what is allowed here is what is unpacked.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from typing import Any
+
+from ragkit.documents.document import Source
+from ragkit.errors import DocumentError
+
+__all__ = ["core_title", "open_archive", "parsed", "part_of"]
+
+MAX_PARTS = 20_000
+MAX_UNPACKED_BYTES = 2**30
+MAX_MARKUP_BYTES = 32 * 2**20  # of one part that becomes a tree in memory, which is up to forty times as large
+_TREES = (".xml", ".rels", ".xhtml", ".html", ".htm", ".opf", ".ncx")
+_STREAMED = ("xl/worksheets/", "xl/sharedStrings.xml")
+_COMPOUND_FILE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+
+
+def open_archive(source: Source) -> zipfile.ZipFile:
+    """Open an archive whose parts are of a bearable size.
+
+    Raises:
+        DocumentError: It is none, is encrypted, or unfolds to more than is safe.
+        OSError: It cannot be read.
+    """
+    with source.path.open("rb") as file:
+        head = file.read(8)
+        if not head.strip():
+            raise DocumentError(source.where, "empty: it holds no text")
+        if head == _COMPOUND_FILE:
+            raise DocumentError(source.where, _compound(file.read(2**20)))
+    try:
+        archive = zipfile.ZipFile(source.path)
+    except zipfile.BadZipFile as error:
+        raise DocumentError(source.where, f"damaged, or not what its name says: {error}") from error
+    parts = archive.infolist()
+    problem = ""
+    if any(part.flag_bits & 1 for part in parts):
+        problem = "encrypted: it needs a password; save a copy without one"
+    elif len(parts) > MAX_PARTS:
+        problem = f"unfolds to more than is safe to read: {len(parts):,} parts"
+    elif (total := sum(part.file_size for part in parts)) > MAX_UNPACKED_BYTES:
+        problem = f"unfolds to more than is safe to read: {total / 2**20:,.0f} MiB"
+    else:
+        for part in parts:
+            is_tree = part.filename.lower().endswith(_TREES) and not part.filename.startswith(_STREAMED)
+            if is_tree and part.file_size > MAX_MARKUP_BYTES:
+                problem = f"unfolds to more than is safe to read: a part of {part.file_size / 2**20:,.0f} MiB"
+    if problem:
+        archive.close()
+        raise DocumentError(source.where, problem)
+    return archive
+
+
+def _compound(data: bytes) -> str:
+    if "EncryptedPackage".encode("utf-16-le") in data:
+        return "encrypted: it needs a password; save a copy without one"
+    return "an older Office file (.doc, .ppt, .xls) under a newer name; save it in the newer format"
+
+
+def part_of(archive: zipfile.ZipFile, name: str) -> bytes:
+    """One part's content; empty if there is none of that name."""
+    try:
+        return archive.read(name)
+    except KeyError:
+        return b""
+
+
+def parsed(xml: bytes) -> Any:
+    """An XML part as a tree: no entity is put in, no other file is read."""
+    from lxml import etree
+
+    return etree.fromstring(xml, etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False))
+
+
+def core_title(archive: zipfile.ZipFile) -> str:
+    """The title that an Office document's own properties give; empty if there is none."""
+    xml = part_of(archive, "docProps/core.xml")
+    return (parsed(xml).findtext("{http://purl.org/dc/elements/1.1/}title") or "") if xml else ""

@@ -1,0 +1,133 @@
+"""From one file to its documents, a reader for each kind.
+
+Everything in a file is untrusted. Sizes are bounded, and whatever a parser raises becomes a `DocumentError`
+with a reason that a person can act on. One bad file stops nobody else; one bad page or row does not stop its file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+from ragkit.documents.builder import Draft
+from ragkit.documents.document import Document, Found, Source, with_language
+from ragkit.documents.encoding import decode
+from ragkit.documents.filetypes import CODE_SUFFIXES, SUFFIXES, kind_of
+from ragkit.documents.formats.docx import read_docx
+from ragkit.documents.formats.epub import read_epub
+from ragkit.documents.formats.notebook import read_notebook
+from ragkit.documents.formats.pdf import read_pdf
+from ragkit.documents.formats.pptx import read_pptx
+from ragkit.documents.formats.tables import read_csv, read_jsonl
+from ragkit.documents.formats.xlsx import read_xlsx
+from ragkit.documents.markup import front_matter_title, html_to_markdown, markdown_headings
+from ragkit.documents.outline import outline
+from ragkit.documents.reasons import reason_of
+from ragkit.documents.sources import find_sources
+from ragkit.errors import DocumentError
+
+__all__ = ["SUFFIXES", "TIMEOUT_SECONDS", "Found", "Loaded", "Source", "find_sources", "load", "parse", "read"]
+
+TIMEOUT_SECONDS = 120.0
+
+_Reader = Callable[[Source, float], Iterator[Document | DocumentError]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Loaded:
+    """What `load` made of one file: its documents, and the pages or rows that could not be read."""
+
+    documents: tuple[Document, ...]
+    failures: tuple[DocumentError, ...] = ()
+
+
+def load(source: Source, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Loaded:
+    """Read one file whole; see `read`."""
+    documents: list[Document] = []
+    failures: list[DocumentError] = []
+    for item in read(source, timeout_seconds=timeout_seconds):
+        if isinstance(item, Document):
+            documents.append(item)
+        else:
+            failures.append(item)
+    return Loaded(tuple(documents), tuple(failures))
+
+
+def read(source: Source, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[Document | DocumentError]:
+    """Read one file, and give its documents as they come, with their languages guessed; see `parse`."""
+    for item in parse(source, timeout_seconds=timeout_seconds):
+        yield with_language(item) if isinstance(item, Document) else item
+
+
+def parse(source: Source, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[Document | DocumentError]:
+    """Read one file, and give its documents as they come, in languages unknown unless the file says.
+
+    Args:
+        source: One of those that `find_sources` found.
+        timeout_seconds: For pages and sheets, which a small file may have without end: what is read until then is
+            kept, the rest reported.
+
+    Yields:
+        Documents; and, in their place, the pages and rows that cannot be read.
+
+    Raises:
+        DocumentError: The file as a whole cannot be used: unreadable, damaged, encrypted, empty, scanned, ...
+    """
+    reader = _READERS.get(kind_of(source.name) or "", _read_text)
+    try:
+        yield from reader(source, time.monotonic() + timeout_seconds)
+    except DocumentError:
+        raise
+    except Exception as error:
+        # A parser given a hostile file may raise anything at all; none of it is a reason to stop the others.
+        raise DocumentError(source.where, reason_of(error)) from error
+
+
+def _read_text(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
+    kind = kind_of(source.name) or ""
+    is_code = kind in CODE_SUFFIXES
+    text, encoding = decode(source.path.read_bytes(), where=source.where, declares=is_code)
+    draft = Draft(source)
+    draft.marks += outline(text, kind)
+    # A program is known by its file's name, not by its first function's.
+    title = source.id.rpartition("/")[2] if is_code and not source.url and kind != ".tex" else ""
+    yield draft.finish_as(text, title=title, encoding=encoding)
+
+
+def _read_markdown(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
+    text, encoding = decode(source.path.read_bytes(), where=source.where)
+    draft = Draft(source)
+    draft.marks += markdown_headings(text)
+    has_top = any(mark.level == 1 for mark in draft.marks)
+    yield draft.finish_as(text, title="" if has_top else front_matter_title(text), encoding=encoding)
+
+
+def _read_html(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
+    html, encoding = decode(source.path.read_bytes(), where=source.where, declares=True)
+    if not html.strip():
+        raise DocumentError(source.where, "empty: it holds no text")
+    text, title = html_to_markdown(html)
+    if not text.strip():
+        raise DocumentError(source.where, "empty: the page shows no text (it may be made by a script)")
+    draft = Draft(source)
+    draft.marks += markdown_headings(text)
+    yield draft.finish_as(text, title=title or next((mark.label for mark in draft.marks), ""), encoding=encoding)
+
+
+_READERS: Mapping[str, _Reader] = {
+    ".md": _read_markdown,
+    ".markdown": _read_markdown,
+    ".html": _read_html,
+    ".htm": _read_html,
+    ".xhtml": _read_html,
+    ".pdf": read_pdf,
+    ".ipynb": read_notebook,
+    ".jsonl": read_jsonl,
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".docx": read_docx,
+    ".pptx": read_pptx,
+    ".xlsx": read_xlsx,
+    ".epub": read_epub,
+}

@@ -1,0 +1,98 @@
+"""Headings of texts that are neither Markdown nor HTML: what a program, a paper or a manual is made up of."""
+
+from __future__ import annotations
+
+import ast
+import re
+import warnings
+from collections.abc import Callable, Mapping
+
+from ragkit.documents.document import Mark
+
+__all__ = ["outline"]
+
+_MAX_CODE = 500_000  # characters: more was written by a program, and its tree takes much memory
+_ADORNMENT = re.compile(r"([=\-~^\"'`#*+.:_<>])\1{2,}[ \t]*")
+_TEX = re.compile(r"^[ \t]*\\(chapter|section|subsection|subsubsection)\*?(?:\[[^\]\n]*\])?\{([^\n]*)\}", re.MULTILINE)
+_TEX_LEVELS = {"chapter": 1, "section": 2, "subsection": 3, "subsubsection": 4}
+_ORG = re.compile(r"^(\*{1,6})[ \t]+(?:(?:TODO|DONE)[ \t]+)?(\S.*)$", re.MULTILINE)
+
+
+def outline(text: str, kind: str) -> tuple[Mark, ...]:
+    """The headings of a text, by its kind; none where there are none, or none can be told for sure.
+
+    Args:
+        text: With ``\\n`` line ends.
+        kind: See `ragkit.kinds.kind_of`.
+    """
+    find = _OUTLINES.get(kind)
+    return tuple(mark for mark in find(text) if mark.label) if find is not None else ()
+
+
+def _python(text: str) -> list[Mark]:
+    """Classes and functions, and the methods below them."""
+    if len(text) > _MAX_CODE:
+        return []
+    try:
+        with warnings.catch_warnings(action="ignore"):  # its backslashes are its author's business
+            tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    starts = _line_starts(text)
+    found: list[Mark] = []
+    stack: list[tuple[ast.stmt, int]] = [(node, 1) for node in reversed(tree.body)]
+    while stack:
+        node, level = stack.pop()
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        line = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+        found.append(Mark(starts[line - 1], "heading", node.name, level))
+        if isinstance(node, ast.ClassDef) and level < 6:
+            stack += [(child, level + 1) for child in reversed(node.body)]
+    return found
+
+
+def _rst(text: str) -> list[Mark]:
+    """Lines with a line of one character below, and perhaps above; the levels are in the order in which they come."""
+    lines = text.split("\n")
+    starts = _line_starts(text)
+    styles: list[tuple[str, bool]] = []
+    found: list[Mark] = []
+    for at, below in enumerate(lines[1:], start=1):
+        title = lines[at - 1]
+        above = lines[at - 2] if at > 1 else ""
+        mark = _ADORNMENT.fullmatch(below)
+        if (
+            mark is None
+            or not title.strip()
+            or len(below.rstrip()) < len(title.rstrip())
+            or _ADORNMENT.fullmatch(title)
+        ):
+            continue
+        has_line_above = above.rstrip() == below.rstrip()
+        follows_text = above.strip() and _ADORNMENT.fullmatch(above) is None
+        if not has_line_above and (follows_text or title[0].isspace()):
+            continue
+        style = (mark[1], has_line_above)
+        if style not in styles:
+            styles.append(style)
+        start = starts[at - 2] if has_line_above else starts[at - 1]
+        found.append(Mark(start, "heading", " ".join(title.split())[:300], min(6, styles.index(style) + 1)))
+    return found
+
+
+def _tex(text: str) -> list[Mark]:
+    return [Mark(m.start(), "heading", " ".join(m[2].split())[:300], _TEX_LEVELS[m[1]]) for m in _TEX.finditer(text)]
+
+
+def _org(text: str) -> list[Mark]:
+    return [Mark(m.start(), "heading", " ".join(m[2].split())[:300], len(m[1])) for m in _ORG.finditer(text)]
+
+
+def _line_starts(text: str) -> list[int]:
+    return [0, *(found.end() for found in re.finditer("\n", text))]
+
+
+_OUTLINES: Mapping[str, Callable[[str], list[Mark]]] = {
+    ".py": _python, ".pyi": _python, ".rst": _rst, ".tex": _tex, ".org": _org,
+}  # fmt: skip

@@ -1,0 +1,304 @@
+"""The embedding cache: what was embedded once is not embedded again, by any index or experiment of this user.
+
+Content-addressed: a vector's key is a hash of the text and of everything else that the vector depends on (the model
+and its revision, the prompt, the normalisation, the precision: `Embedder.fingerprint`), so a hit is never stale.
+One SQLite file, which any number of processes share. It is only a cache: whatever is wrong with it is said once, and
+work goes on without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sqlite3
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import platformdirs
+
+from ragkit.embedding.base import Embedder, Kind, Vectors
+from ragkit.errors import InputError
+
+__all__ = ["CachedEmbedder", "EmbeddingCache", "default_cache"]
+
+MAX_BYTES = 2 * 2**30
+_ROW_BYTES = 48  # of key, date and the table's own, about
+_KEEP = 0.9  # of the limit, after the least recently used have gone
+_AT_ONCE = 500  # keys in one question
+_DAY_SECONDS = 86_400
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, used INTEGER NOT NULL, vector BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS vectors_by_use ON vectors (used);
+CREATE TABLE IF NOT EXISTS size (bytes INTEGER NOT NULL);
+INSERT INTO size SELECT 0 WHERE NOT EXISTS (SELECT * FROM size);
+"""
+
+
+class EmbeddingCache:
+    """Vectors on disk, by what they depend on. Safe across threads and processes.
+
+    Args:
+        path: The file. Default: ``embeddings.db`` in the folder that RAGKIT_CACHE_DIR names, or in the user's
+            cache folder.
+        max_bytes: The least recently used vectors go when there is more.
+
+    Attributes:
+        hits: Texts that were found, by this object.
+        misses: Texts that were not.
+    """
+
+    def __init__(self, path: str | Path | None = None, *, max_bytes: int = MAX_BYTES) -> None:
+        if max_bytes < 1:
+            raise InputError(f"max_bytes must be at least 1, not {max_bytes}.")
+        self.path = Path(path) if path is not None else _folder() / "embeddings.db"
+        self.hits = self.misses = 0
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._db: sqlite3.Connection | None = None
+        self._pid = 0
+        self._is_broken = False
+
+    def __repr__(self) -> str:
+        return f"EmbeddingCache({str(self.path)!r})"
+
+    def get(self, fingerprint: str, texts: Sequence[str]) -> dict[int, Vectors]:
+        """Find vectors.
+
+        Args:
+            fingerprint: See `Embedder.fingerprint`.
+            texts: n texts.
+
+        Returns:
+            Position in ``texts`` -> vector of shape (dimension,), for those that are known.
+        """
+        keys = [_key(fingerprint, text) for text in texts]
+        found: dict[bytes, Vectors] = {}
+        today = int(time.time()) // _DAY_SECONDS
+
+        def look(db: sqlite3.Connection) -> None:
+            for start in range(0, len(keys), _AT_ONCE):
+                part = keys[start : start + _AT_ONCE]
+                marks = ",".join("?" * len(part))
+                old: list[tuple[int, bytes]] = []
+                rows = db.execute(f"SELECT key, used, vector FROM vectors WHERE key IN ({marks})", part)
+                for key, used, vector in rows:
+                    found[key] = np.frombuffer(vector, dtype="<f4")
+                    if used < today:
+                        old.append((today, key))
+                if old:  # once a day for each is enough to know which are least recently used
+                    with _transaction(db):
+                        db.executemany("UPDATE vectors SET used = ? WHERE key = ?", old)
+
+        self._try(look)
+        known = {at: found[key] for at, key in enumerate(keys) if key in found}
+        self.hits += len(known)
+        self.misses += len(keys) - len(known)
+        return known
+
+    def put(self, fingerprint: str, texts: Sequence[str], vectors: Vectors) -> None:
+        """Keep vectors of shape (n, dimension) for n texts."""
+        today = int(time.time()) // _DAY_SECONDS
+        rows = [
+            (_key(fingerprint, text), today, vector.astype("<f4").tobytes())
+            for text, vector in zip(texts, vectors, strict=True)
+        ]
+
+        def insert(db: sqlite3.Connection) -> None:
+            with _transaction(db):
+                added = sum(
+                    len(row[2]) + _ROW_BYTES
+                    for row in rows
+                    if db.execute("INSERT OR IGNORE INTO vectors VALUES (?, ?, ?)", row).rowcount
+                )
+                ((size,),) = db.execute("UPDATE size SET bytes = bytes + ? RETURNING bytes", (added,)).fetchall()
+                if size > self._max_bytes:
+                    self._trim(db, size)
+
+        self._try(insert)
+
+    def clear(self) -> None:
+        """Forget everything."""
+
+        def delete(db: sqlite3.Connection) -> None:
+            with _transaction(db):
+                db.execute("DELETE FROM vectors")
+                db.execute("UPDATE size SET bytes = 0")
+            db.execute("VACUUM")
+
+        self._try(delete)
+
+    def close(self) -> None:
+        """Let go of the file; the next use opens it again."""
+        with self._lock:
+            if self._db is not None and self._pid == os.getpid():
+                self._db.close()
+            self._db = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_db", None) is not None:
+            self.close()
+
+    def size(self) -> tuple[int, int]:
+        """Count (vectors, bytes), the bytes about."""
+        rows: list[tuple[int, int]] = []
+        self._try(lambda db: rows.extend(db.execute("SELECT (SELECT count(*) FROM vectors), bytes FROM size")))
+        return rows[0] if rows else (0, 0)
+
+    def _trim(self, db: sqlite3.Connection, size: int) -> None:
+        doomed = []
+        excess = size - int(self._max_bytes * _KEEP)
+        for rowid, length in db.execute("SELECT rowid, length(vector) FROM vectors ORDER BY used, rowid"):
+            if excess <= 0:
+                break
+            doomed.append((rowid,))
+            excess -= length + _ROW_BYTES
+            size -= length + _ROW_BYTES
+        db.executemany("DELETE FROM vectors WHERE rowid = ?", doomed)
+        db.execute("UPDATE size SET bytes = ?", (size,))
+
+    def _try(self, work: Callable[[sqlite3.Connection], object]) -> None:
+        """Do something with the database; what goes wrong ends it, with a warning, and no caller's work."""
+        with self._lock:
+            if self._is_broken:
+                return
+            try:
+                work(self._opened())
+            except (sqlite3.Error, OSError) as error:
+                self._give_up(error)
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._db is None or self._pid != os.getpid():  # a connection must not be used on the other side of a fork
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+            db = sqlite3.connect(self.path, timeout=30.0, isolation_level=None, check_same_thread=False)
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = NORMAL")
+            db.executescript(_SCHEMA)
+            self._db, self._pid = db, os.getpid()
+        return self._db
+
+    def _give_up(self, error: Exception) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            if self._db is not None:
+                self._db.close()
+        self._db = None
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            # Worth nothing, and in the way; the next use makes a new one.
+            for suffix in ("", "-wal", "-shm"):
+                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+            what = "is damaged and was deleted; a new one is made"
+        else:
+            self._is_broken = True
+            what = "cannot be used and is left alone; texts are embedded anew"
+        warnings.warn(f"The embedding cache '{self.path}' {what} ({error}).", RuntimeWarning, stacklevel=5)
+
+
+class CachedEmbedder:
+    """An embedder that looks into a cache first. One without a fingerprint (`HashEmbedder`) is not cached.
+
+    Args:
+        embedder: What embeds.
+        cache: Where vectors are kept; `default_cache` if None, nowhere if False.
+    """
+
+    def __init__(self, embedder: Embedder, cache: EmbeddingCache | Literal[False] | None = None) -> None:
+        self.inner = embedder
+        self.cache = default_cache() if cache is None else (None if cache is False else cache)
+
+    def __repr__(self) -> str:
+        return f"CachedEmbedder({self.inner!r})"
+
+    def __getattr__(self, name: str) -> Any:  # whatever else the embedder tells
+        if name == "inner":  # not made yet: copied, or unpickled
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    @property
+    def dimension(self) -> int:
+        return self.inner.dimension
+
+    @property
+    def max_tokens(self) -> int:
+        return self.inner.max_tokens
+
+    @property
+    def languages(self) -> frozenset[str] | None:
+        return self.inner.languages
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        return self.inner.count_tokens(texts)
+
+    def token_spans(self, text: str) -> list[tuple[int, int]]:
+        return self.inner.token_spans(text)
+
+    def fingerprint(self, kind: Kind) -> str | None:
+        tell = getattr(self.inner, "fingerprint", None)  # an embedder of a user's own may not have it
+        found: str | None = tell(kind) if tell is not None else None
+        return found
+
+    def known(self, texts: Sequence[str], *, kind: Kind = "passage") -> dict[int, Vectors]:
+        """Return what the cache holds, by position; see `EmbeddingCache.get`."""
+        key = self.fingerprint(kind)
+        return self.cache.get(key, texts) if self.cache is not None and key is not None else {}
+
+    def keep(self, texts: Sequence[str], vectors: Vectors, *, kind: Kind = "passage") -> None:
+        """Put what was embedded elsewhere into the cache."""
+        if self.cache is not None and (key := self.fingerprint(kind)) is not None:
+            self.cache.put(key, texts, vectors)
+
+    def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Vectors:
+        """See `Embedder.embed`; only what the cache does not hold is embedded."""
+        known = self.known(texts, kind=kind)
+        missing = list(dict.fromkeys(text for at, text in enumerate(texts) if at not in known))
+        if len(missing) == len(texts):
+            vectors = self.inner.embed(texts, kind=kind)
+            self.keep(texts, vectors, kind=kind)
+            return vectors
+        if missing:
+            fresh = self.inner.embed(missing, kind=kind)
+            self.keep(missing, fresh, kind=kind)
+            row = {text: fresh[at] for at, text in enumerate(missing)}
+            known |= {at: row[text] for at, text in enumerate(texts) if at not in known}
+        return np.stack([known[at] for at in range(len(texts))])
+
+
+_default: dict[Path, EmbeddingCache] = {}
+
+
+def default_cache() -> EmbeddingCache:
+    """Return this user's cache, one object for the process."""
+    return _default.setdefault(_folder(), EmbeddingCache())
+
+
+def _folder() -> Path:
+    given = os.environ.get("RAGKIT_CACHE_DIR")
+    return Path(given).expanduser() if given else platformdirs.user_cache_path("ragkit", appauthor=False)
+
+
+def _key(fingerprint: str, text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), key=hashlib.blake2b(fingerprint.encode()).digest(), digest_size=16).digest()
+
+
+@contextlib.contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(sqlite3.Error):
+            db.execute("ROLLBACK")
+        raise

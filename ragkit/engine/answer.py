@@ -1,0 +1,355 @@
+"""Answers that show where they come from.
+
+An answer's text carries ``[n]`` markers; each names a `Citation`: a passage with its exact offsets in
+a document, and within it the quotes that the answer repeats word for word. A marker that names no
+passage is a model's invention and is taken out.
+
+Documents and models are untrusted: everything is escaped before it becomes HTML.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import html
+import re
+import textwrap
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from ragkit.llm.prompt import Passage, is_abstention
+from ragkit.retrieval.search import Hit
+from ragkit.terminal import one_line, printable
+
+__all__ = ["Answer", "Citation", "cite", "passages_of"]
+
+_MARKER = re.compile(r"[ \t]?\[(\d{1,4}(?:\s*[,;]\s*\d{1,4})*)\]")
+_CODE = r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]+`"  # x[1] in code is no citation
+_CODE_OR_MARKER = re.compile(rf"{_CODE}|{_MARKER.pattern}", re.DOTALL)
+_SHORTEST_QUOTE = 12  # characters; anything shorter is found by chance
+_LONGEST_CLAIM = 4_000  # characters before a marker that are looked at: a model may write without end
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Citation:
+    """A passage that an answer rests on.
+
+    Attributes:
+        number: The ``n`` of its ``[n]`` markers.
+        document_id: The document, as the index names it.
+        title: The document's title.
+        source: The file, as a person would open it.
+        start: Where the passage begins in the document's text, in characters.
+        end: Where it ends.
+        text: The passage: the document's ``text[start:end]``.
+        quotes: Parts of the passage that the answer repeats word for word, as (start, end) in the document.
+        headings: The headings above the passage, outermost first.
+        page: The page in a paged document, from 1.
+        score: The retriever's score.
+        similarity: Cosine of question and passage.
+    """
+
+    number: int
+    document_id: str
+    title: str
+    source: str
+    start: int
+    end: int
+    text: str
+    quotes: tuple[tuple[int, int], ...] = ()
+    headings: tuple[str, ...] = ()
+    page: int | None = None
+    score: float | None = None
+    similarity: float | None = None
+
+    @property
+    def place(self) -> str:
+        """Where the passage stands, for people: title, headings, page."""
+        parts = [*dict.fromkeys(part for part in (self.title, *self.headings) if part)] or [self.document_id]
+        return " › ".join(parts) + (f", p. {self.page}" if self.page is not None else "")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answer:
+    """What `RAGEngine.ask` returns. Shows itself as HTML in a notebook and as text in a terminal.
+
+    Attributes:
+        id: Names this answer in the events that follow it.
+        question: As it was asked.
+        text: The answer with ``[n]`` markers.
+        citations: What the markers name, by number. If the model cited nothing, every passage that it was given.
+        cited: Whether the model cited anything.
+        hits: Everything that was retrieved, best first.
+        abstained: Whether the documents do not hold the answer.
+        language: ISO 639-1 code of the question.
+        model: What answered.
+        seconds: How long it took.
+    """
+
+    id: str
+    question: str
+    text: str
+    citations: tuple[Citation, ...]
+    cited: bool
+    hits: tuple[Hit, ...] = dataclasses.field(repr=False)
+    abstained: bool
+    language: str
+    model: str
+    seconds: float
+    _follow_ups: concurrent.futures.Future[tuple[str, ...]] = dataclasses.field(
+        default_factory=concurrent.futures.Future, repr=False, compare=False
+    )
+
+    def follow_ups(self, *, timeout_seconds: float = 30.0) -> tuple[str, ...]:
+        """Wait for the follow-up questions, which are made in the background after the answer.
+
+        Args:
+            timeout_seconds: How long to wait.
+
+        Returns:
+            Up to three questions; none if the documents suggest none.
+
+        Raises:
+            TimeoutError: They are not ready yet; ask again.
+            Exception: Whatever making them raised. The answer is not affected.
+        """
+        return self._follow_ups.result(timeout_seconds)
+
+    def __str__(self) -> str:
+        lines = [self.text, ""]
+        if self.citations and not self.cited:
+            lines.append(_words(self.language)["uncited"])
+        for citation in self.citations:
+            lines.append(f"[{citation.number}] {citation.place}  ({one_line(citation.source)})")
+            lines.append(textwrap.indent(textwrap.shorten(_shown(citation), 300, placeholder=" …"), "    "))
+        return printable("\n".join(lines).rstrip())
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))
+
+    def _repr_html_(self) -> str:
+        return _html(self)
+
+    def _ipython_display_(self) -> None:
+        """Show the answer now, and the follow-up questions in the same place when they come."""
+        from IPython.display import display
+
+        handle = display(self._bundle(), raw=True, display_id=self.id)  # type: ignore[no-untyped-call]
+
+        def show_follow_ups(future: concurrent.futures.Future[tuple[str, ...]]) -> None:
+            if handle is not None and _ready(future):
+                handle.update(self._bundle(), raw=True)
+
+        self._follow_ups.add_done_callback(show_follow_ups)
+
+    def _bundle(self) -> dict[str, str]:
+        return {"text/plain": str(self), "text/html": self._repr_html_()}
+
+
+def passages_of(hits: Sequence[Hit]) -> tuple[Passage, ...]:
+    """Number hits from 1, as a model is given them."""
+    return tuple(
+        Passage(
+            number=number,
+            title=hit.document.title,
+            text=hit.chunk.text,
+            headings=hit.chunk.headings,
+            similarity=hit.similarity,
+        )
+        for number, hit in enumerate(hits, start=1)
+    )
+
+
+def cite(
+    question: str, text: str, hits: Sequence[Hit], *, language: str, model: str, seconds: float, answer_id: str = ""
+) -> Answer:
+    """Make an `Answer` of what a model wrote about hits numbered from 1.
+
+    Args:
+        question: As it was asked.
+        text: The model's text with ``[n]`` markers.
+        hits: What the model was given, in the order of its numbers.
+        language: ISO 639-1 code of the question.
+        model: Name of what answered.
+        seconds: How long it took.
+        answer_id: Its id; made if empty.
+    """
+    abstained = is_abstention(_MARKER.sub("", text))  # models cite even what they did not find
+    quotes: dict[int, list[tuple[int, int]]] = {}  # by the number of the hit, in the order of their first markers
+
+    def keep(marker: re.Match[str]) -> str:
+        if marker.group(1) is None:
+            return marker.group()
+        numbers = [int(n) for n in re.findall(r"\d+", marker.group(1))]
+        valid = [n for n in dict.fromkeys(numbers) if 1 <= n <= len(hits)]
+        for number in valid:
+            found = quotes.setdefault(number, [])
+            claim = text[max(0, marker.start() - _LONGEST_CLAIM) : marker.start()]
+            if (span := _quoted(claim, hits[number - 1])) and span not in found:
+                found.append(span)
+        space = marker.group()[0] if marker.group()[0] in " \t" and valid else ""
+        # Numbered anew as a reader meets them: a lone [4] looks as if something were missing.
+        return space + "".join(f"[{list(quotes).index(n) + 1}]" for n in valid)
+
+    kept = _CODE_OR_MARKER.sub(keep, text).strip()
+    cited = bool(quotes)
+    shown = () if abstained else tuple(quotes) if cited else range(1, len(hits) + 1)
+    return Answer(
+        id=answer_id or uuid.uuid4().hex,
+        question=question,
+        text=kept,
+        citations=tuple(
+            _citation(number, hits[n - 1], tuple(sorted(quotes.get(n, ())))) for number, n in enumerate(shown, start=1)
+        ),
+        cited=cited,
+        hits=tuple(hits),
+        abstained=abstained,
+        language=language,
+        model=model,
+        seconds=seconds,
+    )
+
+
+def _citation(number: int, hit: Hit, quotes: tuple[tuple[int, int], ...]) -> Citation:
+    return Citation(
+        number=number,
+        document_id=hit.document.id,
+        title=hit.document.title,
+        source=hit.document.source,
+        start=hit.chunk.start,
+        end=hit.chunk.end,
+        text=hit.chunk.text,
+        quotes=quotes,
+        headings=hit.chunk.headings,
+        page=hit.chunk.page,
+        score=hit.score,
+        similarity=hit.similarity,
+    )
+
+
+def _quoted(before: str, hit: Hit) -> tuple[int, int] | None:
+    """Find what stands before a marker in the passage, but for white space; the longest tail that fits."""
+    claim = _MARKER.split(before)[-1] if before else ""
+    block = re.split(r"\n\s*\n", claim.strip())[-1].strip(' \t\n>"«»“”')
+    starts = [0, *(m.end() for m in re.finditer(r"[.!?:»]\s+|\n\s*", block))]
+    passage, offsets = _evenly_spaced(hit.chunk.text)
+    for start in starts:
+        words = " ".join(block[start:].split())
+        if len(words) < _SHORTEST_QUOTE:
+            return None
+        if (at := passage.find(words)) >= 0:
+            return hit.chunk.start + offsets[at], hit.chunk.start + offsets[at + len(words) - 1] + 1
+    return None
+
+
+@functools.lru_cache(maxsize=64)
+def _evenly_spaced(text: str) -> tuple[str, list[int]]:
+    """Return a text with single spaces for its white space, and where each of its characters stood."""
+    words: list[str] = []
+    offsets: list[int] = []
+    for word in re.finditer(r"\S+", text):
+        if words:
+            offsets.append(word.start() - 1)
+        words.append(word.group())
+        offsets.extend(range(*word.span()))
+    return " ".join(words), offsets
+
+
+def _shown(citation: Citation) -> str:
+    """The passage in one line, from its first quote on if the quote begins late."""
+    first = citation.quotes[0][0] - citation.start if citation.quotes else 0
+    return ("… " if first else "") + citation.text[first:]
+
+
+# ----------------------------------------------------------------------------------------- HTML
+
+_WORDS = {
+    "en": {
+        "sources": "Sources",
+        "uncited": "The model cited no passage. It was given these:",
+        "next": "You might ask next",
+    },
+    "fr": {
+        "sources": "Sources",
+        "uncited": "Le modèle n'a cité aucun passage. Voici ceux qu'il a reçus :",
+        "next": "Pour continuer",
+    },
+}
+
+# Colours come from JupyterLab's theme where there is one and from the page elsewhere, light or dark.
+_STYLE = """<style>
+.ragkit-answer{max-width:52em;line-height:1.5}
+.ragkit-answer>div{margin:.5em 0;white-space:pre-wrap;overflow-wrap:anywhere}
+.ragkit-answer>div details{display:inline-block;vertical-align:top;max-width:100%}
+.ragkit-answer summary{cursor:pointer;color:var(--jp-content-link-color,LinkText)}
+.ragkit-answer>div details[open],.ragkit-answer>div details[open]>summary{display:inline}
+.ragkit-answer>div blockquote{margin-bottom:-.8em}
+.ragkit-answer>div summary{list-style:none}
+.ragkit-answer>div summary::-webkit-details-marker{display:none}
+.ragkit-answer blockquote{margin:.4em 0 .6em;padding:.3em .8em;white-space:pre-wrap;overflow-wrap:anywhere;
+border-left:3px solid var(--jp-border-color1,GrayText);font-size:.93em}
+.ragkit-answer pre{margin:.2em 0;white-space:pre-wrap}
+.ragkit-answer mark{background:#ffe58f;color:#1a1a1a;padding:0 .1em}
+.ragkit-answer small{opacity:.75}
+.ragkit-answer ol,.ragkit-answer ul{margin:.3em 0;padding-left:1.8em}
+</style>"""
+
+
+def _words(language: str) -> dict[str, str]:
+    return _WORDS.get(language, _WORDS["en"])
+
+
+def _html(answer: Answer) -> str:
+    words = _words(answer.language)
+    by_number = {citation.number: citation for citation in answer.citations}
+
+    def marker(match: re.Match[str]) -> str:
+        if match.group(1) is None:
+            return _code_html(match.group())
+        citation = by_number.get(int(match.group(1)))
+        if citation is None:
+            return match.group()
+        title = html.escape(citation.place, quote=True)
+        return f'<details><summary title="{title}">[{citation.number}]</summary>{_passage_html(citation)}</details>'
+
+    escaped = re.sub(rf"{_CODE}|\[(\d{{1,4}})\]", marker, html.escape(answer.text), flags=re.DOTALL)
+    # MathJax must not read a document's dollar signs as formulas, nor run what stands in them.
+    parts = [_STYLE, f'<div class="ragkit-answer tex2jax_ignore mathjax_ignore" lang="{html.escape(answer.language)}">']
+    parts.append(f"<div>{escaped}</div>")  # a <p> would end at each <details>
+    if answer.citations:
+        heading = words["sources"] if answer.cited else words["uncited"]
+        items = "".join(
+            f'<li value="{c.number}"><details><summary title="{html.escape(c.source, quote=True)}">'
+            f"{html.escape(c.place)} <small>{html.escape(c.document_id)}</small></summary>"
+            f"{_passage_html(c)}</details></li>"
+            for c in answer.citations
+        )
+        parts.append(f"<small>{html.escape(heading)}</small><ol>{items}</ol>")
+    if follow_ups := _ready(answer._follow_ups):
+        items = "".join(f"<li>{html.escape(question)}</li>" for question in follow_ups)
+        parts.append(f"<small>{html.escape(words['next'])}</small><ul>{items}</ul>")
+    return "\n".join([*parts, "</div>"])
+
+
+def _code_html(escaped: str) -> str:
+    """Code of the answer as code; it is escaped already."""
+    if escaped.startswith("`") and not escaped.startswith("```"):
+        return f"<code>{escaped[1:-1]}</code>"
+    return f"<pre>{escaped.strip('`~').partition(chr(10))[2]}</pre>"
+
+
+def _ready(follow_ups: concurrent.futures.Future[tuple[str, ...]]) -> tuple[str, ...]:
+    """What can be shown of them now."""
+    return follow_ups.result() if follow_ups.done() and follow_ups.exception() is None else ()
+
+
+def _passage_html(citation: Citation) -> str:
+    pieces, at = [], 0
+    for start, end in citation.quotes:
+        start, end = max(start - citation.start, at), end - citation.start
+        if end > start:
+            pieces += [html.escape(citation.text[at:start]), f"<mark>{html.escape(citation.text[start:end])}</mark>"]
+            at = end
+    return f"<blockquote>{''.join(pieces)}{html.escape(citation.text[at:])}</blockquote>"

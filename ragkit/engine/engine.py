@@ -1,0 +1,385 @@
+"""`RAGEngine`: the one object that a notebook drives.
+
+    engine = RAGEngine("indexes/handbook")
+    engine.index("data/handbook")
+    engine.ask("How do I choose k1 for BM25?")
+    engine.serve()
+
+Everything that takes long is done in the thread of the caller, told on the socket and shown as a
+progress bar; what nobody waits for (follow-up questions, publishing) is done by threads of its own.
+Each method has a coroutine twin (`aindex`, `aretrieve`, `aask`) that runs it in a thread, so that the
+plain ones work inside a notebook's running event loop and the others in anybody's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from ragkit.chunking.structure import Chunker, StructureChunker
+from ragkit.embedding.base import Embedder, SentenceTransformerEmbedder
+from ragkit.embedding.cache import EmbeddingCache
+from ragkit.engine.answer import Answer, cite, passages_of
+from ragkit.engine.background import follow_up
+from ragkit.engine.follow_ups import FollowUps
+from ragkit.engine.responses import response_content
+from ragkit.errors import CancelledError, EmptyQuestionError, InputError, RagkitError
+from ragkit.indexing.index import Index, PassagesCache
+from ragkit.indexing.integrity import IndexCheck
+from ragkit.indexing.report import IndexReport, Progress
+from ragkit.indexing.vector_store import VectorStore
+from ragkit.indexing.watcher import Refreshing
+from ragkit.live import messages
+from ragkit.live.publisher import Publisher, Reply, Serving, default_publisher
+from ragkit.llm.openai import never
+from ragkit.llm.prompt import LLM, ExtractiveLLM, Prompt
+from ragkit.progress_bar import ProgressBar, progress_event
+from ragkit.retrieval.corpus import Passages
+from ragkit.retrieval.search import Hit, Hybrid, Reranker, Retriever, Rewriting, language_asked, retrieve
+
+__all__ = ["RAGEngine"]
+_log = logging.getLogger("ragkit")
+_T = TypeVar("_T")
+
+
+class RAGEngine:
+    """Index documents, ask them questions, and let the socket listen.
+
+    Args:
+        index: Folder of the index, made by the first `index` call. Its name is what listeners see.
+        embedder: Default: all-MiniLM-L6-v2, which comes with ragkit.
+        llm: What words the answers. Default: `ExtractiveLLM`, which quotes and needs no model.
+        chunker: How documents are cut. Default: `StructureChunker` within the embedder's limit.
+        retriever: Default: `Hybrid`.
+        rewriting: Finds other texts to search with: `HyDE`, `MultiQuery`. Default: none.
+        reranker: Ranks the best passages anew: `CrossEncoderReranker`, `LLMReranker`. Default: none.
+        store: Where vectors lie. Default: an embedded ChromaDB in the index's folder.
+        cache: Where texts that were embedded before are looked up. Default: one that all indexes of this user share;
+            False for none.
+        k: Passages per question.
+        instructions: Added to the model's prompt, for example ``"Answer in one sentence."``
+        follow_ups: Whether to make follow-up questions after each answer.
+        progress: Whether `index` shows a progress bar.
+        publisher: Who tells the socket; one for the whole process by default.
+
+    Attributes:
+        llm_interface: Has the coroutine ``generate_follow_up_questions(query, response) -> list[str]``.
+
+    Raises:
+        InputError: ``index`` is a file, or a folder of something else.
+        IndexMismatchError: The index was made with another embedder.
+    """
+
+    def __init__(
+        self,
+        index: str | Path,
+        *,
+        embedder: Embedder | None = None,
+        llm: LLM | None = None,
+        chunker: Chunker | None = None,
+        retriever: Retriever | None = None,
+        rewriting: Rewriting | None = None,
+        reranker: Reranker | None = None,
+        store: VectorStore | None = None,
+        cache: EmbeddingCache | Literal[False] | None = None,
+        k: int = 5,
+        instructions: str = "",
+        follow_ups: bool = True,
+        progress: bool = True,
+        publisher: Publisher | None = None,
+    ) -> None:
+        self.embedder = embedder or SentenceTransformerEmbedder()
+        self.llm: LLM = llm or ExtractiveLLM(self.embedder)
+        self.retriever: Retriever = retriever or Hybrid()
+        self.rewriting = rewriting
+        self.reranker = reranker
+        self.corpus = Index(
+            index, embedder=self.embedder, chunker=chunker or StructureChunker(), store=store, cache=cache
+        )
+        if k < 1:
+            raise InputError(f"k must be at least 1, not {k}.")
+        self.k = k
+        self.instructions = instructions
+        self.publisher = publisher or default_publisher()
+        self._cache = PassagesCache(self.corpus)
+        self._progress = progress
+        self._wants_follow_ups = follow_ups
+        self.llm_interface = FollowUps(
+            self.passages, retriever=self.retriever, llm=self.llm, language_of=self.language_of
+        )
+        self._serving: Serving | None = None
+
+    def __repr__(self) -> str:
+        documents, chunks = self.corpus.counts()
+        return (
+            f"RAGEngine({str(self.corpus.path)!r}: {documents} documents, {chunks} passages; "
+            f"{self.embedder.name}; {self.llm.name}; {self.publisher.state})"
+        )
+
+    # ------------------------------------------------------------------------------------ index
+
+    def index(
+        self,
+        path: str | Path,
+        *,
+        rebuild: bool = False,
+        cancelled: Callable[[], bool] = never,
+        executor: Executor | None = None,
+    ) -> IndexReport:
+        """Make the index agree with a folder, a file or a web page; only what changed is embedded.
+
+        Progress is shown as a bar and told on the socket. Ctrl-C (or an interrupted kernel) stops it; what was
+        committed is kept, and the next call goes on.
+
+        Args:
+            path: A folder, read recursively, a file, or the address of a page (``https://...``).
+            rebuild: Throw away what the index holds first.
+            cancelled: Asked several times a second; True stops the work.
+            executor: Where to embed, if not in this process; see `ragkit.index.Index.update`.
+
+        Returns:
+            What was added, updated, skipped, deleted, and which files failed and why.
+
+        Raises:
+            SourceNotFoundError, NoDocumentsError, IndexLockedError, IndexMismatchError, IndexWriteError,
+            EmbeddingError, CancelledError: See `ragkit.index.Index.update`.
+        """
+        return self._index(path, rebuild=rebuild, cancelled=cancelled, executor=executor, show=self._progress)
+
+    def _index(
+        self, path: str | Path, *, rebuild: bool, cancelled: Callable[[], bool], executor: Executor | None, show: bool
+    ) -> IndexReport:
+        task_id = uuid.uuid4().hex
+        begun = False
+        with ProgressBar(show, f"Indexing {Path(path).name or path}") as bar:
+
+            def tell(progress: Progress) -> None:
+                nonlocal begun
+                begun = True
+                bar.show(progress)
+                self.publisher.publish(progress_event(progress, task_id, self.corpus.name))
+
+            try:
+                report = self.corpus.update(
+                    path, rebuild=rebuild, on_progress=tell, cancelled=cancelled, executor=executor
+                )
+            except RagkitError as error:
+                if not begun:  # a missing path, a lock: listeners hear of it too
+                    tell(Progress(state="failed", message=str(error), documents_total=0, chunks_total=0))
+                raise
+        if self._serving is not None:
+            self._serving.update(self.describe())
+        return report
+
+    async def aindex(self, path: str | Path, *, rebuild: bool = False) -> IndexReport:
+        """`index` as a coroutine; cancelling it stops the indexing."""
+        return await _in_thread(lambda cancelled: self.index(path, rebuild=rebuild, cancelled=cancelled))
+
+    def watch(self, path: str | Path, *, on_report: Callable[[IndexReport], None] | None = None) -> Refreshing:
+        """Index a folder or file, and again whenever something in it changes, in the background.
+
+        Args:
+            path: A folder or a file.
+            on_report: Called with each report that has news, in another thread.
+
+        Returns:
+            A handle: ``.stop()`` it, use it in a ``with`` statement, or forget it; it ends with the process.
+
+        Raises:
+            InputError: ``path`` is an address.
+            What `index` does, the first time. Later failures are in the handle's ``error``, and on the socket.
+        """
+        if str(path).startswith(("http:/", "https:/")):
+            raise InputError(f"'{path}' cannot be watched, only files can. Call index() when it may have changed.")
+        report = self.index(path)
+        if on_report is not None:
+            on_report(report)
+        return Refreshing(
+            lambda cancelled: self._index(path, rebuild=False, cancelled=cancelled, executor=None, show=False),
+            Path(path),
+            ignored=self.corpus.path,
+            on_report=on_report,
+        )
+
+    def verify(self) -> IndexCheck:
+        """Compare records, vectors and files; see `ragkit.index.Index.verify`."""
+        return self.corpus.verify()
+
+    def repair(self) -> IndexCheck:
+        """Make records and vectors agree again; see `ragkit.index.Index.repair`."""
+        return self.corpus.repair()
+
+    # --------------------------------------------------------------------------------- retrieve
+
+    def passages(self) -> Passages:
+        """Every passage of the index as it is now. Raises `EmptyIndexError` if nothing was indexed yet."""
+        return self._cache.get()
+
+    def retrieve(self, question: str, *, k: int | None = None, cancelled: Callable[[], bool] = never) -> list[Hit]:
+        """Find the passages that fit a question best.
+
+        Args:
+            question: In any words.
+            k: How many; the engine's ``k`` if None.
+            cancelled: Asked while a model rewrites or reranks; True stops it.
+
+        Raises:
+            EmptyQuestionError: The question has no words.
+            EmptyIndexError: Nothing was indexed yet.
+            LLMError, RerankingError: A model that rewrites or reranks failed.
+            CancelledError: ``cancelled`` said so.
+        """
+        if not question.strip():  # before a missing index is named
+            raise EmptyQuestionError
+        return retrieve(
+            question,
+            self.passages(),
+            retriever=self.retriever,
+            rewriting=self.rewriting,
+            reranker=self.reranker,
+            k=self.k if k is None else k,
+            cancelled=cancelled,
+        )
+
+    async def aretrieve(self, question: str, *, k: int | None = None) -> list[Hit]:
+        """`retrieve` as a coroutine; cancelling it stops the models."""
+        return await _in_thread(lambda cancelled: self.retrieve(question, k=k, cancelled=cancelled))
+
+    # -------------------------------------------------------------------------------------- ask
+
+    def ask(
+        self,
+        question: str,
+        *,
+        k: int | None = None,
+        on_delta: Callable[[str], None] | None = None,
+        cancelled: Callable[[], bool] = never,
+    ) -> Answer:
+        """Answer a question from the index, with citations.
+
+        Follow-up questions are made in the background after this returns; they go to every listener of the socket
+        and to ``answer.follow_ups()``.
+
+        Args:
+            question: In any words.
+            k: Passages to answer from; the engine's ``k`` if None.
+            on_delta: Called with each piece of the answer as the model writes it.
+            cancelled: Asked between pieces, and while a model rewrites or reranks; True stops the work.
+
+        Returns:
+            The answer; ``answer.abstained`` tells whether the documents do not hold one.
+
+        Raises:
+            EmptyQuestionError: The question has no words.
+            EmptyIndexError: Nothing was indexed yet.
+            LLMError, RerankingError: A model failed; the message says how and what to do.
+            CancelledError: ``cancelled`` said so.
+        """
+        return self._ask(question, k=k, on_delta=on_delta, cancelled=cancelled, request_id=uuid.uuid4().hex)
+
+    async def aask(
+        self, question: str, *, k: int | None = None, on_delta: Callable[[str], None] | None = None
+    ) -> Answer:
+        """`ask` as a coroutine; ``on_delta`` is called in another thread; cancelling it stops the model."""
+        return await _in_thread(lambda cancelled: self.ask(question, k=k, on_delta=on_delta, cancelled=cancelled))
+
+    def _ask(
+        self,
+        question: str,
+        *,
+        k: int | None,
+        on_delta: Callable[[str], None] | None,
+        cancelled: Callable[[], bool],
+        request_id: str,
+    ) -> Answer:
+        started = time.monotonic()
+        language = self.language_of(question)
+        hits = self.retrieve(question, k=k, cancelled=cancelled)
+        prompt = Prompt(
+            question=question, passages=passages_of(hits), language=language, instructions=self.instructions
+        )
+        pieces: list[str] = []
+        for piece in self.llm.stream(prompt, cancelled=cancelled):
+            pieces.append(piece)
+            if on_delta is not None:
+                on_delta(piece)
+        answer = cite(
+            question,
+            "".join(pieces),
+            hits,
+            language=language,
+            model=self.llm.name,
+            seconds=time.monotonic() - started,
+            answer_id=request_id,
+        )
+        if answer.abstained or not self._wants_follow_ups:
+            answer._follow_ups.set_result(())
+        else:
+            follow_up(answer, self.llm_interface, publisher=self.publisher, index=self.corpus.name)
+        return answer
+
+    def language_of(self, question: str) -> str:
+        """Guess a question's language: among English, French and the common languages of the corpus."""
+        return language_asked(question, self.passages().languages if self.corpus.exists else {})
+
+    # ------------------------------------------------------------------------------------ serve
+
+    def serve(self) -> Serving:
+        """Answer the questions that arrive on the socket with this engine, from now on, in the background.
+
+        Run the cell again with a changed engine and the same listeners talk to the new one.
+
+        Returns:
+            A handle: ``.stop()`` it, use it in a ``with`` statement, or forget it; it ends with the process.
+        """
+        self._serving = self.publisher.serve(self.describe(), self.answer_query)
+        return self._serving
+
+    def describe(self) -> messages.Engine:
+        """Return what listeners see of this engine."""
+        # One engine an index and process: serving the same index again replaces the engine that did before.
+        place = hashlib.blake2b(str(self.corpus.path.resolve()).encode(), digest_size=6).hexdigest()
+        return messages.Engine(
+            id=f"{self.publisher.origin.run_id[:100]}:{place}",
+            index=self.corpus.name,
+            llm=self.llm.name,
+            embedder=self.embedder.name,
+            documents=self.corpus.counts()[0],
+            origin=self.publisher.origin,
+        )
+
+    def answer_query(self, content: messages.QueryContent, reply: Reply) -> None:
+        """Answer a query of the protocol through its reply; raises what `ask` does, for the reply's sender to tell."""
+        k = content.context.get("k")
+        try:
+            answer = self._ask(
+                content.question,
+                k=k if isinstance(k, int) and not isinstance(k, bool) and 1 <= k <= 100 else None,
+                on_delta=reply.delta,
+                cancelled=lambda: reply.cancelled,
+                request_id=reply.request_id,
+            )
+        except EmptyQuestionError as error:
+            reply.fail(messages.ErrorCode.EMPTY_QUESTION, str(error))
+        except CancelledError as error:
+            reply.fail(messages.ErrorCode.CANCELLED, str(error))
+        else:
+            reply.respond(response_content(answer, self.corpus.name))
+
+
+async def _in_thread(work: Callable[[Callable[[], bool]], _T]) -> _T:
+    """Run blocking work in a thread; if the awaiting task is cancelled, tell the work to stop."""
+    stop = threading.Event()
+    try:
+        return await asyncio.to_thread(work, stop.is_set)
+    except asyncio.CancelledError:
+        stop.set()
+        raise

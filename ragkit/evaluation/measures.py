@@ -1,0 +1,308 @@
+"""Measures of retrieval: declared in the field's notation, and computed by the field's own programs.
+
+``nDCG@10``, ``R@100``, ``RR@10``, ``AP`` and all the others of ir_measures look at documents; trec_eval computes most
+of them. `SpanRecall`, `SpanPrecision` and `SpanIoU` look at the first k passages, as in Smith and Troynikov,
+"Evaluating Chunking Strategies for Retrieval" (Chroma, 2024), in characters where they count tokens: with E the
+characters of a query's gold spans and R those of the k passages,
+
+    recall = |E and R| / |E|      precision = |E and R| / |R|      IoU = |E and R| / (|E| + |R| - |E and R|)
+
+What two passages share counts twice in |R|, so overlap has its price. A character of two gold spans counts once in |E|.
+
+Measures of answers (`ragkit.answer_measures`, `ragkit.judging`) are named and checked here, too, and computed there.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+
+from ragkit.errors import InputError, MissingExtraError
+from ragkit.evaluation.answer_measures import ANSWER_MEASURES, AnswerMeasure, FollowUpQuality, covered
+from ragkit.evaluation.judges import Faithfulness, Judge, Relevance
+from ragkit.evaluation.loading import Dataset
+
+if TYPE_CHECKING:
+    import ir_measures
+    import pandas as pd
+
+__all__ = [
+    "Measure",
+    "Ranked",
+    "SpanIoU",
+    "SpanMeasure",
+    "SpanPrecision",
+    "SpanRecall",
+    "check_gold",
+    "evaluate",
+    "parse_measure",
+]
+
+_MAX_CUTOFF = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ranked:
+    """A retrieved passage. A ranking is a list of them, best first.
+
+    Attributes:
+        document_id: The document that it stands in.
+        score: The retriever's; higher is better.
+        start: Where the passage begins, in characters of `Document.text`.
+        end: Where it ends. Span measures alone look at both.
+    """
+
+    document_id: str
+    score: float
+    start: int = 0
+    end: int = 0
+
+
+# -------------------------------------------------------------------------------------- declared
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SpanMeasure:
+    """A measure on spans, written like those of ir_measures: ``SpanRecall @ 5`` in Python, "SpanRecall@5" in text.
+
+    Attributes:
+        name: Which one; the module's docstring defines them.
+        cutoff: How many passages count; all if None.
+    """
+
+    name: Literal["SpanRecall", "SpanPrecision", "SpanIoU"]
+    cutoff: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_cutoff(self.cutoff, self.name)
+
+    def __matmul__(self, cutoff: int) -> SpanMeasure:
+        return dataclasses.replace(self, cutoff=cutoff)
+
+    def __str__(self) -> str:
+        return self.name if self.cutoff is None else f"{self.name}@{self.cutoff}"
+
+
+def _check_cutoff(cutoff: Any, measure: object) -> None:
+    # trec_eval ends the whole process, a notebook's kernel, over a cutoff of 0.
+    if cutoff is not None and not (type(cutoff) is int and 1 <= cutoff <= _MAX_CUTOFF):
+        raise InputError(f"The cutoff of '{measure}' must be a whole number from 1 to {_MAX_CUTOFF:,}: '@10'.")
+
+
+SpanRecall = SpanMeasure("SpanRecall")
+SpanPrecision = SpanMeasure("SpanPrecision")
+SpanIoU = SpanMeasure("SpanIoU")
+_OWN: dict[str, SpanMeasure | AnswerMeasure | FollowUpQuality] = {
+    **{each.name: each for each in (SpanRecall, SpanPrecision, SpanIoU)},
+    **ANSWER_MEASURES,
+}
+_OF_ANSWERS = (AnswerMeasure, FollowUpQuality, Faithfulness, Relevance)
+_JUDGES = [each.__name__ for each in (Faithfulness, Relevance)]
+
+Measure: TypeAlias = "SpanMeasure | AnswerMeasure | FollowUpQuality | Judge | ir_measures.Measure"
+
+
+def parse_measure(measure: str | Measure) -> Measure:
+    """Return the measure that a text names.
+
+    Args:
+        measure: ``"nDCG@10"``, ``"P(rel=2)@5"``, ``"SpanRecall@5"``, ``"F1"``, ...; a measure is checked and returned
+            as it is. Those that a model judges are always given as such: ``Faithfulness(llm)``.
+
+    Returns:
+        A measure; ``str`` of it is its notation.
+
+    Raises:
+        InputError: There is no such measure, or it cannot be computed here; the message lists what there is.
+        MissingExtraError: ir_measures is not installed.
+    """
+    if isinstance(measure, (SpanMeasure, *_OF_ANSWERS)):
+        return measure
+    library = _ir_measures()
+    found: Any = _parsed(measure, library) if isinstance(measure, str) else measure
+    if isinstance(found, (SpanMeasure, *_OF_ANSWERS)):
+        return cast(Measure, found)
+    if not isinstance(found, library.Measure):
+        raise InputError(f"{measure!r:.100} is no measure. {_there_is(library)}")
+    _check_cutoff(found.params.get("cutoff"), measure)
+    try:
+        library.calc_aggregate([found], {"query": {"right": 1, "wrong": 0}}, {"query": {"wrong": 2.0, "right": 1.0}})
+    except Exception as error:  # whatever ir_measures, trec_eval and the others say to a measure that is none
+        raise InputError(
+            f"'{measure}' cannot be computed: an option is wrong or missing (it takes "
+            f"{', '.join(found.SUPPORTED_PARAMS) or 'none'}; a cutoff is written '@10'), or it needs a package that is "
+            "not installed."
+        ) from error
+    return cast(Measure, found)
+
+
+def _parsed(text: str, library: Any) -> Any:
+    """Read ``Name(option=value)@cutoff``, as ir_measures does: its own parser needs what Python 3.14 has no longer."""
+    wrong = f"'{text[:100]}' is no measure. {_there_is(library)}"
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        options: dict[Any, Any] = {}  # None stands for "**"
+        cutoff = None
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
+            cutoff, node = ast.literal_eval(node.right), node.left
+        if isinstance(node, ast.Call) and not node.args:
+            options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
+            node = node.func
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+        raise InputError(wrong) from error
+    name = node.id if isinstance(node, ast.Name) else ""
+    if name in _JUDGES:
+        raise InputError(
+            f"'{name}' needs a model that judges: give {name}(llm), from ragkit.judging, instead of a text."
+        )
+    declared: Any = _OWN.get(name) or library.measures.registry.get(name)
+    without_cutoff = isinstance(declared, AnswerMeasure) and cutoff is not None
+    if declared is None or None in options or (options and name in _OWN) or without_cutoff:
+        raise InputError(wrong)
+    if options:
+        declared = declared(**options)
+    return declared if cutoff is None else declared @ cutoff
+
+
+def _there_is(library: Any) -> str:
+    names = sorted({measure.NAME for measure in library.measures.registry.values()} | set(_OWN))
+    return (
+        f"Write for example 'nDCG@10', 'R@100', 'AP', 'SpanRecall@5' or 'F1'. There are: {', '.join(names)}; and with "
+        f"a model that judges, {' and '.join(_JUDGES)}."
+    )
+
+
+def _ir_measures() -> Any:
+    try:
+        import ir_measures
+    except ImportError as error:
+        raise MissingExtraError("ir_measures", extra="eval") from error
+    return ir_measures
+
+
+# -------------------------------------------------------------------------------------- computed
+
+
+def check_gold(measures: Iterable[Measure], dataset: Dataset) -> None:
+    """Make sure that a dataset has what measures compare with.
+
+    Raises:
+        InputError: It has not.
+    """
+    for measure in measures:
+        if isinstance(measure, AnswerMeasure):
+            measure.check_gold(dataset)
+        elif isinstance(measure, SpanMeasure):
+            if not dataset.spans:
+                raise InputError(
+                    f"'{measure}' needs gold spans, and '{dataset.name}' has none. Add a spans.jsonl, or measure "
+                    "documents: 'nDCG@10'."
+                )
+        elif not isinstance(measure, _OF_ANSWERS) and not dataset.qrels:
+            raise InputError(f"'{measure}' needs judgements (qrels), and '{dataset.name}' has none. Add a qrels.tsv.")
+
+
+def evaluate(
+    measures: Iterable[str | Measure], dataset: Dataset, rankings: Mapping[str, Sequence[Ranked]]
+) -> pd.DataFrame:
+    """Measure rankings.
+
+    Every query of the dataset that has gold for a measure counts for it: one that has no ranking, or an empty one, is
+    like one for which nothing right was found. Rankings of other queries are left alone.
+
+    A document stands in a ranking where its first passage does, with that passage's score. The scores go to trec_eval
+    as they are: the order of the list does not count there, scores are 32-bit numbers, and documents with equal scores
+    are ordered by their ids, the last first. (``RR@k`` is MS MARCO's: there the first comes first.)
+
+    Args:
+        measures: Of rankings; see `parse_measure`.
+        dataset: What is right.
+        rankings: Query id -> passages, best first.
+
+    Returns:
+        One row a query and measure, columns ``query_id``, ``measure`` (its notation) and ``value``: by measures as
+        they were given, then by queries as the dataset has them.
+
+    Raises:
+        InputError: No such measure, or one of answers; no gold for it; rankings none of which is for a query of the
+            dataset; a score that is no finite number; span measures for passages without offsets.
+        MissingExtraError: ir_measures or pandas is not installed.
+    """
+    declared = list(dict.fromkeys(parse_measure(measure) for measure in measures))
+    if of_answers := [measure for measure in declared if isinstance(measure, _OF_ANSWERS)]:
+        raise InputError(
+            f"'{of_answers[0]}' measures answers, and these are rankings. evaluate_answers() of ragkit.answer_measures "
+            "measures answers; an Experiment measures both."
+        )
+    check_gold(declared, dataset)
+    if rankings and not any(query.id in rankings for query in dataset.queries):
+        raise InputError(
+            f"None of the {len(rankings)} rankings is for a query of '{dataset.name}': the first is for "
+            f"{next(iter(rankings))!r:.100}, the dataset's first query is '{dataset.queries[0].id}'."
+        )
+    values: dict[tuple[str, Measure], float] = {}
+    if any(not isinstance(measure, SpanMeasure) for measure in declared):
+        values |= _by_documents([m for m in declared if not isinstance(m, SpanMeasure)], dataset, rankings)
+    for measure in declared:
+        if isinstance(measure, SpanMeasure):
+            for query_id in dataset.spans:
+                values[query_id, measure] = _by_spans(measure, dataset, query_id, rankings.get(query_id, ()))
+    rows = [
+        (query.id, str(measure), values[query.id, measure])
+        for measure in declared
+        for query in dataset.queries
+        if (query.id, measure) in values
+    ]
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise MissingExtraError("pandas", extra="eval") from error
+    return pd.DataFrame(rows, columns=["query_id", "measure", "value"])
+
+
+def _by_documents(
+    measures: list[Any], dataset: Dataset, rankings: Mapping[str, Sequence[Ranked]]
+) -> dict[tuple[str, Measure], float]:
+    run: dict[str, dict[str, float]] = {}
+    for query_id in dataset.qrels:
+        scores: dict[str, float] = {}
+        for passage in rankings.get(query_id, ()):
+            score = scores.setdefault(passage.document_id, float(passage.score))
+            if not math.isfinite(score):
+                raise InputError(
+                    f"The score of '{passage.document_id}' for the query '{query_id}' is {score}. It must be finite."
+                )
+        if scores:
+            run[query_id] = scores
+    try:
+        # What the run lacks, ir_measures adds with each measure's value for an empty ranking, which is 0.
+        found = list(_ir_measures().evaluator(measures, dataset.qrels).iter_calc(run))
+    except Exception as error:  # Accuracy, for one, divides by the number of documents that are not relevant
+        raise InputError(
+            f"ir_measures cannot compute {', '.join(map(str, measures))} for '{dataset.name}': {error!r:.200}. "
+            "Take measures out to find the one."
+        ) from error
+    return {(metric.query_id, metric.measure): float(metric.value) for metric in found}
+
+
+def _by_spans(measure: SpanMeasure, dataset: Dataset, query_id: str, ranking: Sequence[Ranked]) -> float:
+    gold = [(span.document_id, span.start, span.end) for span in dataset.spans[query_id]]
+    passages = [(p.document_id, p.start, p.end) for p in ranking[: measure.cutoff]]
+    # One without characters may be a document that has only a title.
+    if any(start > end for _, start, end in passages) or (passages and all(a == b for _, a, b in passages)):
+        raise InputError(
+            f"The ranking for query '{query_id}' holds a passage without offsets, and '{measure}' needs them: "
+            "Ranked(document_id, score, start, end)."
+        )
+    wanted, size = covered(gold), sum(end - start for _, start, end in passages)
+    shared = wanted + covered(passages) - covered(gold + passages)
+    match measure.name:
+        case "SpanRecall":
+            return shared / wanted
+        case "SpanPrecision":
+            return shared / size if size else 0.0
+        case "SpanIoU":
+            return shared / (wanted + size - shared)

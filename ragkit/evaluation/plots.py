@@ -1,0 +1,300 @@
+"""Pictures of an experiment: who leads, on which queries, and at what cost.
+
+Each function returns a `Figure`, which a notebook shows when it is the last value of a cell and which
+`figure.savefig("leaderboard.pdf")` keeps. Nothing global is touched: no pyplot, no current figure, no style. So
+pictures come out the same in a notebook, in a script without a screen and in a thread, and whatever the user's own
+matplotlib settings are. Colours are those of Okabe and Ito (2008), which colour-blind people can tell apart.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ragkit.errors import InputError, MissingExtraError
+from ragkit.evaluation.significance import as_floats, compare, interval, paired_differences
+from ragkit.terminal import one_line
+
+try:
+    import matplotlib.figure
+    from matplotlib import font_manager
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+except ImportError as problem:
+    raise MissingExtraError("matplotlib", extra="eval") from problem
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+__all__ = ["Figure", "differences", "leaderboard", "tradeoff"]
+
+BLUE, VERMILION, INK, GREY, PALE = "#0072B2", "#D55E00", "#222222", "#8a8a8a", "#e6e6e6"
+FONT = "DejaVu Sans"  # comes with matplotlib
+_TEXT: dict[str, Any] = {
+    "color": INK, "fontfamily": FONT, "fontsize": 9, "parse_math": False, "usetex": False,
+}  # fmt: skip
+_DPI = 200
+_POINTS_PER_INCH = 96  # of a notebook's page
+_LINE_INCHES = 0.165
+_NAME_WIDTH = 44
+_NAME_CHARACTERS = 88
+_LOG_FROM = 20.0  # times: a cost axis that spans more is logarithmic
+_UNITS = {
+    "latency_ms": "retrieval per question (ms)",
+    "answer_ms": "answering per question (ms)",
+    "tokens": "tokens per question",
+    "cost": "cost of all answers",
+}
+
+
+class Figure(matplotlib.figure.Figure):
+    """A matplotlib figure that a notebook shows without pyplot having been imported."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        png = io.BytesIO()
+        self.savefig(png, format="png", dpi=_DPI, facecolor="white", transparent=False)
+        width, height = (round(inches * _POINTS_PER_INCH) for inches in self.get_size_inches())
+        return png.getvalue(), {"width": width, "height": height}
+
+
+def leaderboard(queries: pd.DataFrame, *, measure: str, baseline: str | None = None) -> Figure:
+    """Draw each system's mean with its 95% bootstrap interval, the best on top.
+
+    Args:
+        queries: Long form: the columns ``system``, ``query_id``, ``measure`` and ``value``. NaN is left out.
+        measure: Which measure to draw, for example ``"nDCG@10"``.
+        baseline: The system to mark, and to draw a line through.
+
+    Raises:
+        InputError: A column, the measure or the baseline is not there, or a system has two values for a query.
+    """
+    wide = _wide(queries, measure)
+    if baseline is not None:
+        _known(baseline, wide.columns, "system")
+    means = wide.mean().sort_values(ascending=False, kind="stable", na_position="last")
+    counts = wide[means.index].count()
+    names = [
+        _label(system)
+        + (" (baseline)" if system == baseline else "")
+        + (f"\n{count} of {len(wide)} queries" if count < len(wide) else "")
+        for system, count in counts.items()
+    ]
+    rows, height = _rows(names)
+    figure, axes = _canvas(height + 1.0, names)
+    for row, (system, mean) in zip(rows, means.items(), strict=True):
+        low, high = interval(wide[system])
+        marked = system == baseline
+        colour = VERMILION if marked else BLUE
+        axes.plot([low, high], [row, row], color=colour, linewidth=2.5, solid_capstyle="round", zorder=2)
+        axes.plot([mean], [row], "D" if marked else "o", color=colour, markerfacecolor="white" if marked else colour,
+                  markersize=6, zorder=3)  # fmt: skip
+        said = "no value" if np.isnan(mean) else _number(mean)
+        if not np.isnan(low):
+            said += f"  [{_number(low)}, {_number(high)}]"
+        axes.text(1.03, row, said, transform=axes.get_yaxis_transform(), va="center", **_TEXT)
+        if marked:
+            axes.axvline(mean, color=colour, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    axes.set_ylim(height, 0)
+    axes.set_yticks(rows, labels=names, **_TEXT)
+    axes.grid(axis="x", color=PALE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(f"mean {_label(measure)} over {len(wide)} queries, with 95% intervals", **_TEXT)
+    return figure
+
+
+def differences(queries: pd.DataFrame, *, measure: str, system: str, baseline: str) -> Figure:
+    """Draw on which queries a system is better or worse than the baseline, and by how much.
+
+    Queries are sorted by their difference. The line is the mean difference, the band its 95% bootstrap interval.
+
+    Args:
+        queries: As for `leaderboard`.
+        measure: Which measure to draw.
+        system: One system; where it is better, the difference is positive.
+        baseline: The other.
+
+    Raises:
+        InputError: A column, the measure or a system is not there, a system has two values for a query, or no
+            query has a value of both.
+    """
+    wide = _wide(queries, measure)
+    for name in (system, baseline):
+        _known(name, wide.columns, "system")
+    if system == baseline:
+        raise InputError(f"{system!r} does not differ from itself. Give two systems.")
+    (row,) = compare(wide[[baseline, system]], baseline=baseline).to_dict("records")
+    if not row["n"]:
+        raise InputError(f"No query has a {measure} of both {system!r} and {baseline!r}, so there is nothing to draw.")
+    found = paired_differences(wide[system], wide[baseline])
+    found = np.sort(found[~np.isnan(found)])[::-1]
+
+    figure, axes = _canvas(3.8)
+    edges = np.arange(len(found) + 1) + 0.5
+    for colour, part in ((BLUE, found.clip(min=0)), (VERMILION, found.clip(max=0))):
+        axes.stairs(part, edges, fill=True, color=colour, linewidth=0)
+    axes.axhline(0, color=INK, linewidth=0.8)
+    ends = ""
+    if not np.isnan(row["low"]):
+        axes.axhspan(row["low"], row["high"], color=INK, alpha=0.15, linewidth=0)
+        ends = f" [{_number(row['low'], sign=True)}, {_number(row['high'], sign=True)}]"
+    axes.axhline(row["difference"], color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
+    axes.set_xlim(0.5, len(found) + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10], min_n_ticks=1))
+    axes.set_xlabel("queries that both have a value for, sorted by difference", **_TEXT)
+    axes.set_ylabel(f"difference in {_label(measure)}", **_TEXT)
+    left_out = f", {row['left_out']} left out" if row["left_out"] else ""
+    axes.set_title(
+        f"{_label(system)}\nagainst {_label(baseline)}\n"
+        f"mean difference {_number(row['difference'], sign=True)}{ends}; "
+        f"{_count(row['wins'], 'win')}, {_count(row['ties'], 'tie')}, {_count(row['losses'], 'loss')}{left_out}",
+        loc="left",
+        **_TEXT,
+    )
+    return figure
+
+
+def tradeoff(systems: pd.DataFrame, *, measure: str, cost: str = "latency_ms") -> Figure:
+    """Draw quality against cost, and the Pareto front: systems that no other beats in one without losing in the other.
+
+    Args:
+        systems: One row a system: the column ``system``, one column a measure, and columns of costs.
+        measure: The column that says how good it is; more is better.
+        cost: The column that says what it costs, for example ``latency_ms``, ``tokens`` or ``cost``; less is better.
+
+    Raises:
+        InputError: A column is not there, or no system has both numbers.
+    """
+    for column in ("system", measure, cost):
+        _known(column, systems.columns, "column")
+    names = [_label(name) for name in systems["system"]]
+    x, y = (as_floats(systems[column], f"the column {column!r}") for column in (cost, measure))
+    drawn = np.flatnonzero(~np.isnan(x) & ~np.isnan(y))
+    if not len(drawn):
+        raise InputError(f"No system has both {measure!r} and {cost!r}, so there is nothing to draw.")
+    missing = [name.replace("\n", " ") for i, name in enumerate(names) if i not in drawn]
+    drawn = drawn[np.lexsort((x[drawn], -y[drawn]))]  # best first
+    front = [i for i in drawn if not any(_beats(x[j], y[j], x[i], y[i]) for j in drawn)]
+
+    labels = [names[i] for i in drawn]
+    rows, height = _rows(labels)
+    figure, axes = _canvas(max(height, 2.4) + 1.0, labels)
+    axes.step(x[front][::-1], y[front][::-1], where="post", color=VERMILION, linewidth=1.2, zorder=2)
+    for i in drawn:
+        colour = VERMILION if i in front else BLUE
+        axes.plot([x[i]], [y[i]], "D" if i in front else "o", color=colour, markersize=6, zorder=3)
+    if x[drawn].min() > 0 and x[drawn].max() / x[drawn].min() > _LOG_FROM:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
+    axes.margins(0.06, 0.08)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high)
+    beside = _spread((high - y[drawn]) / (high - low), np.asarray(rows) / max(height, 2.4))
+    for i, label, at in zip(drawn, labels, beside, strict=True):
+        axes.annotate(
+            label, (x[i], y[i]), xytext=(1.05, 1 - at), textcoords="axes fraction", va="center",
+            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 4},
+            **_TEXT | {"color": VERMILION if i in front else INK},
+        )  # fmt: skip
+    axes.grid(axis="x", color=PALE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    note = textwrap.wrap(f"not drawn, for want of a number: {', '.join(missing)}", 90) if missing else []
+    axes.set_xlabel("\n".join([_label(_UNITS.get(cost, cost)), *note]), **_TEXT)
+    axes.set_ylabel(_label(measure), **_TEXT)
+    axes.set_title("Pareto front in orange: nothing is both better and cheaper", loc="left", **_TEXT)
+    return figure
+
+
+# ------------------------------------------------------------------------------------------ data
+
+
+def _wide(queries: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """One row a query, one column a system, in the order in which the systems first occur."""
+    for column in ("system", "query_id", "measure", "value"):
+        _known(column, queries.columns, "column")
+    _known(measure, queries["measure"].unique(), "measure")
+    chosen = queries[queries["measure"] == measure]
+    if chosen[["system", "query_id"]].isna().any(axis=None):
+        raise InputError(f"A row of {measure} names no system or no query. Fill in the column, or leave the row out.")
+    twice = chosen.duplicated(["system", "query_id"])
+    if twice.any():
+        first = chosen[twice].iloc[0]
+        raise InputError(f"{first['system']!r} has more than one {measure} for query {first['query_id']!r}. Keep one.")
+    chosen = chosen.assign(value=as_floats(chosen["value"], "the column 'value'"))
+    return chosen.pivot(index="query_id", columns="system", values="value")[chosen["system"].unique()]
+
+
+def _known(name: object, names: Iterable[object], what: str) -> None:
+    names = list(names)
+    if name not in names:
+        raise InputError(f"There is no {what} {name!r}. There is: {', '.join(map(repr, names))}.")
+
+
+def _beats(cost: float, quality: float, other_cost: float, other_quality: float) -> bool:
+    return cost <= other_cost and quality >= other_quality and (cost < other_cost or quality > other_quality)
+
+
+# ---------------------------------------------------------------------------------------- layout
+
+
+def _canvas(height: float, names: Sequence[str] = ()) -> tuple[Figure, Axes]:
+    """An empty figure, wider where names are longer, and its axes."""
+    longest = max((len(line) for name in names for line in name.split("\n")), default=0)
+    figure = Figure(figsize=(6.4 + 0.07 * longest, height), layout="constrained", facecolor="white")
+    axes = figure.add_subplot(facecolor="white")
+    axes.tick_params(which="both", colors=INK, labelsize=9, labelfontfamily=FONT, length=0)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(GREY)
+    return figure, axes
+
+
+def _rows(names: Sequence[str]) -> tuple[list[float], float]:
+    """The middle of each name's row, and the height of all of them, in inches from the top."""
+    rows, top = [], 0.0
+    for name in names:
+        height = _LINE_INCHES * (name.count("\n") + 1) + 0.1
+        rows.append(top + height / 2)
+        top += height
+    return rows, top
+
+
+def _spread(wanted: npt.NDArray[np.float64], packed: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Places as near as can be to those wanted, in order, and at least as far apart as those packed; 0 to 1."""
+    from scipy import optimize
+
+    least = packed - packed[0]
+    free = optimize.isotonic_regression(wanted - least).x
+    placed: npt.NDArray[np.float64] = np.clip(free, packed[0], 1 - packed[0] - least[-1]) + least
+    return placed
+
+
+@functools.cache
+def _drawable() -> frozenset[int]:
+    return frozenset(font_manager.get_font(font_manager.findfont(FONT)).get_charmap())
+
+
+def _label(name: object) -> str:
+    """A name from outside on lines of bearable length, without what the font cannot draw."""
+    text = "".join(c if ord(c) in _drawable() else ascii(c)[1:-1] for c in one_line(str(name)) or "''")
+    if len(text) > _NAME_CHARACTERS:
+        half = _NAME_CHARACTERS // 2
+        text = f"{text[: half - 1]}…{text[-half:]}"  # systems often differ at the end
+    return textwrap.fill(text, _NAME_WIDTH)
+
+
+def _number(value: float, *, sign: bool = False) -> str:
+    plus = "+" if sign else ""
+    return f"{value:{plus}.3f}" if abs(value) < 100 else f"{value:{plus},.0f}"
+
+
+def _count(count: int, what: str) -> str:
+    plural = "losses" if what == "loss" else f"{what}s"
+    return f"{count} {what if count == 1 else plural}"

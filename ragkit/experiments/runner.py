@@ -1,0 +1,395 @@
+"""One system, asked every question of a judged set.
+
+    question ─ rewrite ─ retrieve ─ rerank ─┬─ rankings
+                                            └─ answer ─┬─ answers
+                                                       ├─ judge
+                                                       └─ follow-ups
+
+Only what a measure looks at is computed. Everything that a model says is a cell of its own (`ragkit.calls`), under what
+the model was given, so that two systems that give a model the same passages share the reply. A call that fails takes
+its question out of what depends on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ragkit.chunking.context import passage_text
+from ragkit.engine.answer import Answer, cite, passages_of
+from ragkit.engine.follow_ups import FollowUps
+from ragkit.errors import CancelledError, LLMResponseError
+from ragkit.evaluation.answer_measures import AnswerMeasure, FollowUpQuality
+from ragkit.evaluation.dataset import Dataset, Query
+from ragkit.evaluation.judges import Judge
+from ragkit.evaluation.measures import Measure, Ranked
+from ragkit.experiments.calls import Call, Calls, Failure
+from ragkit.experiments.cells import Cells
+from ragkit.experiments.fingerprint import code_version, digest, identity
+from ragkit.experiments.progress import Live
+from ragkit.experiments.stages import Cut, Ranking, Retrieval, windows
+from ragkit.experiments.system import System, described
+from ragkit.indexing.records import DocumentRecord
+from ragkit.llm.metering import Metered
+from ragkit.llm.openai import Usage
+from ragkit.llm.prompt import LLM, ExtractiveLLM, Prompt, drained
+from ragkit.retrieval.corpus import Documents, Passages
+from ragkit.retrieval.search import Hit, Reranker, fused, language_asked, reranked, retrieve
+
+__all__ = ["Evaluation", "Judged", "Outcome"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Judged:
+    """One judgement of one answer.
+
+    Attributes:
+        query_id: Whose answer.
+        measure: What was judged.
+        repeat: Which time, from 1.
+        score: From 0 to 1.
+        reply: What the judge said.
+    """
+
+    query_id: str
+    measure: str
+    repeat: int
+    score: float
+    reply: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a system made of the questions.
+
+    Attributes:
+        rankings: Query id -> passages, best first. A question whose ranking failed is not there.
+        answers: Query id -> answer, likewise; empty if no measure looks at answers.
+        judgements: All of them.
+        follow_ups: Query id -> follow-up questions, and whether the corpus answers each.
+        failures: Query id -> what failed.
+        facts: What else is known: passages, latency_ms, answer_ms, tokens, cost.
+    """
+
+    rankings: Mapping[str, Sequence[Ranked]]
+    answers: Mapping[str, Answer]
+    judgements: Sequence[Judged]
+    follow_ups: Mapping[str, Mapping[str, bool]]
+    failures: Mapping[str, Sequence[Failure]]
+    facts: Mapping[str, Any]
+
+
+class Evaluation:
+    """Asks one system all questions.
+
+    Args:
+        system: Without choices.
+        dataset: The questions.
+        measures: What will be measured of the outcome.
+        cut: The documents as the system cuts them.
+        corpus: The documents uncut.
+        cells: What was computed before.
+        calls: Asks models.
+        live: Is told how far it is.
+        cancelled: Asked several times a second.
+        timed: Whether to measure the latency of retrieval, if it is not known.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        dataset: Dataset,
+        measures: Sequence[Measure],
+        *,
+        cut: Cut,
+        corpus: Documents,
+        cells: Cells,
+        calls: Calls,
+        live: Live,
+        cancelled: Callable[[], bool],
+        timed: bool = True,
+    ) -> None:
+        self._timed = timed
+        self._system = system
+        self._dataset = dataset
+        self._measures = measures
+        self._cut = cut
+        self._corpus = corpus
+        self._cells = cells
+        self._calls = calls
+        self._live = live
+        self._cancelled = cancelled
+        self._retrieval = Retrieval(system.retriever, cut, cells)
+        self._llm: LLM = system.llm or ExtractiveLLM(cut.embedder.inner)  # which is timed
+        self._queries = {query.text: query for query in reversed(dataset.queries)}
+        self._questions = [query.text for query in dataset.queries if self._queries[query.text] is query]
+        self._failures: dict[str, list[Failure]] = {}
+
+    def run(self) -> Outcome:
+        """Compute what no cell holds.
+
+        Raises:
+            BudgetError, CancelledError, LLMError: See `ragkit.calls.Calls`.
+            CellsError, EmbeddingError, InputError: See `ragkit.stages`.
+        """
+        rankings = self._reranked(self._retrieved(self._texts()))
+        facts: dict[str, Any] = {"passages": len(self._cut.chunks), "latency_ms": self._latency()}
+        answers: dict[str, Answer] = {}
+        judgements: list[Judged] = []
+        follow_ups: dict[str, dict[str, bool]] = {}
+        if any(isinstance(measure, AnswerMeasure | FollowUpQuality | Judge) for measure in self._measures):
+            keys, prompts = self._prompts(rankings)
+            replies = self._ask(
+                "answer", keys, lambda question: functools.partial(_answered, self._llm, prompts[question][0])
+            )
+            for question, reply in replies.items():
+                answers[question] = cite(
+                    question, reply["text"], prompts[question][1], language=self._language(question),
+                    model=self._llm.name, seconds=reply["seconds"], answer_id=keys[question],
+                )  # fmt: skip
+            facts |= _costs(self._llm, list(replies.values()))
+            judgements = [each for m in self._measures if isinstance(m, Judge) for each in self._judged(m, answers)]
+            if any(isinstance(measure, FollowUpQuality) for measure in self._measures):
+                follow_ups = self._follow_ups(answers)
+        queries = self._dataset.queries
+        return Outcome(
+            rankings={q.id: self._places(rankings[q.text]) for q in queries if q.text in rankings},
+            answers={q.id: answers[q.text] for q in queries if q.text in answers},
+            judgements=judgements,
+            follow_ups={q.id: follow_ups[q.text] for q in queries if q.text in follow_ups},
+            failures={q.id: self._failures[q.text] for q in queries if q.text in self._failures},
+            facts=facts,
+        )
+
+    # ------------------------------------------------------------------------------------ ranking
+
+    def _texts(self) -> dict[str, list[str]]:
+        """What is searched for each question."""
+        rewriting = self._system.rewriting
+        if rewriting is None:
+            return {question: [question] for question in self._questions}
+        method = identity(rewriting)
+        keys = {q: digest("rewrite", method, self._language(q), q) for q in self._questions}
+        return self._ask(
+            "rewrite",
+            keys,
+            lambda question: (
+                lambda cancelled: rewriting.rewrite(question, language=self._language(question), cancelled=cancelled)
+            ),
+        )
+
+    def _retrieved(self, texts: Mapping[str, Sequence[str]]) -> dict[str, Ranking]:
+        """Search for all texts, and fuse those of each question.
+
+        Questions as they were asked come first and in windows of their own: so they are those of a system that
+        rewrites none, and shared with it.
+        """
+        every = [text for of_one in texts.values() for text in of_one]
+        asked = set(self._questions)
+        plain = self._questions if asked & set(every) else []
+        more = sorted({text for text in every if text not in asked})
+        known = self._retrieval.known([*plain, *more])
+        self._live.ranked(sum(all(text in known for text in of_one) for of_one in texts.values()))
+        for window in [*windows(plain), *windows(more)]:
+            if all(text in known for text in window):
+                continue
+            if self._cancelled():
+                raise CancelledError("The experiment was stopped. Run it again, and it goes on.")
+            known |= self._retrieval.rank(window, self._passages(), known=known)
+            self._live.ranked(sum(all(text in known for text in of_one) for of_one in texts.values()))
+        return {
+            question: known[of_one[0]] if len(of_one) == 1 else _fused([known[text] for text in of_one])
+            for question, of_one in texts.items()
+        }
+
+    def _reranked(self, rankings: dict[str, Ranking]) -> dict[str, Ranking]:
+        reranker = self._system.reranker
+        if reranker is None:
+            return rankings
+        method = identity(reranker)
+        texts = {
+            question: [
+                passage_text(self._record(at).title, self._cut.chunks[at])
+                for at in ranking.positions[: reranker.depth].tolist()
+            ]
+            for question, ranking in rankings.items()
+        }
+        keys = {question: digest("rerank", method, question, of_one) for question, of_one in texts.items() if of_one}
+
+        def call(question: str) -> Call:
+            return lambda cancelled: _checked(
+                reranker, reranker.scores(question, texts[question], cancelled=cancelled), len(texts[question])
+            )
+
+        anew = self._ask("rerank", keys, call) | {question: [] for question, of_one in texts.items() if not of_one}
+        return {
+            question: Ranking.of(reranked(rankings[question].as_scores(), scores, depth=reranker.depth))
+            for question, scores in anew.items()
+        }
+
+    def _latency(self) -> float:
+        known = self._retrieval.known_latency()
+        if known is None:
+            known = self._retrieval.latency(self._questions, self._passages()) if self._timed else math.nan
+        return known
+
+    def _passages(self) -> Passages:
+        return self._cut.passages(self._corpus, tell=self._live.embedding, cancelled=self._cancelled)
+
+    def _record(self, position: int) -> DocumentRecord:
+        return self._corpus.records[self._cut.owner[position]]
+
+    def _places(self, ranking: Ranking) -> list[Ranked]:
+        chunks = self._cut.chunks
+        return [
+            Ranked(chunks[at].document_id, score, chunks[at].start, chunks[at].end)
+            for at, score in ranking.as_scores().items()
+        ]
+
+    # ------------------------------------------------------------------------------------ answers
+
+    def _prompts(self, rankings: Mapping[str, Ranking]) -> tuple[dict[str, str], dict[str, tuple[Prompt, list[Hit]]]]:
+        """Each question's prompt with its passages, and the key of the answer: all that the model is given."""
+        method = [code_version(Prompt), identity(self._llm)]
+        keys: dict[str, str] = {}
+        prompts: dict[str, tuple[Prompt, list[Hit]]] = {}
+        for question, ranking in rankings.items():
+            hits = [
+                Hit(self._cut.chunks[at], self._record(at), score, None, rank)
+                for rank, (at, score) in enumerate([*ranking.as_scores().items()][: self._system.k], start=1)
+            ]
+            prompt = Prompt(
+                question=question,
+                passages=passages_of(hits),
+                language=self._language(question),
+                instructions=self._system.instructions,
+            )
+            prompts[question] = prompt, hits
+            keys[question] = digest("answer", method, dataclasses.asdict(prompt))
+        return keys, prompts
+
+    def _judged(self, measure: Judge, answers: Mapping[str, Answer]) -> list[Judged]:
+        method = identity(measure)
+        found: dict[str, list[Judged]] = {}
+        queries = {q: self._queries[q] for q, answer in answers.items() if measure.applies(self._queries[q], answer)}
+        for repeat in range(1, measure.repeats + 1):
+            keys = {
+                q: digest("judge", method, repeat, answers[q].id, answers[q].text, query.answers)
+                for q, query in queries.items()
+            }
+            replies = self._ask(
+                f"judge {measure}", keys, lambda q: functools.partial(_judgement, measure, queries[q], answers[q])
+            )
+            for query in self._dataset.queries:
+                if query.text in replies:
+                    reply = replies[query.text]
+                    found.setdefault(query.id, []).append(
+                        Judged(query.id, str(measure), repeat, reply["score"], reply["reply"])
+                    )
+        return [judged for of_one in found.values() for judged in of_one]
+
+    def _follow_ups(self, answers: Mapping[str, Answer]) -> dict[str, dict[str, bool]]:
+        """Follow-up questions of every answer, each with whether the corpus answers it.
+
+        It does if `ExtractiveLLM`, which abstains where nothing is close enough, finds something to quote.
+        """
+        method = [code_version(FollowUps), identity(self._llm), self._retrieval.key, self._system.k]
+        keys = {q: digest("follow-ups", method, a.id, a.text) for q, a in answers.items() if not a.abstained}
+        if len(self._cells.get(list(keys.values()))) == len(set(keys.values())):
+            return self._ask("follow-ups", keys, lambda question: lambda cancelled: {})
+        extractive = ExtractiveLLM(self._cut.embedder)
+        passages = self._passages()
+        passages.expect(())
+        _ = passages.vectors  # what has to be embedded is embedded here, where a wish to stop is heard
+        retriever = self._system.retriever
+
+        def call(question: str) -> Call:
+            made = FollowUps(lambda: passages, retriever=retriever, llm=self._llm, language_of=self._language)
+
+            def answered(follow_up: str, cancelled: Callable[[], bool]) -> bool:
+                if cancelled():
+                    raise CancelledError("The experiment was stopped. Run it again, and it goes on.")
+                hits = retrieve(follow_up, passages, retriever=retriever, k=self._system.k, similarities=False)
+                prompt = Prompt(question=follow_up, passages=passages_of(hits), language=self._language(question))
+                text = drained(extractive.stream(prompt))[0]
+                return not cite(follow_up, text, hits, language=prompt.language, model="", seconds=0).abstained
+
+            return lambda cancelled: {
+                _encodable(q): answered(q, cancelled)
+                for q in made.generate(question, answers[question], cancelled=cancelled)
+            }
+
+        return self._ask("follow-ups", keys, call)
+
+    # ------------------------------------------------------------------------------------ calling
+
+    def _ask(self, stage: str, keys: Mapping[str, str], call: Callable[[str], Call]) -> dict[str, Any]:
+        """Make a stage's calls: question -> reply. What failed is noted, and not there."""
+        alone = stage == "answer" and not self._llm.generative  # a model of this process has all its processors
+        work = {keys[q]: functools.partial(_later, call, q) for q in keys}
+        found, failures = self._calls.compute(stage, work, alone=alone)
+        for question, key in keys.items():
+            if key in failures:
+                self._failures.setdefault(question, []).append(failures[key])
+        return {question: found[key] for question, key in keys.items() if key in found}
+
+    def _language(self, question: str) -> str:
+        """As the judged set says, or else guessed."""
+        query: Query | None = self._queries.get(question)
+        if query is not None and query.language != "und":
+            return query.language
+        return language_asked(question, self._corpus.languages)
+
+
+def _later(call: Callable[[str], Call], question: str, cancelled: Callable[[], bool]) -> Any:
+    return call(question)(cancelled)  # what the call needs is made in the thread that makes it
+
+
+def _answered(llm: LLM, prompt: Prompt, cancelled: Callable[[], bool]) -> dict[str, Any]:
+    began = time.monotonic()
+    text, usage = drained(llm.stream(prompt, cancelled=cancelled))
+    told = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens} if usage else {}
+    return {"text": _encodable(text), "seconds": time.monotonic() - began, **told}
+
+
+def _judgement(measure: Judge, query: Query, answer: Answer, cancelled: Callable[[], bool]) -> dict[str, Any]:
+    judgement = measure.judge(query, answer, cancelled=cancelled)
+    return {"score": judgement.score, "reply": _encodable(judgement.reply)}
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()  # a server may send half of a character
+
+
+def _checked(reranker: Reranker, scores: Sequence[float], count: int) -> list[float]:
+    """Return scores that can be kept; what cannot is one question's failure."""
+    found = [float(score) for score in scores]
+    if len(found) != count or not all(map(math.isfinite, found)):
+        raise LLMResponseError(
+            f"{described(reranker)} gave {len(found)} scores for {count} passages, or one that is no finite number.",
+            model=described(reranker),
+            base_url="",
+        )
+    return found
+
+
+def _fused(rankings: Sequence[Ranking]) -> Ranking:
+    return Ranking.of(fused([ranking.as_scores() for ranking in rankings]))
+
+
+def _costs(llm: LLM, replies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the answers took: milliseconds (median), tokens (mean) and the price of them all, where known."""
+    facts: dict[str, Any] = {}
+    if replies:
+        facts["answer_ms"] = 1_000 * statistics.median(reply["seconds"] for reply in replies)
+    if replies and all("input_tokens" in reply for reply in replies):
+        usages = [Usage(reply["input_tokens"], reply["output_tokens"]) for reply in replies]
+        facts["tokens"] = statistics.fmean(usage.input_tokens + usage.output_tokens for usage in usages)
+        if isinstance(llm, Metered):
+            facts["cost"] = sum(llm.price.of(usage) for usage in usages)
+    return facts

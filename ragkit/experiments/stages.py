@@ -1,0 +1,325 @@
+"""The stages of an experiment, each of which computes only what no cell holds.
+
+    documents ─ chunk ─ embed ─┬─ retrieve (one cell a question)
+                               └─ ...
+
+A stage's key is a hash of what it is (`ragkit.identity`) and of the keys of what it reads, so that set-ups share
+what they have in common, and a change reaches what depends on it and nothing else. Embeddings are kept by
+`ragkit.cache`, which every index uses too; everything else by `ragkit.cells`.
+
+Nothing depends on where a run was interrupted: what is computed together (a window of texts or of questions) is kept
+together, so that floating-point sums are made in the same order in every run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ragkit.chunking.context import embedded_texts, passage_text
+from ragkit.chunking.structure import Chunk, Chunker
+from ragkit.documents.document import Document
+from ragkit.embedding.base import Vectors
+from ragkit.embedding.cache import CachedEmbedder
+from ragkit.errors import CancelledError
+from ragkit.experiments.cells import Cells
+from ragkit.experiments.fingerprint import digest, identity
+from ragkit.indexing.records import DocumentRecord, StoredChunk
+from ragkit.retrieval.corpus import Documents, Passages
+from ragkit.retrieval.search import Retriever
+
+__all__ = ["WINDOW", "Cut", "Ranking", "Retrieval", "cut"]
+
+WINDOW = 64  # questions that are embedded and searched together
+KEPT = 1_000  # passages of a ranking, at most
+_TEXTS = 512  # texts that are embedded together
+_CUT_TOGETHER = 256  # documents
+_TIMED = 16  # questions whose retrieval is timed one by one
+
+Tell = Callable[[int, int], None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ranking:
+    """A question's passages, best first.
+
+    Attributes:
+        positions: Of the passages in `Cut.chunks`, shape (n,).
+        scores: Shape (n,).
+    """
+
+    positions: npt.NDArray[np.int32]
+    scores: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, scores: Mapping[int, float]) -> Ranking:
+        """Rank scored passages: position -> score; of equal scores the first passage comes first."""
+        best = sorted(scores, key=lambda p: (-scores[p], p))[:KEPT]
+        return cls(np.asarray(best, dtype="<i4"), np.asarray([scores[p] for p in best], dtype="<f8"))
+
+    def as_scores(self) -> dict[int, float]:
+        """Return position -> score, best first."""
+        return dict(zip(self.positions.tolist(), self.scores.tolist(), strict=True))
+
+
+class Cut:
+    """Documents cut by a chunker, for an embedder.
+
+    Args:
+        documents: The documents.
+        chunks: Of each, its chunks.
+        embedder: Embeds them, through the cache.
+        whole: Whether they were left whole.
+        key: Names all of this.
+
+    Attributes:
+        key: What a stage that reads passages depends on.
+        chunks: All of them, in order.
+        owner: Of each chunk, the number of its document.
+    """
+
+    def __init__(
+        self,
+        documents: Sequence[Document],
+        chunks: Sequence[Sequence[Chunk]],
+        embedder: CachedEmbedder,
+        *,
+        whole: bool,
+        key: str,
+    ) -> None:
+        self.key = key
+        self.embedder = embedder
+        self.chunks = [chunk for of_one in chunks for chunk in of_one]
+        self.owner = [number for number, of_one in enumerate(chunks) for _ in of_one]
+        self._by_document = chunks
+        self._documents = documents
+        self._whole = whole
+        self._passages: Passages | None = None
+
+    def texts(self) -> list[str]:
+        """What the embedder reads of each passage."""
+        found: list[str] = []
+        for document, chunks in zip(self._documents, self._by_document, strict=True):
+            if self._whole:
+                found += [passage_text(document.title, chunk) for chunk in chunks]
+            else:
+                found += embedded_texts(document.title, chunks, self.embedder)[0]
+        return found
+
+    def passages(self, corpus: Documents, *, tell: Tell, cancelled: Callable[[], bool]) -> Passages:
+        """Return the passages for retrievers; what was never embedded is embedded when a retriever needs it.
+
+        Args:
+            corpus: The documents, as every cut of them shares them.
+            tell: Called with texts embedded and to embed.
+            cancelled: Asked between windows.
+
+        A search in them raises:
+            CancelledError: ``cancelled`` said so.
+            EmbeddingError: The embedder failed.
+        """
+        if self._passages is None:
+            numbers = itertools.count()
+            self._passages = Passages(
+                corpus,
+                [[StoredChunk(str(next(numbers)), chunk) for chunk in of_one] for of_one in self._by_document],
+                embedder=self.embedder.inner,  # a question that is timed is embedded
+                vectors=lambda: embed(self.texts(), self.embedder, tell=tell, cancelled=cancelled),
+            )
+        return self._passages
+
+
+def records(documents: Sequence[Document]) -> Documents:
+    """Return documents as retrievers see them."""
+    return Documents(DocumentRecord(d.id, d.source, d.title, d.language, d.text) for d in documents)
+
+
+# ---------------------------------------------------------------------------------------- chunk
+
+
+def cut(
+    documents: Sequence[Document],
+    chunker: Chunker | None,
+    embedder: CachedEmbedder,
+    cells: Cells,
+    *,
+    cancelled: Callable[[], bool],
+) -> Cut:
+    """Cut documents, each once.
+
+    Raises:
+        CancelledError: ``cancelled`` said so.
+        InputError: The chunker's chunks are longer than what the embedder reads.
+    """
+    method = digest("chunk", identity(chunker), identity(embedder))
+    digests = [document.digest() for document in documents]
+    key = digest(method, [[d.id, own] for d, own in zip(documents, digests, strict=True)])
+    if chunker is None:
+        whole = [[Chunk(d.id, 0, len(d.text), d.text)] if d.text.strip() or d.title else [] for d in documents]
+        return Cut(documents, whole, embedder, whole=True, key=key)
+    chunks: list[list[Chunk]] = []
+    for start in range(0, len(documents), _CUT_TOGETHER):
+        _stop_if(cancelled)
+        part = documents[start : start + _CUT_TOGETHER]
+        keys = [digest(method, each) for each in digests[start : start + _CUT_TOGETHER]]
+        known = cells.get(keys)
+        fresh = {
+            k: [[c.start, c.end, c.headings, c.page] for c in chunker.chunk(document, embedder=embedder)]
+            for k, document in zip(keys, part, strict=True)
+            if k not in known
+        }
+        if fresh:
+            cells.put("chunk", fresh)
+        for k, document in zip(keys, part, strict=True):
+            spans = known[k] if k in known else fresh[k]
+            chunks.append(
+                [
+                    Chunk(document.id, a, b, document.text[a:b], tuple(headings), page, ordinal)
+                    for ordinal, (a, b, headings, page) in enumerate(spans)
+                ]
+            )
+    return Cut(documents, chunks, embedder, whole=False, key=key)
+
+
+# ---------------------------------------------------------------------------------------- embed
+
+
+def embed(texts: Sequence[str], embedder: CachedEmbedder, *, tell: Tell, cancelled: Callable[[], bool]) -> Vectors:
+    """Embed texts, each distinct one once; shape (len(texts), dimension).
+
+    The same texts fall into the same windows whether or not an earlier run was interrupted: all that is not known, the
+    longest first.
+    """
+    distinct = list(dict.fromkeys(texts))
+    known: dict[str, Vectors] = {}
+    for start in range(0, len(distinct), 10 * _TEXTS):
+        part = distinct[start : start + 10 * _TEXTS]
+        known |= {part[at]: vector for at, vector in embedder.known(part).items()}
+    missing = sorted((text for text in distinct if text not in known), key=lambda text: (-len(text), text))
+    for start in range(0, len(missing), _TEXTS):
+        _stop_if(cancelled)
+        tell(start, len(missing))
+        window = missing[start : start + _TEXTS]
+        known |= dict(zip(window, embedder.embed(window), strict=True))
+    if missing:
+        tell(len(missing), len(missing))
+    if not texts:
+        return np.zeros((0, embedder.dimension), dtype=np.float32)
+    return np.stack([known[text] for text in texts])
+
+
+# ------------------------------------------------------------------------------------- retrieve
+
+
+class Retrieval:
+    """One retriever over one cut.
+
+    Args:
+        retriever: Ranks.
+        cut: The passages.
+        cells: Where rankings are kept.
+    """
+
+    def __init__(self, retriever: Retriever, cut: Cut, cells: Cells) -> None:
+        self.retriever = retriever
+        self.cut = cut
+        self._cells = cells
+        self.key = digest("retrieve", identity(retriever), cut.key)
+
+    def known(self, questions: Sequence[str]) -> dict[str, Ranking]:
+        """Return what was computed before: question -> ranking."""
+        keys = {digest(self.key, question): question for question in questions}
+        return {keys[key]: _decoded(value) for key, value in self._cells.get(list(keys)).items()}
+
+    def rank(self, questions: Sequence[str], passages: Passages, *, known: Container[str] = ()) -> dict[str, Ranking]:
+        """Rank the passages for the questions of one window, but for the known ones, and keep the rankings."""
+        passages.expect(questions, lambda: self.cut.embedder.embed(list(questions), kind="query"))
+        found: dict[str, Ranking] = {}
+        for question in questions:
+            if question in known:
+                continue
+            found[question] = Ranking.of(self.retriever.scores(question, passages))
+        self._cells.put("retrieve", {digest(self.key, q): _encoded(ranking) for q, ranking in found.items()})
+        return found
+
+    def latency(self, questions: Sequence[str], passages: Passages) -> float:
+        """Return the median milliseconds of one question by itself, its embedding included; measured once.
+
+        How long embedding takes is measured once for an embedder, and counts for those who ask for a vector.
+        """
+        known = self.known_latency()
+        if known is None:
+            first, *others = list(dict.fromkeys(questions))[: _TIMED + 1]
+            asked = _searched(self.retriever, first, passages, self.cut.embedder)[
+                1
+            ]  # and what is loaded once is loaded
+            took = [
+                _searched(self.retriever, question, passages, self.cut.embedder)[0] for question in others or [first]
+            ]
+            known = statistics.median(took) + (self._embedding([first, *others]) if asked else 0.0)
+            self._cells.put("latency", {digest("latency", self.key): known})
+        return known
+
+    def _embedding(self, questions: Sequence[str]) -> float:
+        embedder = self.cut.embedder.inner
+        key = digest("latency", identity(embedder))
+        known = self._cells.get([key])
+        if key not in known:
+            took = []
+            for question in questions:
+                began = time.perf_counter()
+                embedder.embed([question], kind="query")
+                took.append(1_000 * (time.perf_counter() - began))
+            known = {key: statistics.median(took[1:] or took)}  # the first one loads what is loaded once
+            self._cells.put("latency", known)
+        return float(known[key])
+
+    def known_latency(self) -> float | None:
+        """Return what was measured before."""
+        key = digest("latency", self.key)
+        return self._cells.get([key]).get(key)
+
+
+def windows(questions: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Part distinct questions into what is computed together."""
+    distinct = list(dict.fromkeys(questions))
+    for start in range(0, len(distinct), WINDOW):
+        yield distinct[start : start + WINDOW]
+
+
+def _searched(retriever: Retriever, question: str, passages: Passages, embedder: CachedEmbedder) -> tuple[float, bool]:
+    """Return the milliseconds of a search, without its embedding, and whether that was asked for."""
+    embedding: list[float] = []
+
+    def vectors() -> Vectors:
+        began = time.perf_counter()
+        found = embedder.embed([question], kind="query")
+        embedding.append(time.perf_counter() - began)
+        return found
+
+    passages.expect([question], vectors)
+    began = time.perf_counter()
+    retriever.scores(question, passages)
+    seconds = time.perf_counter() - began - sum(embedding)
+    passages.expect(())
+    return 1_000 * seconds, bool(embedding)
+
+
+def _encoded(ranking: Ranking) -> Any:
+    return {"positions": ranking.positions.tobytes(), "scores": ranking.scores.tobytes()}
+
+
+def _decoded(value: Any) -> Ranking:
+    return Ranking(np.frombuffer(value["positions"], dtype="<i4"), np.frombuffer(value["scores"], dtype="<f8"))
+
+
+def _stop_if(cancelled: Callable[[], bool]) -> None:
+    if cancelled():
+        raise CancelledError("The experiment was stopped. Run it again, and it goes on.")

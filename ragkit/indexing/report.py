@@ -1,0 +1,157 @@
+"""How far a run of indexing is, and what it did."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import time
+from collections import deque
+from collections.abc import Callable
+
+from ragkit.documents.document import Skipped
+from ragkit.errors import DocumentError
+from ragkit.terminal import one_line, printable
+
+__all__ = ["IndexReport", "Meter", "Progress"]
+
+_TELL_SECONDS = 0.1
+_RATE_WINDOW_SECONDS = 10.0
+_FAILURES_SHOWN = 10
+_REASONS_SHOWN = 4
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an indexing task is.
+
+    Attributes:
+        state: ``"running"``, then one of ``"done"``, ``"failed"``, ``"cancelled"``.
+        documents_done: Documents that are in the index or known to fail, unchanged ones included.
+        documents_total: None until every file has been looked at; until a JSONL file has been read, its rows are
+            counted by its lines.
+        chunks_done: Chunks of this run that have their vectors.
+        chunks_total: Chunks of this run; None until a file has been read, and estimated from the sizes of files until
+            all have been.
+        current_document: What is being worked on.
+        rate: Chunks a second over the last ten seconds.
+        eta_seconds: Seconds left at that rate.
+        failures: What could not be read so far.
+        message: Why the task ended early.
+    """
+
+    state: str = "running"
+    documents_done: int = 0
+    documents_total: int | None = None
+    chunks_done: int = 0
+    chunks_total: int | None = None
+    current_document: str | None = None
+    rate: float | None = None
+    eta_seconds: float | None = None
+    failures: tuple[DocumentError, ...] = ()
+    message: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class IndexReport:
+    """What an update did.
+
+    Attributes:
+        added: Documents that are new.
+        updated: Documents that have changed.
+        skipped: Documents that have not.
+        deleted: Documents that are no longer there.
+        failed: Which files, pages or rows could not be read, and why.
+        chunks: Passages of the added and updated documents.
+        embedded: How many of their texts the embedder was asked for; the others were known.
+        seconds: How long it took.
+        passed_over: Files and folders that are no documents, or are not wanted, by reason.
+    """
+
+    added: int
+    updated: int
+    skipped: int
+    deleted: int
+    failed: tuple[DocumentError, ...]
+    chunks: int
+    embedded: int
+    seconds: float
+    passed_over: tuple[Skipped, ...] = ()
+
+    def __str__(self) -> str:
+        counts = f"{self.added} added, {self.updated} updated, {self.skipped} unchanged, {self.deleted} deleted"
+        embedded = f"{self.embedded} passages embedded" if self.embedded == self.chunks else (
+            f"{self.embedded} of {self.chunks} passages embedded, the others were known"
+        )  # fmt: skip
+        lines = [f"{counts}, {len(self.failed)} failed; {embedded} in {self.seconds:.1f} s"]
+        lines += [f"  not read: {one_line(str(error))}" for error in self.failed[:_FAILURES_SHOWN]]
+        if len(self.failed) > _FAILURES_SHOWN:
+            lines.append(f"  ... and {len(self.failed) - _FAILURES_SHOWN} more, in report.failed")
+        lines += [f"  passed over: {one_line(str(each))}" for each in self.passed_over[:_REASONS_SHOWN]]
+        if len(self.passed_over) > _REASONS_SHOWN:
+            lines.append(f"  ... and for {len(self.passed_over) - _REASONS_SHOWN} more reasons, in report.passed_over")
+        return printable("\n".join(lines))
+
+    def _repr_html_(self) -> str:
+        head, *rest = str(self).split("\n")
+        items = "".join(f"<li>{html.escape(line.strip())}</li>" for line in rest)
+        return f"<p>{html.escape(head)}</p>" + (f"<ul>{items}</ul>" if items else "")
+
+
+class Pace:
+    """How fast something goes, over the last few seconds."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def rate(self, done: int) -> float | None:
+        """Note how many are done, and return how many a second; None if it cannot be told yet."""
+        now = time.monotonic()
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and now - self._seen[0][0] > _RATE_WINDOW_SECONDS:
+            self._seen.popleft()
+        seconds, more = now - self._seen[0][0], done - self._seen[0][1]
+        return more / seconds if seconds > 0 and more > 0 else None
+
+
+class Meter:
+    """Tells of the progress of one run: of each end, and between them a few times a second.
+
+    Args:
+        on_progress: Who is told.
+    """
+
+    def __init__(self, on_progress: Callable[[Progress], None]) -> None:
+        self.progress = Progress()
+        self.failed: list[DocumentError] = []
+        self._on_progress = on_progress
+        self._told = 0.0
+        self._pace = Pace()
+
+    def tell(self, *, force: bool = False, **changes: object) -> None:
+        """Note what has changed, and tell it unless something was told just now."""
+        self.progress = dataclasses.replace(self.progress, **changes)  # type: ignore[arg-type]
+        now = time.monotonic()
+        if force or now - self._told >= _TELL_SECONDS:
+            self._told = now
+            self.progress = dataclasses.replace(self.progress, failures=tuple(self.failed))
+            self._on_progress(self.progress)
+
+    def documents(self, *, done: int = 0, total: int = 0) -> None:
+        """Count documents that are done, and documents that there are."""
+        self.tell(
+            documents_done=self.progress.documents_done + done,
+            documents_total=(self.progress.documents_total or 0) + total,
+        )
+
+    def chunks(self, done: int, total: int | None, *, current_document: str | None) -> None:
+        """Tell how many chunks have their vectors; the rate and the time left follow from it."""
+        rate = self._pace.rate(done)
+        left = (total - done) / rate if rate is not None and total is not None else None
+        self.tell(
+            force=True,  # a batch is seldom, and the next one may take long
+            chunks_done=done,
+            chunks_total=total,
+            current_document=current_document,
+            rate=rate and round(rate, 2),
+            eta_seconds=left if left is None else round(left, 1),
+        )

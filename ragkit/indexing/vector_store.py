@@ -1,0 +1,224 @@
+"""Vectors: where they lie and how the nearest are found.
+
+The store knows ids and unit vectors and nothing else; texts, offsets and what belongs to which
+document are the index's records. ChromaDB keeps it, embedded on disk or as a server of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from ragkit.embedding.base import Vectors
+from ragkit.errors import IndexCorruptError, IndexingError, IndexWriteError, InputError
+
+if TYPE_CHECKING:
+    from chromadb.api import ClientAPI
+
+__all__ = ["ChromaStore", "VectorStore"]
+
+_COLLECTION = "passages"
+_PAGE = 10_000
+
+
+class VectorStore(Protocol):
+    """What the index needs of a vector database."""
+
+    def add(self, ids: Sequence[str], vectors: Vectors) -> None:
+        """Write vectors of shape (n, dimension) under n ids; an id that exists is overwritten."""
+        ...
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Remove ids; those that do not exist are ignored."""
+        ...
+
+    def search(self, vector: Vectors, *, k: int) -> list[tuple[str, float]]:
+        """Find up to k nearest (id, cosine similarity), nearest first; ``vector`` has shape (dimension,)."""
+        ...
+
+    def get(self, ids: Sequence[str]) -> dict[str, Vectors]:
+        """Read vectors back; ids that do not exist are left out."""
+        ...
+
+    def count(self) -> int: ...
+
+    def ids(self) -> Iterator[str]:
+        """List every id."""
+        ...
+
+    def clear(self) -> None:
+        """Remove everything, also if it is damaged."""
+        ...
+
+    def refresh(self) -> None:
+        """Forget what was cached, after another process has written."""
+        ...
+
+
+class _Opened:
+    """A collection as this process has it open. Every `ChromaStore` of one database shares one of these: the client
+    library keeps one system a path, and stopping it (`ChromaStore.refresh`) stops it for all."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.collection: Any = None
+        self.max_batch = 1
+
+
+_opened: dict[tuple[str, str], _Opened] = {}
+_opened_lock = threading.Lock()
+
+
+class ChromaStore:
+    """A ChromaDB collection with cosine distance. Safe to use from several threads, and several times in a process.
+
+    Args:
+        path: Folder of an embedded database, made if it does not exist. One process may write at a time.
+        host: Address of a Chroma server to use instead; then ``collection`` must say which one is ours.
+        port: The server's port.
+        ssl: Whether the server speaks TLS.
+        collection: Name of the collection.
+
+    Raises (at first use):
+        IndexCorruptError: The database cannot be opened.
+        IndexWriteError: It cannot be written.
+        IndexingError: The server does not answer.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        *,
+        host: str | None = None,
+        port: int = 8001,
+        ssl: bool = False,
+        collection: str = _COLLECTION,
+    ) -> None:
+        if (path is None) == (host is None):
+            raise InputError("Give either the path of an embedded database or the host of a Chroma server.")
+        self._path = Path(path).absolute() if path is not None else None
+        self._host, self._port, self._ssl = host, port, ssl
+        self._name = collection
+        self._where = str(path) if host is None else f"{host}:{port}"
+        with _opened_lock:
+            place = str(self._path.resolve()) if self._path is not None else self._where
+            self._opened = _opened.setdefault((place, collection), _Opened())
+
+    @contextlib.contextmanager
+    def _using(self, what: str) -> Iterator[Any]:
+        """The open collection, for one operation of one thread; errors become ours."""
+        import httpx  # what chromadb's own client speaks through
+        from chromadb.errors import ChromaError
+
+        with self._opened.lock:
+            try:
+                if self._opened.collection is None:
+                    client = self._client()
+                    # Without an embedding function, which would fetch a model: vectors are ours.
+                    self._opened.collection = client.get_or_create_collection(
+                        self._name,
+                        configuration={"hnsw": {"space": "cosine", "ef_search": 200}},
+                        embedding_function=None,
+                    )
+                    self._opened.max_batch = client.get_max_batch_size()
+                yield self._opened.collection
+            except httpx.HTTPError as error:
+                raise IndexingError(
+                    self._where,
+                    f"The Chroma server at {self._where} does not answer: {error}. Check the address, or start it: "
+                    f"chroma run --path FOLDER --port {self._port}",
+                ) from error
+            except (ChromaError, OSError, ValueError) as error:
+                if self._host is not None and self._opened.collection is None:
+                    raise IndexingError(
+                        self._where, f"The Chroma server at {self._where} could not be used: {error}"
+                    ) from error
+                text = f"the vector database could not be {what}: {str(error).strip() or type(error).__name__}"
+                if what == "written" or isinstance(error, OSError):
+                    raise IndexWriteError(self._where, text) from error
+                raise IndexCorruptError(self._where, text) from error
+
+    def _client(self) -> ClientAPI:
+        import chromadb
+        from chromadb.config import Settings
+
+        settings = Settings(anonymized_telemetry=False)
+        if self._path is None:
+            return chromadb.HttpClient(host=str(self._host), port=self._port, ssl=self._ssl, settings=settings)
+        self._path.mkdir(parents=True, exist_ok=True)
+        return chromadb.PersistentClient(path=str(self._path), settings=settings)
+
+    def add(self, ids: Sequence[str], vectors: Vectors) -> None:
+        with self._using("written") as collection:
+            for start in range(0, len(ids), self._opened.max_batch):
+                stop = start + self._opened.max_batch
+                collection.upsert(ids=list(ids[start:stop]), embeddings=vectors[start:stop])
+
+    def delete(self, ids: Sequence[str]) -> None:
+        with self._using("written") as collection:
+            for start in range(0, len(ids), self._opened.max_batch):
+                collection.delete(ids=list(ids[start : start + self._opened.max_batch]))
+
+    def search(self, vector: Vectors, *, k: int) -> list[tuple[str, float]]:
+        with self._using("searched") as collection:
+            # Not min(k, count()), which reads every row; where there are fewer, fewer are found.
+            found = collection.query(query_embeddings=[vector], n_results=k, include=["distances"])
+        return [(id_, 1.0 - float(d)) for id_, d in zip(found["ids"][0], found["distances"][0], strict=True)]
+
+    def get(self, ids: Sequence[str]) -> dict[str, Vectors]:
+        vectors: dict[str, Vectors] = {}
+        with self._using("read") as collection:
+            for start in range(0, len(ids), self._opened.max_batch):
+                found = collection.get(ids=list(ids[start : start + self._opened.max_batch]), include=["embeddings"])
+                rows = np.asarray(found["embeddings"], dtype=np.float32)
+                vectors |= dict(zip(found["ids"], rows, strict=True))
+        return vectors
+
+    def count(self) -> int:
+        with self._using("read") as collection:
+            return int(collection.count())
+
+    def ids(self) -> Iterator[str]:
+        at = 0
+        while True:
+            with self._using("read") as collection:
+                found = collection.get(include=[], limit=_PAGE, offset=at)["ids"]
+            yield from found
+            at += len(found)
+            if len(found) < _PAGE:
+                return
+
+    def clear(self) -> None:
+        try:
+            self._clear()
+        except (IndexCorruptError, IndexWriteError):
+            if self._path is None:
+                raise
+            self.refresh()
+            shutil.rmtree(self._path)  # it is ours alone, and what it holds cannot be read
+
+    def _clear(self) -> None:
+        with self._using("written"):
+            self._client().delete_collection(self._name)
+            self._opened.collection = None
+
+    def refresh(self) -> None:
+        # An embedded client caches its HNSW graph for the life of the process; only a new system reads the disk again.
+        if self._path is None or "chromadb" not in sys.modules:  # then nothing can be cached
+            return
+        from chromadb.api.shared_system_client import SharedSystemClient
+
+        systems: dict[str, Any] = SharedSystemClient._identifier_to_system
+        with self._opened.lock:
+            self._opened.collection = None
+            system = systems.pop(str(self._path), None)
+            if system is not None:
+                with contextlib.suppress(AttributeError):  # it never came to be opened
+                    system.stop()

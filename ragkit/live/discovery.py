@@ -1,0 +1,400 @@
+"""Which Jupyter server to publish to, and who is publishing.
+
+`find_server` goes through rules, and the first hit wins:
+
+1. ``RAGKIT_URL`` and ``RAGKIT_TOKEN``, set by a person; an address pasted from the browser
+   (``http://host:8888/lab?token=...``) is understood.
+2. JupyterHub's environment: ``JUPYTERHUB_SERVICE_URL`` (a bind address), ``JUPYTERHUB_SERVICE_PREFIX``
+   and ``JUPYTERHUB_API_TOKEN``.
+3. The server that this process descends from: ``JPY_PARENT_PID`` (a kernel's), then the process's
+   ancestors (a script in a Lab terminal, papermill inside a notebook), each looked up as ``jpserver-PID.json``.
+4. ``JUPYTER_SERVER_URL`` (a Lab terminal's), with ``JUPYTER_TOKEN`` or the token in the runtime file of that address.
+5. The running server whose ``root_dir`` contains the notebook or the working directory; the deepest
+   ``root_dir`` if there are several. Never a guess between two.
+
+A runtime file of another user than this one, root or the folder's owner is not believed. They are only read:
+``jupyter_server.serverapp.list_running_servers`` deletes those whose
+process it cannot see, which from a kernel in another container is a server that runs.
+
+`find_origin` relies on what jupyter_server 2, ipykernel 7 and papermill 2.7 do:
+
+- jupyter_server sets ``JPY_SESSION_NAME`` to the notebook's path; a kernel's children inherit it.
+- jupyter_client sets ``JPY_PARENT_PID`` to the process that started the kernel.
+- papermill sets nothing in the kernel's environment. ``--inject-paths`` puts ``PAPERMILL_INPUT_PATH`` into the
+  notebook's namespace; without it, the command line of the parent process names the notebook; a run
+  started by ``papermill.execute_notebook()`` can only be told by its injected cell (``# Parameters``).
+- VS Code sets ``__vsc_ipynb_file__`` in the notebook's namespace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import ipaddress
+import os
+import re
+import stat
+import sys
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import parse_qs, urlsplit
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from ragkit.errors import AmbiguousServerError, ServerNotFoundError
+from ragkit.live.messages import Origin
+
+__all__ = ["Server", "find_notebook", "find_origin", "find_server", "is_run_without_browser", "journal_dir"]
+
+_WILDCARDS = {"", "0.0.0.0", "::", "*"}
+Kind = Literal["notebook", "papermill", "script", "cli"]
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A Jupyter server to talk to.
+
+    Attributes:
+        url: Its base address, ending with ``/``, without a token.
+        token: What goes into the Authorization header, or None. Kept out of the repr.
+        pid: Its process id, where it is known.
+        source: The rule that found it, for people.
+    """
+
+    url: str
+    token: str | None = field(default=None, repr=False)
+    pid: int | None = None
+    source: str = "given"
+
+    def ws_url(self, path: str = "api/v1/engine") -> str:
+        """The WebSocket address of ``path`` under this server's base address."""
+        return "ws" + self.url.removeprefix("http") + path.lstrip("/")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers that authenticate a request; the token never goes into an address."""
+        return {"Authorization": f"token {self.token}"} if self.token else {}
+
+    @property
+    def is_loopback(self) -> bool:
+        """True if the address is on this machine, where no proxy must be asked."""
+        host = urlsplit(self.url).hostname or ""
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost" or host.endswith(".localhost")
+
+
+class _Info(msgspec.Struct, frozen=True):
+    """What ragkit reads of a runtime file; see ``ServerApp.server_info``."""
+
+    url: str
+    pid: int
+    root_dir: str
+    port: int
+    base_url: str = "/"
+    hostname: str = ""
+    token: str = ""
+    secure: bool = False
+    sock: str = ""
+
+
+def find_server(
+    *,
+    env: Mapping[str, str] = os.environ,
+    cwd: str | os.PathLike[str] | None = None,
+    notebook: str | os.PathLike[str] | None = None,
+) -> Server:
+    """Find the Jupyter server that this process belongs to.
+
+    Reads a few small files; opens no connection, so the server may still refuse.
+
+    Args:
+        env: The environment to look at.
+        cwd: The folder to look for in the servers' ``root_dir``; the working directory by default.
+        notebook: The notebook's path, taken instead of ``cwd``; by default what `find_notebook` finds.
+
+    Raises:
+        ServerNotFoundError: No rule found one.
+        AmbiguousServerError: Several servers could be meant.
+    """
+    if url := env.get("RAGKIT_URL"):
+        return _given(url, env.get("RAGKIT_TOKEN"), "RAGKIT_URL")
+    infos = _running(env)
+    found = _from_hub(env) or _from_ancestors(env, infos) or _from_terminal(env, infos)
+    if found:
+        return found
+    place = notebook or (cwd and Path(cwd)) or find_notebook(env=env) or Path.cwd()
+    return _from_root_dir(env, infos, Path(place))
+
+
+def _given(address: str, token: str | None, source: str) -> Server:
+    try:
+        parts = urlsplit(address.strip())
+        _ = parts.port
+        (parts.hostname or "").encode("idna")
+    except ValueError as problem:
+        raise ServerNotFoundError(f"{source} is not an address: {problem}") from problem
+    scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
+    if scheme not in ("http", "https") or not parts.netloc:
+        raise ServerNotFoundError(f"{source} is not an address such as http://localhost:8000/")
+    token = token or parse_qs(parts.query).get("token", [None])[0]
+    # A pasted address often ends in the page that was open.
+    path = re.sub(r"/(lab|tree)(/.*)?$", "/", parts.path)
+    netloc = parts.netloc.rpartition("@")[2]
+    return Server(_base(scheme, netloc, path), token, None, source)
+
+
+def _base(scheme: str, netloc: str, path: str) -> str:
+    parts = urlsplit(f"//{netloc}")
+    # "http://:8888", "http://*:8888" and "http://[::]:8888" say where a server listens, not where it is.
+    if (parts.hostname or "") in _WILDCARDS:
+        host = "[::1]" if parts.hostname == "::" else "127.0.0.1"
+        netloc = f"{host}:{parts.port}" if parts.port else host
+    return f"{scheme}://{netloc}/{path.strip('/')}/" if path.strip("/") else f"{scheme}://{netloc}/"
+
+
+def _from_hub(env: Mapping[str, str]) -> Server | None:
+    parts = urlsplit(env.get("JUPYTERHUB_SERVICE_URL", ""))
+    # Port 0 means that the single-user server chose one itself: only its runtime file knows it.
+    if not parts.scheme or not parts.port:
+        return None
+    path = env.get("JUPYTERHUB_SERVICE_PREFIX") or parts.path
+    return Server(
+        _base(parts.scheme, parts.netloc, path), env.get("JUPYTERHUB_API_TOKEN"), None, "JUPYTERHUB_SERVICE_URL"
+    )
+
+
+def _from_ancestors(env: Mapping[str, str], infos: Sequence[_Info]) -> Server | None:
+    if not infos:
+        return None
+    by_pid = {info.pid: info for info in infos}
+    parent = env.get("JPY_PARENT_PID", "")
+    if parent.isdigit() and (info := by_pid.get(int(parent))):
+        return _from_info(info, env, "JPY_PARENT_PID")
+    for pid, _ in _ancestors():
+        if info := by_pid.get(pid):
+            return _from_info(info, env, "parent process")
+    return None
+
+
+def _from_terminal(env: Mapping[str, str], infos: Sequence[_Info]) -> Server | None:
+    url = env.get("JUPYTER_SERVER_URL")
+    if not url:
+        return None
+    parts = urlsplit(url)
+    for info in infos:
+        # A server that listens everywhere names itself by the machine's host name here and there.
+        if info.port == parts.port and info.base_url.strip("/") == parts.path.strip("/"):
+            return _from_info(info, env, "JUPYTER_SERVER_URL")
+    return _given(url, env.get("JUPYTER_TOKEN"), "JUPYTER_SERVER_URL")
+
+
+def _from_root_dir(env: Mapping[str, str], infos: Sequence[_Info], place: Path) -> Server:
+    place = place.expanduser().resolve()
+    around: dict[Path, list[_Info]] = {}
+    for info in infos:
+        root = Path(info.root_dir).resolve()
+        if place.is_relative_to(root):
+            around.setdefault(root, []).append(info)
+    if not around:
+        others = ", ".join(f"{_from_info(info, env, '').url} in '{info.root_dir}'" for info in infos)
+        raise ServerNotFoundError(f"none serves '{place}'; running: {others}" if others else "")
+    nearest = around[max(around, key=lambda root: len(root.parts))]
+    if len(nearest) > 1:
+        raise AmbiguousServerError([_from_info(info, env, "").url for info in nearest])
+    return _from_info(nearest[0], env, "root_dir")
+
+
+def _from_info(info: _Info, env: Mapping[str, str], source: str) -> Server:
+    token = info.token or env.get("JUPYTER_TOKEN")
+    if not token and env.get("JUPYTERHUB_SERVICE_PREFIX", "").strip("/") == info.base_url.strip("/"):
+        token = env.get("JUPYTERHUB_API_TOKEN")  # a single-user server has no token of its own
+    parts = urlsplit(info.url)
+    netloc = parts.netloc
+    # Listening everywhere, it gives the host name, which containers often cannot resolve. A
+    # certificate is for that name, so it stays with https.
+    if info.hostname in _WILDCARDS and not info.secure:
+        netloc = f"[{info.hostname}]:{info.port}" if ":" in info.hostname else f"{info.hostname}:{info.port}"
+    return Server(_base(parts.scheme, netloc, info.base_url), token or None, info.pid, source)
+
+
+def _running(env: Mapping[str, str]) -> list[_Info]:
+    folder = _jupyter_dir(env, "runtime")
+    infos = []
+    for path in sorted(folder.glob("jpserver-*.json")):
+        try:
+            if not _is_trusted(path):
+                continue
+            info = msgspec.json.decode(path.read_bytes(), type=_Info)
+        except (OSError, ValueError):  # the latter: no JSON, or not even UTF-8
+            continue  # gone meanwhile, being written, or not ours to read: as good as not there
+        # A server on a Unix socket has no address that the publisher could use.
+        if not info.sock and _is_alive(info.pid):
+            infos.append(info)
+    return infos
+
+
+def _is_trusted(path: Path) -> bool:
+    """Whether a runtime file was not planted: in a folder that others may write to, theirs could get our token."""
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        return False  # opening a pipe would wait for ever
+    if sys.platform == "win32":
+        return True  # there are no owners in a stat there, and runtime folders are private
+    # Ours, the system's, or the folder's owner's, as where root looks into a user's home.
+    return status.st_uid in (os.geteuid(), 0, path.parent.stat().st_uid)
+
+
+def _is_alive(pid: int) -> bool:
+    if sys.platform == "win32":  # os.kill(pid, 0) would end the process there
+        return bool(importlib.import_module("psutil").pid_exists(pid))
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
+def _ancestors() -> Iterator[tuple[int, list[str]]]:
+    """This process's ancestors, nearest first: process id and command line."""
+    try:
+        psutil: Any = importlib.import_module("psutil")  # ipykernel brings it; a plain script may lack it
+    except ImportError:
+        yield os.getppid(), []
+        return
+    try:
+        for process in psutil.Process().parents():
+            try:
+                command = process.cmdline()
+            except psutil.Error:
+                command = []  # another user's process
+            yield process.pid, command
+    except psutil.Error:
+        return  # an ancestor ended while we looked: there are no more to see
+
+
+def _jupyter_dir(env: Mapping[str, str], what: Literal["runtime", "data"]) -> Path:
+    if override := env.get(f"JUPYTER_{what.upper()}_DIR"):
+        return Path(override)
+    from jupyter_core.paths import jupyter_data_dir, jupyter_runtime_dir  # costs more than this module
+
+    return Path(jupyter_runtime_dir() if what == "runtime" else jupyter_data_dir())
+
+
+def journal_dir(*, env: Mapping[str, str] = os.environ) -> Path:
+    """The folder where publishers without a server leave their journals.
+
+    ``RAGKIT_JOURNAL_DIR`` if it is set, else ``ragkit/journal`` in Jupyter's data folder. It need not exist yet.
+    """
+    if override := env.get("RAGKIT_JOURNAL_DIR"):
+        return Path(override)
+    return _jupyter_dir(env, "data") / "ragkit" / "journal"
+
+
+# ------------------------------------------------------------------------------------- origin
+
+
+def find_origin(*, kind: Kind | None = None, name: str | None = None, env: Mapping[str, str] = os.environ) -> Origin:
+    """Say who publishes: the notebook, the papermill run or the script, and this run of it.
+
+    Args:
+        kind: Given by who knows better, for example the command line.
+        name: Likewise.
+        env: The environment to look at.
+
+    Returns:
+        The origin. Its ``run_id`` is unique for each process; what a papermill run forks keeps the run's.
+        Its ``path`` is left out where who knows better says that this is something else.
+    """
+    found_kind, found_name, path = _identify(env)
+    kind, name = kind or found_kind, name or found_name
+    return Origin(
+        kind=kind,
+        name=name[:1_024].encode(errors="replace").decode(),  # files may have names that are not UTF-8
+        run_id=_run_id(0 if kind == "papermill" else os.getpid()),
+        path=_file(path) if path is not None and (kind, name) == (found_kind, found_name) else UNSET,
+    )
+
+
+def find_notebook(*, env: Mapping[str, str] = os.environ) -> Path | None:
+    """The path of the notebook that this process runs, or None where that cannot be known."""
+    kind, _, path = _identify(env)
+    return path if kind != "script" else None
+
+
+def is_run_without_browser(*, env: Mapping[str, str] = os.environ) -> bool:
+    """Whether this kernel belongs to a batch run, so that what is shown is saved and seen by nobody meanwhile."""
+    executors = {"nbconvert", "jupyter-nbconvert", "jupyter-execute", "jupyter-run"}
+    starter = [Path(word).stem for word in next(_ancestors(), (0, []))[1][:3] if word != "-m"][:2]  # python, program
+    return _identify(env)[0] == "papermill" or not executors.isdisjoint(starter)
+
+
+@functools.cache
+def _run_id(_key: int) -> str:
+    return uuid.uuid4().hex
+
+
+def _identify(env: Mapping[str, str]) -> tuple[Kind, str, Path | None]:
+    if not _in_kernel():
+        script = file = Path(sys.argv[0] if sys.argv else "")
+        if script.name == "__main__.py":
+            script = script.parent  # python -m package
+        if script.name in ("", "-c", "-m"):
+            return "script", "python", None
+        return "script", script.name, file
+
+    namespace = vars(sys.modules["__main__"])
+    _, parent = next(_ancestors(), (0, []))
+    injected = namespace.get("PAPERMILL_INPUT_PATH") or namespace.get("PAPERMILL_OUTPUT_PATH")
+    path = injected if isinstance(injected, str) else _papermill_input(parent)
+    if path:
+        return "papermill", Path(path).name, _existing(path)
+    if isinstance(path := namespace.get("__vsc_ipynb_file__"), str):
+        return "notebook", Path(path).name, _existing(path)
+    session = env.get("JPY_SESSION_NAME", "")
+    # A kernel that another kernel started has inherited the name of that one's notebook.
+    nested = any(Path(word).stem == "ipykernel_launcher" for word in parent)
+    if session and not nested:
+        return "notebook", Path(session).name, _existing(session)
+    starter = Path(session).name or next((Path(word).name for word in parent if word.endswith(".py")), "")
+    if any(isinstance(cell, str) and cell.startswith("# Parameters\n") for cell in namespace.get("In", ())):
+        return "papermill", f"a notebook run by {starter}" if starter else "a notebook", None
+    return "notebook", f"a notebook run by {starter}" if starter else "a notebook", None
+
+
+def _in_kernel() -> bool:
+    ipython: Any = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython and hasattr(ipython, "get_ipython") else None
+    return hasattr(shell, "kernel")
+
+
+def _papermill_input(command: Sequence[str]) -> str | None:
+    """The notebook in ``[python] [-m] papermill [options] INPUT [OUTPUT] ...``, or None if it is not papermill."""
+    for at, word in enumerate(command[:4]):
+        if Path(word).stem == "papermill" or (Path(word).name == "__main__.py" and "papermill" in Path(word).parts):
+            rest = command[at + 1 :]
+            return next((word for word in rest if word.endswith(".ipynb")), None)
+    return None
+
+
+def _file(path: Path) -> str | UnsetType:
+    with contextlib.suppress(OSError, ValueError):  # the working directory is gone; or the name is not UTF-8
+        file = os.path.abspath(path)  # not resolved: the Jupyter server knows it by its links, too
+        file.encode()
+        # A Jupyter session may be a console's, and VS Code knows notebooks that were never saved.
+        if len(file) <= 1_024 and os.path.isfile(file):
+            return file
+    return UNSET
+
+
+def _existing(path: str) -> Path | None:
+    found = Path(path).absolute()
+    return found if found.parent.is_dir() else None

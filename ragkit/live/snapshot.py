@@ -1,0 +1,129 @@
+"""What a late joiner needs: the newest state of every task, the engines on offer, recent follow-ups and results.
+
+It follows from the events alone, in their order, so a restarted server arrives at the same state.
+It is bounded whatever is published: a snapshot is sent whole.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from ragkit.live.messages import (
+    TERMINAL,
+    Broadcast,
+    Engine,
+    EnginesChanged,
+    ExperimentProgress,
+    ExperimentResult,
+    FollowUpQuestions,
+    IndexingProgress,
+    Snapshot,
+    encode,
+)
+
+__all__ = ["Progress", "State", "TaskKey", "task_name"]
+
+Progress = IndexingProgress | ExperimentProgress
+
+MAX_LIVE_TASKS = 1_000
+MAX_ENDED_TASKS = 20
+MAX_FOLLOW_UPS = 20
+MAX_RESULTS = 20  # experiments, of each the newest
+SNAPSHOT_FAILURES = 20
+SNAPSHOT_EVENT_BYTES = 8_192  # of one event; what is larger is remembered in short, or not at all
+SNAPSHOT_RESULT_BYTES = 65_536  # likewise, of a result: a leaderboard is its point
+
+TaskKey = tuple[str, str]  # publisher id (or "" for the hub's own), task name
+
+
+def task_name(event: Progress | ExperimentResult) -> str:
+    """Name a task among those of its publisher: an experiment may have the id of an indexing."""
+    return f"{event.__struct_config__.tag} {event.task_id}"
+
+
+class State:
+    """The state as of the newest event."""
+
+    def __init__(self) -> None:
+        self.engines: list[Engine] = []
+        self._live: OrderedDict[TaskKey, Progress] = OrderedDict()
+        self._ended: OrderedDict[TaskKey, Progress] = OrderedDict()
+        self._follow_ups: deque[FollowUpQuestions] = deque(maxlen=MAX_FOLLOW_UPS)
+        self._results: OrderedDict[TaskKey, ExperimentResult] = OrderedDict()
+
+    def apply(self, event: Broadcast, *, publisher: str, size: int) -> TaskKey | None:
+        """Take the next event in.
+
+        Args:
+            event: As it is broadcast.
+            publisher: Whose it is.
+            size: Its bytes on the wire.
+
+        Returns:
+            A live task that is forgotten, because there are too many; None in every other case.
+        """
+        if isinstance(event, FollowUpQuestions):
+            if size <= SNAPSHOT_EVENT_BYTES:
+                self._follow_ups.append(event)
+        elif isinstance(event, ExperimentResult):
+            key = (publisher, task_name(event))
+            self._results.pop(key, None)  # also if the new one is too large: an old one would pass for it
+            if (short := _result_in_short(event, size)) is not None:
+                self._results[key] = short
+                if len(self._results) > MAX_RESULTS:
+                    self._results.popitem(last=False)
+        elif isinstance(event, EnginesChanged):
+            self.engines = event.engines
+        elif isinstance(event, Progress):
+            key = (publisher, task_name(event))
+            self._live.pop(key, None)
+            self._ended.pop(key, None)
+            if event.state in TERMINAL:
+                self._ended[key] = _in_short(event, size)
+                if len(self._ended) > MAX_ENDED_TASKS:
+                    self._ended.popitem(last=False)
+            else:
+                self._live[key] = _in_short(event, size)
+                if len(self._live) > MAX_LIVE_TASKS:
+                    return self._live.popitem(last=False)[0]
+        return None
+
+    def live_tasks(self) -> dict[TaskKey, Progress]:
+        """Return the newest event of each task that has not ended."""
+        return dict(self._live)
+
+    def live_tasks_of(self, publisher: str) -> list[Progress]:
+        """Return the newest event of each task of ``publisher`` that has not ended."""
+        return [event for (owner, _), event in self._live.items() if owner == publisher]
+
+    def snapshot(self, *, epoch: str, seq: int, id: str | UnsetType = UNSET) -> Snapshot:
+        """Return the state as the message that carries it."""
+        return Snapshot(
+            epoch=epoch,
+            seq=seq,
+            tasks=[*self._ended.values(), *self._live.values()],
+            engines=self.engines,
+            follow_ups=list(self._follow_ups),
+            results=list(self._results.values()),
+            id=id,
+        )
+
+
+def _in_short(event: Progress, size: int) -> Progress:
+    # A thousand tasks with a hundred failures each would make a snapshot of many megabytes.
+    large = size > SNAPSHOT_EVENT_BYTES
+    if large and event.message is not None:
+        event = msgspec.structs.replace(event, message=event.message[:1_000])
+    if isinstance(event, IndexingProgress) and len(event.failures) > SNAPSHOT_FAILURES * (not large):
+        event = msgspec.structs.replace(event, failures=[] if large else event.failures[:SNAPSHOT_FAILURES])
+    return event
+
+
+def _result_in_short(event: ExperimentResult, size: int) -> ExperimentResult | None:
+    if size > SNAPSHOT_RESULT_BYTES:
+        event = msgspec.structs.replace(event, leaderboard=[])
+        return event if len(encode(event)) <= SNAPSHOT_RESULT_BYTES else None
+    return event

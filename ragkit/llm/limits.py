@@ -1,0 +1,172 @@
+"""A cap on what calls to language models cost, which holds across threads, processes and kills."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ragkit.errors import BudgetError, InputError, RagkitError
+from ragkit.llm.openai import never, wait
+
+__all__ = ["Budget"]
+
+_POLL_SECONDS = 0.05
+_BUSY_SECONDS = 60.0
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS budgets (name TEXT PRIMARY KEY, settled REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS calls (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, budget TEXT NOT NULL, process TEXT NOT NULL, most REAL NOT NULL);
+"""
+_PROCESS = secrets.token_hex(8)
+
+
+class Budget:
+    """A cap on what calls cost, which the process's end does not lift.
+
+    What is spent is kept in one SQLite file, under the budget's name, for every thread and process that uses it: an
+    object, or a process, with the same name and folder goes on from there. Each object has its own cap. A call takes
+    the most that it can cost before it is made; what a killed process had taken stays spent.
+
+    Args:
+        cap: What may be spent, in the currency of the prices.
+        name: Which budget.
+        folder: Where ``budgets.db`` is. Default: what RAGKIT_RUNS names, else ``runs``.
+
+    Raises:
+        InputError: A cap that cannot be one.
+    """
+
+    def __init__(self, cap: float, *, name: str = "budget", folder: str | Path | None = None) -> None:
+        self.name = name
+        self.path = Path(folder or os.environ.get("RAGKIT_RUNS") or "runs").expanduser().absolute() / "budgets.db"
+        self._cap = _cap(cap)
+        # Re-entrant, for a stream that is left may be settled wherever the garbage collector runs.
+        self._lock = threading.RLock()
+        self._db: sqlite3.Connection | None = None
+        self._pid = 0
+
+    def __repr__(self) -> str:
+        return f"Budget({self.cap:g}, name={self.name!r}, folder={str(self.path.parent)!r})"
+
+    @property
+    def cap(self) -> float:
+        """What may be spent."""
+        return self._cap
+
+    @property
+    def spent(self) -> float:
+        """What calls have cost, and the most that those can cost that are under way or were cut off."""
+        with self._transaction() as db:
+            return sum(self._sums(db))
+
+    @property
+    def left(self) -> float:
+        """What another call can cost."""
+        return max(0.0, self.cap - self.spent)
+
+    def raise_to(self, cap: float) -> None:
+        """Allow more; calls that wait go on.
+
+        Raises:
+            InputError: It is less than now. For a lower cap, make another Budget.
+        """
+        if _cap(cap) < self.cap:
+            raise InputError(f"The cap is {self.cap:g} and can only be raised. For less, make another Budget({cap:g}).")
+        self._cap = float(cap)
+
+    def reserve(self, most: float, *, cancelled: Callable[[], bool] = never) -> int:
+        """Take the most that a call can cost, and return its number for `settle`.
+
+        If it does not fit now and could when calls of this process have ended, they are waited for. What other
+        processes have taken counts as spent.
+
+        Raises:
+            BudgetError: It does not fit.
+            CancelledError: `cancelled` said so while it waited.
+            RagkitError: The file cannot be read or written.
+        """
+        while True:
+            with self._transaction() as db:
+                fixed, own = self._sums(db)
+                room = self.cap * (1 + 1e-9) - fixed  # sums of floating-point numbers are not exact
+                if own + most <= room:
+                    call = db.execute(
+                        "INSERT INTO calls (budget, process, most) VALUES (?, ?, ?)", (self.name, _process(), most)
+                    )
+                    return int(call.lastrowid or 0)
+            if most > room:
+                raise BudgetError(self.name, spent=fixed + own, cap=self.cap, most=most)
+            wait(_POLL_SECONDS, cancelled)
+
+    def settle(self, call: int, cost: float) -> None:
+        """Replace what a call had taken with what it did cost.
+
+        Raises:
+            RagkitError: The file cannot be written; what the call had taken stays spent.
+        """
+        with self._transaction() as db:
+            if db.execute("DELETE FROM calls WHERE id = ?", (call,)).rowcount:
+                db.execute(
+                    "INSERT INTO budgets VALUES (?, ?) ON CONFLICT DO UPDATE SET settled = settled + excluded.settled",
+                    (self.name, cost),
+                )
+
+    def close(self) -> None:
+        """Let go of the file; the next use opens it again."""
+        with self._lock:
+            if self._db is not None and self._pid == os.getpid():
+                self._db.close()
+            self._db = None
+
+    def _sums(self, db: sqlite3.Connection) -> tuple[float, float]:
+        """Return (what is settled or other processes have taken, what this process has taken)."""
+        (settled,) = db.execute("SELECT total(settled) FROM budgets WHERE name = ?", (self.name,)).fetchone()
+        others, own = db.execute(
+            "SELECT total(most) FILTER (WHERE process != ?1), total(most) FILTER (WHERE process = ?1) "
+            "FROM calls WHERE budget = ?2",
+            (_process(), self.name),
+        ).fetchone()
+        return settled + others, own
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                if self._db is None or self._pid != os.getpid():  # a connection must not cross a fork
+                    self.path.parent.mkdir(parents=True, exist_ok=True)
+                    db = sqlite3.connect(
+                        self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+                    )
+                    db.execute("PRAGMA journal_mode = WAL")
+                    db.execute("PRAGMA synchronous = FULL")  # what was taken must outlive a power cut, too
+                    db.executescript(_SCHEMA)
+                    self._db, self._pid = db, os.getpid()
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._db
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    with contextlib.suppress(sqlite3.Error):
+                        self._db.execute("ROLLBACK")
+                    raise
+            except (sqlite3.Error, OSError) as error:
+                raise RagkitError(
+                    f"'{self.path}' keeps what budgets have spent, and cannot be used: {error}. Make room on the disk "
+                    "or mend the permissions, and run again; no call is made that could not be counted."
+                ) from error
+
+
+def _process() -> str:
+    return f"{_PROCESS}-{os.getpid()}"
+
+
+def _cap(value: float) -> float:
+    if not 0 <= value < float("inf"):
+        raise InputError(f"A budget's cap must be 0 or more, and finite, not {value}.")
+    return float(value)

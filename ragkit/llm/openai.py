@@ -1,0 +1,358 @@
+"""A conversation with an OpenAI-compatible server: one reply, streamed, under one deadline.
+
+The `openai` package does the talking. What it leaves to its caller is done here:
+
+- Its time-out is for each read, and it retries: a server that dribbles, or a Retry-After, can hold a caller for
+  minutes. Here `timeout_seconds` ends the whole exchange.
+- A blocked read cannot be interrupted, so the exchange runs as a task on an event loop of its own, in a thread of
+  its own. Cancelling that task closes the socket at once, in whatever state it is.
+- A 200 can hold a web page, a JSON error, or a stream that just stops. Each becomes an `LLMError` that says so.
+- It repeats a request whose answer was lost, which a server may bill twice. Here only one that no server can have
+  worked on is repeated, and an error says whether its request may be billed.
+- The API key is in no message, no repr and no chained cause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import queue
+import threading
+import time
+import urllib.parse
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ragkit.errors import CancelledError, InputError, LLMAuthenticationError, LLMError, LLMResponseError
+from ragkit.llm.chat_errors import ChatErrors
+
+if TYPE_CHECKING:
+    import ssl
+
+    import httpx2
+    from openai import AsyncOpenAI, AsyncStream
+    from openai.types.chat import ChatCompletionChunk
+
+__all__ = ["ChatClient", "Message", "Usage", "never", "wait"]
+
+Message = Mapping[str, str]
+
+_OPENAI_URL = "https://api.openai.com/v1"
+_POLL_SECONDS = 0.05
+_COUNTS = range(2**40)  # of tokens that can be meant
+_GATEWAY_TIMEOUTS = {504, 524}  # the server behind the gateway may still be at work
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one call or of several, as a server counts them; usages add up.
+
+    Attributes:
+        input_tokens: Of the messages, the chat template's own included.
+        output_tokens: Of the reply, and of what the model thought before it.
+    """
+
+    input_tokens: int
+    output_tokens: int
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.input_tokens + other.input_tokens, self.output_tokens + other.output_tokens)
+
+
+def never() -> bool:
+    """Return False: the `cancelled` of work that nobody cancels."""
+    return False
+
+
+def wait(seconds: float, cancelled: Callable[[], bool] = never) -> None:
+    """Sleep, and ask about twenty times a second whether somebody has cancelled.
+
+    Raises:
+        CancelledError: `cancelled` said so.
+    """
+    ends = time.monotonic() + seconds
+    while True:
+        if cancelled():
+            raise CancelledError("The answer was cancelled.")
+        if (left := ends - time.monotonic()) <= 0:
+            return
+        time.sleep(min(left, _POLL_SECONDS))
+
+
+class ChatClient:
+    """Streams replies from one model on one server. Safe to use from several threads.
+
+    Args:
+        model: The model's name on that server.
+        base_url: The server's address; None takes OPENAI_BASE_URL, then OpenAI's own.
+        api_key: None takes OPENAI_API_KEY if `base_url` is None too, else a placeholder.
+        timeout_seconds: For one whole reply, retries included.
+        max_retries: After a refused connection or request, never after one that the server may have worked on.
+        temperature: None leaves it out.
+
+    Attributes:
+        base_url: The server's address, without credentials or query.
+        temperature: As given.
+
+    Raises:
+        InputError: An address or key that cannot be one.
+        LLMAuthenticationError: OpenAI's own server is meant, and there is no key.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str | None,
+        api_key: str | None,
+        timeout_seconds: float,
+        max_retries: int,
+        temperature: float | None,
+    ) -> None:
+        if timeout_seconds <= 0:
+            raise InputError(f"timeout_seconds must be more than 0, not {timeout_seconds}.")
+        self.model = model
+        self._url = base_url or os.environ.get("OPENAI_BASE_URL") or _OPENAI_URL
+        self.base_url = _without_credentials(self._url)
+        self._host = urllib.parse.urlsplit(self._url).hostname or ""
+        key = (api_key or (os.environ.get("OPENAI_API_KEY") if base_url is None else None) or "").strip()
+        if not key and self._host.endswith("openai.com"):
+            raise LLMAuthenticationError(
+                f"OpenAI's server at {self.base_url} wants an API key. Set OPENAI_API_KEY or give api_key=...; "
+                "for a local server give base_url=..., for example 'http://localhost:11434/v1' for Ollama.",
+                model=model,
+                base_url=self.base_url,
+                billable=False,
+            )
+        if not (key.isascii() and key.isprintable()):
+            # Such a key fails deep inside the HTTP library, with the key in the message.
+            raise InputError("The API key holds characters that no key has (line ends, accents). Copy it again.")
+        self._key = key or "no-key"
+        self._errors = ChatErrors(model, self.base_url, key=self._key, timeout_seconds=timeout_seconds)
+        self._timeout_seconds = timeout_seconds
+        self._max_retries = max_retries
+        self.temperature = temperature
+        self._ssl_context: ssl.SSLContext | None = None
+        self._tells_usage: bool | None = None  # until a server has shown whether it can
+
+    def __repr__(self) -> str:
+        return f"ChatClient({self.model!r}, base_url={self.base_url!r})"
+
+    def stream(
+        self, messages: Sequence[Message], *, max_tokens: int, cancelled: Callable[[], bool] = never
+    ) -> Generator[str, None, Usage | None]:
+        """Send chat messages, and give the reply in pieces as they come.
+
+        Args:
+            messages: ``role`` and ``content`` each.
+            max_tokens: The longest reply; one that reaches it ends with ``" […]"``.
+            cancelled: Asked about twenty times a second; True closes the connection.
+
+        Returns:
+            What the server says that the call used, as the generator's value; None if it does not say.
+
+        Raises:
+            CancelledError: `cancelled` said so.
+            LLMConnectionError: Refused, unreachable, or cut before the reply's end.
+            LLMTimeoutError: No reply, or not the whole of it, within `timeout_seconds`.
+            LLMAuthenticationError: The server wants another key.
+            LLMRateLimitError: The server still said 429 after the retries, or when time was up.
+            LLMResponseError: The server answered something else: no such model, a web page, an error, nothing.
+        """
+        items: queue.SimpleQueue[str | BaseException | Usage | None] = queue.SimpleQueue()
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(self._receive(messages, max_tokens, items.put))
+
+        def run() -> None:
+            try:
+                items.put(loop.run_until_complete(task))
+            except BaseException as error:  # handed to the thread that waits for it, whatever it is
+                items.put(error)
+            finally:
+                loop.run_until_complete(loop.shutdown_asyncgens())
+                loop.close()
+
+        worker = threading.Thread(target=run, name="ragkit-chat", daemon=True)
+        worker.start()
+        # The task keeps the deadline itself; this one is for what cannot be cancelled, such as looking up a name.
+        deadline = time.monotonic() + self._timeout_seconds + 1
+        try:
+            while True:
+                item: str | BaseException | Usage | None = ""
+                with contextlib.suppress(queue.Empty):
+                    item = items.get(timeout=_POLL_SECONDS)
+                if cancelled():
+                    raise CancelledError("The answer was cancelled.")
+                if item is None or isinstance(item, Usage):
+                    return item
+                if isinstance(item, BaseException):
+                    raise item
+                if item:
+                    yield item
+                elif time.monotonic() > deadline:
+                    raise self._errors.too_late()
+        finally:
+            with contextlib.suppress(RuntimeError):  # the loop has closed: there is nothing left to cancel
+                loop.call_soon_threadsafe(task.cancel)
+            worker.join(timeout=1.0)
+
+    async def _receive(self, messages: Sequence[Message], max_tokens: int, put: Callable[[str], None]) -> Usage | None:
+        import httpx2
+        import openai
+
+        status: int | None = None
+        billable = begun = False
+        usage: Usage | None = None
+
+        class Client(openai.DefaultAsyncHttpxClient):
+            async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+                nonlocal status, billable
+                status, billable = None, True
+                try:
+                    response = await super().send(request, **options)
+                except (httpx2.ConnectError, httpx2.ConnectTimeout):
+                    billable = False
+                    raise
+                except httpx2.TransportError as error:
+                    raise openai.APIConnectionError(request=request) from error  # which openai does not repeat
+                status = response.status_code
+                billable = response.is_success or status in _GATEWAY_TIMEOUTS
+                if billable:
+                    response.headers["x-should-retry"] = "false"
+                return response
+
+        if self._ssl_context is None:
+            self._ssl_context = httpx2.create_ssl_context()  # 40 ms, so only once
+        client = openai.AsyncOpenAI(
+            base_url=self._url,
+            api_key=self._key,
+            max_retries=self._max_retries,
+            timeout=self._timeout_seconds,
+            http_client=Client(
+                timeout=httpx2.Timeout(self._timeout_seconds, connect=min(10.0, self._timeout_seconds)),
+                verify=self._ssl_context,
+                # A proxy for the outside world cannot reach a server on this machine.
+                trust_env=self._host not in {"localhost", "127.0.0.1", "::1"},
+            ),
+        )
+        # OpenAI's newer models refuse max_tokens; other servers may not know its new name.
+        limit = "max_completion_tokens" if self._host.endswith("openai.com") else "max_tokens"
+        options: dict[str, Any] = {limit: max_tokens, "messages": [dict(message) for message in messages]}
+        if self.temperature is not None:
+            options["temperature"] = self.temperature
+        try:
+            async with asyncio.timeout(self._timeout_seconds), client, await self._begin(client, options) as stream:
+                async for piece in self._pieces(stream):
+                    if isinstance(piece, Usage):
+                        usage = piece
+                    else:
+                        begun = True
+                        put(piece)
+                return usage
+        except LLMError:
+            raise
+        except TimeoutError as error:
+            late = self._errors.slow_down("it still did when time was up") if status == 429 else self._errors.too_late()
+            late.billable = billable
+            raise late from error
+        except (openai.OpenAIError, AttributeError, TypeError, ValueError) as error:
+            # The last three: JSON of another shape than an OpenAI-compatible server's, or not JSON at all.
+            # A server may repeat the key in what it says; then the cause must not be shown.
+            failed = self._errors.explain(error, begun=begun)
+            failed.status, failed.billable = getattr(error, "status_code", None), billable
+            raise failed from (None if self._key in str(error) else error)
+
+    async def _begin(self, client: AsyncOpenAI, options: Mapping[str, Any]) -> AsyncStream[ChatCompletionChunk]:
+        """Send the request; ask for the usage too, unless the server refuses to be asked."""
+        import openai
+
+        stream: AsyncStream[ChatCompletionChunk]
+        known = self._tells_usage
+        if known is not False:
+            asking = {**options, "stream_options": {"include_usage": True}}
+            try:
+                stream = await client.chat.completions.create(model=self.model, stream=True, **asking)
+                self._tells_usage = True
+                return stream
+            except (openai.BadRequestError, openai.UnprocessableEntityError):
+                if known:
+                    raise  # it is something else that the server refuses
+        stream = await client.chat.completions.create(model=self.model, stream=True, **options)
+        self._tells_usage = False
+        return stream
+
+    async def _pieces(self, stream: AsyncStream[ChatCompletionChunk]) -> AsyncIterator[str | Usage]:
+        kind = stream.response.headers.get("content-type", "")
+        if "text/html" in kind:
+            raise self._errors.error(
+                LLMResponseError,
+                f"{self.base_url} answers with a web page, not as an OpenAI-compatible server. "
+                "Check base_url: it usually ends in /v1.",
+                billable=False,
+            )
+        if "application/json" in kind:  # not a stream: an error, or a server that only knows whole replies
+            reply = json.loads(await stream.response.aread())
+            yield self._whole_reply(reply)
+            if usage := _usage(reply.get("usage")):
+                yield usage
+            return
+        chunks = 0
+        finish: str | None = None
+        said_something = False
+        async for chunk in stream:
+            chunks += 1
+            if usage := _usage(chunk.usage):
+                yield usage
+            for choice in chunk.choices or ():
+                if choice.delta.content:
+                    said_something = True
+                    yield choice.delta.content
+                finish = choice.finish_reason or finish
+        if finish is None:
+            if chunks and not said_something:
+                raise self._errors.error(
+                    LLMResponseError, f"{self.base_url} streams something that is not a reply. Is it OpenAI-compatible?"
+                )
+            raise self._errors.cut()
+        if finish == "content_filter":
+            raise self._errors.error(LLMResponseError, f"The content filter of {self.base_url} stopped the answer.")
+        if not said_something:
+            raise self._errors.error(
+                LLMResponseError,
+                f"'{self.model}' at {self.base_url} ended its reply without a word ({finish}). "
+                "A model that thinks first needs more room: raise max_tokens.",
+            )
+        if finish == "length":
+            yield " […]"
+
+    def _whole_reply(self, reply: Any) -> str:
+        if reply.get("choices") and (content := reply["choices"][0]["message"]["content"]):
+            return str(content)
+        said = reply.get("error") or reply
+        raise self._errors.error(
+            LLMResponseError,
+            f"'{self.model}' at {self.base_url} did not answer. "
+            f"The server says: {self._errors.quoted(said.get('message', said) if isinstance(said, dict) else said)}",
+            billable=bool(reply.get("choices")),
+        )
+
+
+def _usage(said: Any) -> Usage | None:
+    """Read a server's usage, as an object or a dictionary; None unless it holds both counts."""
+    known = said if isinstance(said, dict) else getattr(said, "__dict__", {})
+    match known.get("prompt_tokens"), known.get("completion_tokens"):
+        case (int(read), int(written)) if read in _COUNTS and written in _COUNTS:
+            return Usage(int(read), int(written))
+    return None
+
+
+def _without_credentials(url: str) -> str:
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise InputError(
+            "base_url must be an address that begins with http:// or https://, for example 'http://localhost:11434/v1'."
+        )
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl().rstrip("/")

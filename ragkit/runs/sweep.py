@@ -1,0 +1,359 @@
+"""Sweeps: one notebook under papermill for each cell of a grid of parameters, each a run of the store.
+
+A cell is a process of its own, ``python -m ragkit.sweep FOLDER``, which executes the copy of the notebook in the run's
+folder in place. Its standard input is a pipe from the process that sweeps; when that closes, the notebook is to stop.
+So it stops when the sweep is killed, too, and nothing else is ever signalled. What its processes print is in
+``log.txt`` beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ragkit.errors import CancelledError, InputError
+from ragkit.files import replacing
+from ragkit.live import messages
+from ragkit.live.publisher import Publisher, default_publisher
+from ragkit.runs.notebook import Book, grid
+from ragkit.runs.provenance import digest
+from ragkit.runs.run import Run, RunInfo
+from ragkit.runs.store import RunStore
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["sweep"]
+
+POLL_SECONDS = 0.1
+GRACE_SECONDS = 20.0  # for a kernel to be shut down, before it is killed
+MAX_ROWS_TOLD = 200
+MAX_COLUMNS_TOLD = 40
+MAX_TEXT_TOLD = 200
+MAX_TRACEBACK_TOLD = 2_000
+_MAX_LOG = 4_000
+
+
+def sweep(
+    notebook: str | Path,
+    parameters: Mapping[str, Any],
+    *,
+    jobs: int = 1,
+    store: RunStore | str | Path | None = None,
+    kernel_name: str | None = None,
+    timeout_seconds: float | None = None,
+    data: Iterable[str | Path] = (),
+    rerun: bool = False,
+    cwd: str | Path | None = None,
+    publisher: Publisher | None = None,
+    on_row: Callable[[int, dict[str, Any]], object] | None = None,
+) -> pd.DataFrame:
+    """Run a notebook once for every combination of parameters, and collect what each records.
+
+    Progress and rows go out on the socket. A notebook that fails does not stop the others. An interrupt stops the
+    notebooks that run; those that are done are kept, and the same call goes on from there: a cell is not run again if
+    the store has a run of it that is done, with the same code cells, parameters, kernel and ``data``. Modules that the
+    notebook imports, and files that ``data`` does not name, are not looked at: ``rerun`` when they have changed.
+
+    Args:
+        notebook: Its file; a cell of it is tagged "parameters". It is read once, and not changed.
+        parameters: Name -> values to try (a single value stands for itself). The last varies fastest.
+        jobs: Notebooks at a time.
+        store: Where the runs go; `RunStore()` by default.
+        kernel_name: Default: the notebook's.
+        timeout_seconds: For each notebook, from its start; None for no limit.
+        data: Files and folders whose contents the runs depend on; their digests are kept with the runs.
+        rerun: Whether to run cells again that are done.
+        cwd: Where the notebooks run; default: the notebook's folder, as in JupyterLab.
+        publisher: Who tells the socket; one for the whole process by default.
+        on_row: Called with a cell's number (from 0, in the grid's order) and its row whenever its state changes:
+            "queued", "running", and how it ended.
+
+    Returns:
+        A row a cell, in the grid's order: run, name, state, seconds, parameters, recorded values, and of what failed
+        ``error``, ``message`` and ``traceback``.
+
+    Raises:
+        InputError: There is no such notebook or kernel, the notebook has no such parameter, or a value cannot be one.
+            Nothing was run.
+        MissingExtraError: papermill is not installed.
+        SourceNotFoundError: Something in ``data`` is not there.
+        RagkitError: The store cannot be written.
+    """
+    if jobs < 1:
+        raise InputError(f"jobs must be at least 1, not {jobs}.")
+    if timeout_seconds is not None and timeout_seconds <= 0:
+        raise InputError(f"timeout_seconds must be more than 0, not {timeout_seconds:g}.")
+    book = Book(notebook, kernel_name=kernel_name)
+    cells = grid(parameters)
+    book.check(cells[0])
+    folder = Path(cwd).expanduser().absolute() if cwd is not None else book.path.parent
+    if not folder.is_dir():
+        raise InputError(f"There is no folder '{folder}' to run the notebook in. Make it, or give another cwd.")
+    digests = {str(path): digest(path) for path in data}
+    store = store if isinstance(store, RunStore) else RunStore(store)
+    show = _Show(book.path.stem, cells, jobs=jobs, publisher=publisher or default_publisher(), on_row=on_row)
+
+    keys = [book.key(cell, digests) for cell in cells]
+    done = {} if rerun else {info.settings.get("key"): info for info in store.list() if info.state == "done"}
+    waiting = []
+    for at, key in enumerate(keys):
+        if key in done:
+            show.ended(at, done[key], is_kept=True)
+        else:
+            waiting.append(at)
+            show.row(at, {**cells[at], "state": "queued"})
+    running: dict[int, _Child] = {}
+    try:
+        show.progress("running")
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                at = waiting.pop(0)
+                run = store.create(
+                    name=book.path.stem,
+                    kind="sweep",
+                    parameters=cells[at],
+                    settings={
+                        "sweep": show.id, "key": keys[at], "notebook": str(book.path), "kernel_name": book.kernel_name,
+                        "cwd": str(folder), "defaults": book.defaults,
+                    },
+                    seeds={k: v for k, v in (book.defaults | cells[at]).items() if "seed" in k.lower()},
+                    data=digests,
+                    folder=book.path.parent,
+                )  # fmt: skip
+                with replacing(run.path / "notebook.ipynb") as copy:
+                    copy.write_text(book.text, encoding="utf-8")
+                running[at] = _Child(run, timeout_seconds=timeout_seconds)
+                show.row(at, run.info.row())
+            time.sleep(POLL_SECONDS)
+            for at in [at for at, child in running.items() if child.has_ended()]:
+                show.ended(at, running.pop(at).run.info)
+    except BaseException as error:
+        _stop(list(running.values()))
+        for at, child in running.items():
+            show.ended(at, child.run.info)
+        is_wanted = isinstance(error, KeyboardInterrupt | CancelledError)
+        show.progress("cancelled" if is_wanted else "failed", str(error) or type(error).__name__)
+        raise
+    show.finish()
+    return store.frame(show.infos()).drop(columns=["kind", "started"])
+
+
+# ------------------------------------------------------------------------------------ processes
+
+
+class _Child:
+    """One notebook in a process of its own."""
+
+    def __init__(self, run: Run, *, timeout_seconds: float | None) -> None:
+        self.run = run
+        self._limit = timeout_seconds
+        self._ends = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
+        self._reason: str | None = None
+        with (run.path / "log.txt").open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "ragkit.runs.sweep", str(run.path)],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                bufsize=0,
+                start_new_session=True,  # Ctrl-C is the sweep's to pass on
+                env=os.environ | {"RAGKIT_RUN": str(run.path), "PYDEVD_DISABLE_FILE_VALIDATION": "1"},
+            )
+
+    def has_ended(self) -> bool:
+        """Look whether it has; also ends what has had its time."""
+        status = self._process.poll()
+        if status is None and time.monotonic() > self._ends:
+            if self._reason is None:
+                self.stop(f"It was not done after {self._limit:g} seconds.")
+            else:
+                self.kill()
+        if status is not None:
+            self._settle(status)
+            self.stop()  # lets go of the pipe
+        return status is not None
+
+    def stop(self, reason: str = "") -> None:
+        """Ask it to end: as failed for a reason, else as cancelled."""
+        if self._reason is None and self._process.stdin is not None:
+            self._reason, self._ends = reason, time.monotonic() + GRACE_SECONDS
+            with contextlib.suppress(OSError):  # it has ended
+                self._process.stdin.write(reason.encode())
+            self._process.stdin.close()
+
+    def kill(self) -> None:
+        import psutil
+
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in [*psutil.Process(self._process.pid).children(recursive=True), self._process]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+    def _settle(self, status: int) -> None:
+        """Say how the run ended, if its process could not."""
+        if self.run.info.state == "running":
+            log = (self.run.path / "log.txt").read_text(encoding="utf-8", errors="replace")[-_MAX_LOG:]
+            if self._reason:
+                self.run.finish("failed", error="TimeoutError", message=self._reason, traceback=log)
+            elif self._reason is not None:
+                self.run.finish("cancelled", message="The sweep was stopped, and the notebook had to be killed.")
+            else:
+                how = f"signal {-status}" if status < 0 else f"status {status}"
+                message = f"The process that ran the notebook ended with {how}; out of memory, or killed? See log.txt."
+                self.run.finish("failed", error="ProcessDied", message=message, traceback=log)
+
+
+def _stop(children: Sequence[_Child]) -> None:
+    try:
+        for child in children:
+            child.stop()
+        while not all(child.has_ended() for child in children):
+            time.sleep(POLL_SECONDS)
+    except BaseException:
+        for child in children:
+            child.kill()
+        raise
+
+
+def _work(folder: str) -> None:
+    """Be the child: execute the run's notebook."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the sweep may have it ignored
+    run = Run(folder)
+    told: list[bytes] = []
+
+    def listen() -> None:
+        # Not sys.stdin, whose lock would be held when the interpreter ends.
+        told.append(b"".join(iter(lambda: os.read(0, 1_000), b"")))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=listen, daemon=True).start()
+    try:
+        _execute(run)
+    except KeyboardInterrupt:
+        if reason := b"".join(told).decode():
+            run.finish("failed", error="TimeoutError", message=reason)
+        else:
+            run.finish("cancelled", message="The sweep was stopped.")
+    else:
+        if run.info.state == "running":
+            run.finish()
+
+
+def _execute(run: Run) -> None:
+    import papermill
+    from papermill.exceptions import PapermillExecutionError, strip_color
+
+    info = run.info
+    # papermill takes braces in paths for its own.
+    path = str(run.path / "notebook.ipynb").replace("{", "{{").replace("}", "}}")
+    try:
+        papermill.execute_notebook(
+            path,
+            path,
+            # By this name `ragkit.discovery` and others know papermill, and the notebook.
+            parameters=info.parameters | {"PAPERMILL_INPUT_PATH": info.settings["notebook"]},
+            kernel_name=info.settings["kernel_name"],
+            cwd=info.settings["cwd"],
+            progress_bar=False,
+        )
+    except PapermillExecutionError as error:
+        run.finish("failed", error=error.ename, message=error.evalue, traceback=strip_color("\n".join(error.traceback)))
+    except Exception as error:  # a kernel that died or did not start, a disk that is full: all are the run's result
+        run.finish("failed", error=type(error).__name__, message=str(error), traceback=traceback.format_exc())
+
+
+# ----------------------------------------------------------------------------------------- live
+
+
+class _Show:
+    """Tells the socket and the caller how far it is."""
+
+    def __init__(
+        self,
+        name: str,
+        cells: Sequence[Mapping[str, Any]],
+        *,
+        jobs: int,
+        publisher: Publisher,
+        on_row: Callable[[int, dict[str, Any]], object] | None,
+    ) -> None:
+        self.id = uuid.uuid4().hex
+        self._name, self._jobs, self._publisher, self._on_row = name[:1_024], jobs, publisher, on_row
+        self._infos: list[RunInfo | None] = [None] * len(cells)
+        self._seconds: list[float] = []
+
+    def infos(self) -> list[RunInfo]:
+        return [info for info in self._infos if info is not None]
+
+    def row(self, at: int, row: dict[str, Any]) -> None:
+        if self._on_row is not None:
+            self._on_row(at, row)
+
+    def ended(self, at: int, info: RunInfo, *, is_kept: bool = False) -> None:
+        self._infos[at] = info
+        if not is_kept and info.seconds is not None:
+            self._seconds.append(info.seconds)
+        board = [_told(each) for each in self.infos()[:MAX_ROWS_TOLD]]
+        trace = {"traceback": info.traceback[-MAX_TRACEBACK_TOLD:]} if info.traceback else {}
+        self._publisher.publish(
+            messages.ExperimentResult(
+                task_id=self.id, experiment=self._name, row=_told(info) | trace, leaderboard=board
+            )
+        )
+        self.progress("running")
+        self.row(at, info.row())
+
+    def progress(self, state: messages.TaskState, message: str | None = None) -> None:
+        done, total = len(self.infos()), len(self._infos)
+        mean = sum(self._seconds) / len(self._seconds) if self._seconds else None
+        self._publisher.publish(
+            messages.ExperimentProgress(
+                task_id=self.id,
+                experiment=self._name,
+                state=state,
+                cells_done=done,
+                cells_total=total,
+                eta_seconds=None if mean is None else round(mean * (total - done) / self._jobs, 1),
+                message=message,
+            )
+        )
+
+    def finish(self) -> None:
+        failed = sum(info.state != "done" for info in self.infos())
+        message = f"{failed} of {len(self._infos)} notebooks failed." if failed else None
+        self.progress("failed" if failed == len(self._infos) else "done", message)
+
+
+def _told(info: RunInfo) -> dict[str, Any]:
+    """A run's row, small enough for the socket and without what stands empty."""
+    row = info.row()
+    last = {name: row.pop(name) for name in ("state", "seconds", "error", "message", "run")}
+    for name in ("kind", "name", "started", "traceback"):
+        del row[name]
+    kept = dict(list(row.items())[:MAX_COLUMNS_TOLD]) | last
+    return {name[:MAX_TEXT_TOLD]: _short(value) for name, value in kept.items() if value is not None}
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 2**53):
+        return value
+    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    return text if len(text) <= MAX_TEXT_TOLD else f"{text[:MAX_TEXT_TOLD]}…"
+
+
+if __name__ == "__main__":
+    _work(sys.argv[1])

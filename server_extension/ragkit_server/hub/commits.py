@@ -1,0 +1,239 @@
+"""From an event that has come to one that is safe: in batches, one at a time, and off the event loop.
+
+::
+
+    append, acknowledge --> next turn of the event loop --> archive (thread) --> settled
+
+While one batch is being written the next one collects, so a slow disk makes larger batches and not a
+longer queue. When the disk refuses, the history goes on in memory, under a new epoch (what the old one
+has given out cannot be gone on from), and the archive is tried again every minute.
+
+Reading for listeners that are far behind happens in the same thread, one excerpt at a time, so that
+writing never waits for more than one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+from msgspec import UNSET, UnsetType
+
+from ragkit.live.messages import Broadcast, Origin
+from ragkit_server.history.archive import Archive, Batch
+from ragkit_server.history.log import RUN_BYTES, History
+from ragkit_server.hub.engines import Timers
+from ragkit_server.hub.sessions import Excerpt, ListenerSession, PublisherSession
+from ragkit_server.metrics import Counters
+
+__all__ = ["Commits", "Thread"]
+
+RETRY_SECONDS = 60
+MAX_PENDING_BYTES = 8 * 2**20  # besides as much that is being written
+MARGIN = 1_000_000  # more events than come while the archive is made ready again
+
+Acks = dict[PublisherSession, int]
+Result = TypeVar("Result")
+
+
+class Thread(Protocol):
+    """As much of `ragkit_server.worker.Worker` as is needed here."""
+
+    def submit(self, work: Callable[[], Result], done: Callable[[Result | BaseException], object]) -> None: ...
+    def stop(self) -> None: ...
+
+
+class Commits:
+    """Commits what comes, and says so.
+
+    Args:
+        history: Where events are logged once they are safe.
+        settled: Called when there is something for listeners to see, with what can be acknowledged.
+        fed: Called when a listener has got what it wanted from the archive.
+        timers: An event loop.
+        log: Where trouble with the disk is reported.
+        counters: Where commits are counted.
+        archive: Where events are made safe; they stay in memory without it.
+        thread: Where the archive is worked with.
+    """
+
+    def __init__(
+        self,
+        history: History,
+        *,
+        settled: Callable[[Acks], None],
+        fed: Callable[[ListenerSession], None],
+        timers: Timers,
+        log: logging.Logger,
+        counters: Counters,
+        archive: Archive | None = None,
+        thread: Thread | None = None,
+    ) -> None:
+        self.history = history
+        self._settled = settled
+        self._fed = fed
+        self._timers = timers
+        self._log = log
+        self._counters = counters
+        self._archive = archive
+        self._thread = thread
+        self._acks: Acks = {}
+        self._scheduled = False
+        self._writing = False
+        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self._readers: dict[ListenerSession, Excerpt] = {}  # who waits longest comes first
+        self._reading: Excerpt | None = None
+
+    # ------------------------------------------------------------------ writing
+
+    def append(self, event: Broadcast, *, publisher: str = "", origin: Origin | UnsetType = UNSET) -> Broadcast:
+        """Stamp an event, and commit it soon."""
+        stamped = self.history.append(event, publisher=publisher, origin=origin)
+        self._schedule()
+        return stamped
+
+    def acknowledge(self, session: PublisherSession, n: int) -> None:
+        """Let the publisher know of ``n`` when all that has come until now is safe."""
+        self._acks[session] = max(n, self._acks.get(session, 0))
+        self._schedule()
+
+    @property
+    def backlogged(self) -> bool:
+        """Whether so much waits for the disk that publishers should wait, too; see `settle`."""
+        return self.history.pending_bytes > MAX_PENDING_BYTES
+
+    def _schedule(self) -> None:
+        if not self._scheduled and not self._writing:
+            self._scheduled = True
+            self._timers.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        if self._writing:
+            return  # it goes on when that is done
+        acks, self._acks = self._acks, {}
+        if self._archive is None or self._thread is None or not self.history.has_pending:
+            self._settle(acks)
+            return
+        self._writing = True
+        batch = self.history.take()
+        self._thread.submit(partial(_timed_write, self._archive, batch), partial(self._written, batch, acks))
+
+    def _written(self, batch: Batch, acks: Acks, result: tuple[int, float] | BaseException) -> None:
+        self._writing = False
+        if isinstance(result, BaseException):
+            self._counters.commit_failures += 1
+            self._go_on_in_memory(batch, result)
+        else:
+            horizon, seconds = result
+            self._counters.commits += 1
+            self._counters.commit_seconds += seconds
+            self.history.commit(batch, horizon=horizon)
+        self._settle(acks)
+        if self.history.has_pending or self._acks:
+            self._schedule()
+
+    def _settle(self, acks: Acks) -> None:
+        self._settled(acks)
+        seq = self.history.seq
+        for waiter in [waiter for waiter in self._waiters if waiter[0] <= seq]:
+            self._waiters.remove(waiter)
+            if not waiter[1].done():
+                waiter[1].set_result(None)
+
+    async def settle(self) -> None:
+        """Return when all that has been appended until now is safe."""
+        if self.history.seq < self.history.last:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.append((self.history.last, future))
+            await future
+
+    # ------------------------------------------------------------------ when the disk refuses
+
+    def _go_on_in_memory(self, batch: Batch, problem: BaseException) -> None:
+        path = self._archive.path if self._archive is not None else ""
+        self._log.warning(
+            "ragkit: the history cannot be written to '%s' (%s). It goes on in memory: a restart would forget it. Free "
+            "some space, or set --RagkitApp.history_dir; it is tried again every minute.", path, problem,
+        )  # fmt: skip
+        self.history.renew(batch)
+        self._timers.call_later(RETRY_SECONDS, self._try_again)
+
+    def _try_again(self) -> None:
+        if self._archive is not None and self._thread is not None:
+            epoch, seq = secrets.token_hex(8), self.history.seq + MARGIN
+            work = partial(self._archive.reset, epoch=epoch, seq=seq)
+            self._thread.submit(work, partial(self._tried_again, epoch, seq))
+
+    def _tried_again(self, epoch: str, seq: int, result: BaseException | None) -> None:
+        if isinstance(result, BaseException):
+            self._timers.call_later(RETRY_SECONDS, self._try_again)
+            return
+        self._log.info("ragkit: the history is written to disk again")
+        self.history.renew(epoch=epoch, seq=seq, durable=True)
+        self._settle({})
+        self._schedule()
+
+    # ------------------------------------------------------------------ reading
+
+    def fetch(self, session: ListenerSession) -> None:
+        """Get a listener what it `wants`, when its turn comes; asking again changes nothing."""
+        if session.wants is not None and session.wants is not self._reading:
+            self._readers[session] = session.wants
+            self._read_next()
+
+    def _read_next(self) -> None:
+        if self._archive is None or self._thread is None:
+            return
+        while self._reading is None and self._readers:
+            session = next(iter(self._readers))
+            wanted = self._readers.pop(session)
+            if session.wants is wanted:  # and not gone, or asking for something else by now
+                self._reading = wanted
+                work = partial(self._archive.read, wanted.after, wanted.until, wanted.topics, RUN_BYTES)
+                self._thread.submit(work, partial(self._have_read, session, wanted))
+
+    def _have_read(
+        self, session: ListenerSession, wanted: Excerpt, result: tuple[list[bytes] | None, int] | BaseException
+    ) -> None:
+        self._reading = None
+        if isinstance(result, BaseException):
+            self._log.warning("ragkit: the history could not be read for a listener (%s); it gets a gap", result)
+            session.feed(wanted, None, -1)
+        else:
+            session.feed(wanted, *result)
+        self._fed(session)
+        self._read_next()
+
+    # ------------------------------------------------------------------ the end
+
+    async def close(self) -> None:
+        """Make safe what is left, and close the archive."""
+        if self._archive is None or self._thread is None:
+            return
+        self._readers.clear()
+        closed: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if self.history.has_pending and not self._writing:
+            self._flush()
+        await self.settle()
+
+        def done(result: BaseException | None) -> None:
+            if not closed.done():  # whoever waited has given up
+                closed.set_result(result)
+
+        self._thread.submit(self._archive.close, done)
+        problem = await closed
+        if isinstance(problem, BaseException):
+            self._log.warning("ragkit: the history could not be closed (%s)", problem)
+        self._archive = None
+        await asyncio.to_thread(self._thread.stop)
+
+
+def _timed_write(archive: Archive, batch: Batch) -> tuple[int, float]:
+    began = time.perf_counter()
+    return archive.write(batch), time.perf_counter() - began

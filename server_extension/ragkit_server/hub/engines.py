@@ -1,0 +1,349 @@
+"""Who answers a query: the engines on offer, and the queries that wait for an answer.
+
+A query's life::
+
+    ask --> WAITING for the child engine to start --offer--> ROUTED to an engine --> answered
+               |  start-up deadline, child failed                |  deadline, cancel, engine gone
+               +--> TIMEOUT, ENGINE_FAILED                       +--> TIMEOUT, CANCELLED, ENGINE_LOST
+
+Every query ends in exactly one `Response` or `Error` to its asker, unless the asker has gone.
+There is no I/O here: messages leave through ``tell_asker`` and ``tell_publisher``, time comes from
+``timers`` (an event loop, or a fake).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any, Protocol
+
+import msgspec
+from msgspec import Struct
+
+from ragkit.live.messages import (
+    Cancel,
+    Engine,
+    EngineQuery,
+    Error,
+    ErrorCode,
+    Offer,
+    QueryContent,
+    Response,
+    ResponseDelta,
+)
+from ragkit_server.hub.inbound import error
+from ragkit_server.hub.sessions import ListenerSession, PublisherSession
+
+__all__ = ["Child", "Engines", "Timer", "Timers"]
+
+MAX_ENGINES_PER_PUBLISHER = 50
+
+
+class Timer(Protocol):
+    """What `Timers.call_later` returns."""
+
+    def cancel(self) -> None: ...
+
+
+class Timers(Protocol):
+    """As much of an event loop as the hub needs."""
+
+    def time(self) -> float: ...
+    def call_soon(self, callback: Callable[..., object], /, *args: Any) -> object: ...
+    def call_later(self, delay: float, callback: Callable[..., object], /, *args: Any) -> Timer: ...
+
+
+class Child(Protocol):
+    """The engine that the server can start by itself."""
+
+    @property
+    def index(self) -> str:
+        """The index that it serves; "" when none is configured."""
+        ...
+
+    def start(self) -> str | None:
+        """Start it unless it runs already; return why it cannot be started now, if so."""
+        ...
+
+    def offered(self) -> None:
+        """An engine has been put on offer."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _Query:
+    key: str  # the hub's id: two listeners may use the same id
+    asker: ListenerSession
+    asker_id: str
+    content: QueryContent
+    publisher: PublisherSession | None = None  # None: waiting for the child
+    timer: Timer | None = None
+
+
+class Engines:
+    """Routes queries to engines and their answers back.
+
+    Args:
+        tell_asker: Sends a message to a listener.
+        tell_publisher: Sends a message to a publisher; false if it does not read.
+        changed: Called with the engines on offer, newest first, when they change.
+        timers: Where deadlines are kept.
+        query_timeout_seconds: How long an engine has for one answer.
+        start_timeout_seconds: How long a query waits for the child engine to start.
+        max_queries_per_listener: Queries of one connection that may wait at a time.
+        max_queries_per_minute: Queries of one connection in the long run; as many may come at once.
+    """
+
+    def __init__(
+        self,
+        *,
+        tell_asker: Callable[[ListenerSession, Struct], None],
+        tell_publisher: Callable[[PublisherSession, Struct], bool],
+        changed: Callable[[list[Engine]], None],
+        timers: Timers,
+        query_timeout_seconds: float = 120,
+        start_timeout_seconds: float = 120,
+        max_queries_per_listener: int = 8,
+        max_queries_per_minute: float = 120,
+    ) -> None:
+        self.child: Child | None = None
+        self._tell_asker = tell_asker
+        self._tell_publisher = tell_publisher
+        self._changed = changed
+        self._timers = timers
+        self._query_timeout_seconds = query_timeout_seconds
+        self._start_timeout_seconds = start_timeout_seconds
+        self._max_queries_per_listener = max_queries_per_listener
+        self._max_queries_per_minute = max_queries_per_minute
+        self._asked: dict[ListenerSession, tuple[float, float]] = {}  # queries not yet worked off, and as of when
+        self._offers: dict[tuple[PublisherSession, str], Engine] = {}  # oldest first
+        self._queries: dict[str, _Query] = {}
+        self._keys = itertools.count(1)
+
+    # ------------------------------------------------------------------ engines come and go
+
+    def on_offer(self) -> list[Engine]:
+        """Return the engines on offer, newest first."""
+        return list(reversed(self._offers.values()))
+
+    @property
+    def under_way(self) -> int:
+        """How many queries wait for an answer."""
+        return len(self._queries)
+
+    def offer(self, publisher: PublisherSession, message: Offer) -> Error | None:
+        """Put an engine on offer, as the newest; return an error if there are too many."""
+        key = (publisher, message.engine.id)
+        self._offers.pop(key, None)
+        if sum(owner is publisher for owner, _ in self._offers) >= MAX_ENGINES_PER_PUBLISHER:
+            return error(
+                ErrorCode.RATE_LIMITED,
+                f"This publisher offers {MAX_ENGINES_PER_PUBLISHER} engines already. Withdraw one first.",
+            )
+        engine = message.engine
+        if publisher.hello is not None:
+            engine = msgspec.structs.replace(engine, origin=publisher.hello.origin)
+        self._offers[key] = engine
+        if self.child is not None:
+            self.child.offered()
+        self._changed(self.on_offer())
+        for query in [query for query in self._queries.values() if query.publisher is None]:
+            self._route(query)
+        return None
+
+    def withdraw(self, publisher: PublisherSession, engine_id: str) -> None:
+        """Take an engine off offer; what it is answering it may finish."""
+        if self._offers.pop((publisher, engine_id), None) is not None:
+            self._changed(self.on_offer())
+
+    def publisher_gone(self, publisher: PublisherSession) -> None:
+        """Withdraw its engines, and tell everybody who waits for it."""
+        offers = [key for key in self._offers if key[0] is publisher]
+        for key in offers:
+            del self._offers[key]
+        for query in [query for query in self._queries.values() if query.publisher is publisher]:
+            self._fail(
+                query,
+                ErrorCode.ENGINE_LOST,
+                "The engine's process went away before it had answered. Ask again, or start the engine again.",
+            )
+        if offers:
+            self._changed(self.on_offer())
+
+    def child_failed(self, reason: str) -> None:
+        """Tell everybody who waits for the child engine that it will not come."""
+        for query in [query for query in self._queries.values() if query.publisher is None]:
+            self._fail(query, ErrorCode.ENGINE_FAILED, reason)
+
+    # ------------------------------------------------------------------ questions
+
+    def ask(self, asker: ListenerSession, id: str, content: QueryContent) -> None:
+        """Route a question; its asker gets one `Response` or `Error` under ``id``, in time."""
+        asked = [query for query in self._queries.values() if query.asker is asker]
+        if any(query.asker_id == id for query in asked):
+            self._refuse(
+                asker, id, ErrorCode.DUPLICATE_ID, f"The query '{id}' is still being answered. Use another id."
+            )
+            return
+        if len(asked) >= self._max_queries_per_listener:
+            self._refuse(
+                asker,
+                id,
+                ErrorCode.RATE_LIMITED,
+                f"{len(asked)} queries of this connection are being answered. Wait for one of them, or cancel one.",
+            )
+            return
+        if (wait := self._seconds_to_wait(asker)) > 0:
+            self._refuse(
+                asker,
+                id,
+                ErrorCode.RATE_LIMITED,
+                f"This connection asks more than {self._max_queries_per_minute:g} queries a minute. "
+                f"Ask again in {math.ceil(wait)} seconds; --RagkitApp.max_queries_per_minute allows more.",
+            )
+            return
+        query = _Query(f"q{next(self._keys)}", asker, id, content)
+        self._queries[query.key] = query
+        if not self._route(query):
+            self._await_child(query)
+
+    def _seconds_to_wait(self, asker: ListenerSession) -> float:
+        """Count a query in; return how long the asker has to wait instead if it has asked too often.
+
+        A leaky bucket: it holds ``max_queries_per_minute`` and leaks as many a minute.
+        """
+        now, rate = self._timers.time(), self._max_queries_per_minute / 60
+        level, then = self._asked.get(asker, (0.0, now))
+        level = max(0.0, level - (now - then) * rate)
+        if level + 1 > self._max_queries_per_minute:
+            return (level + 1 - self._max_queries_per_minute) / rate
+        self._asked[asker] = (level + 1, now)
+        return 0.0
+
+    def _route(self, query: _Query) -> bool:
+        for (publisher, engine_id), engine in reversed(self._offers.items()):
+            if _is_wanted(engine, query.content.context):
+                if query.timer is not None:
+                    query.timer.cancel()
+                query.publisher = publisher
+                query.timer = self._timers.call_later(self._query_timeout_seconds, self._expire, query)
+                message = EngineQuery(
+                    id=query.key, engine_id=engine_id, content=query.content, request_id=query.asker_id
+                )
+                if not self._tell_publisher(publisher, message):
+                    self._fail(
+                        query,
+                        ErrorCode.ENGINE_FAILED,
+                        f"The engine for '{engine.index}' takes no questions now: its process does not read them. "
+                        "Ask again later.",
+                    )
+                return True
+        return False
+
+    def _await_child(self, query: _Query) -> None:
+        wanted = query.content.context.get("index")
+        child = self.child
+        if (engine_id := query.content.context.get("engine")) is not None:  # the child's would be another one
+            self._fail(
+                query,
+                ErrorCode.NO_ENGINE,
+                f"The engine {str(engine_id)[:200]!r} is no longer on offer. "
+                "Leave context.engine out to ask the newest.",
+            )
+            return
+        if child is None or not child.index or not (wanted is None or _same_index(child.index, wanted)):
+            self._fail(query, ErrorCode.NO_ENGINE, self._no_engine(wanted))
+            return
+        query.timer = self._timers.call_later(self._start_timeout_seconds, self._expire, query)
+        if (problem := child.start()) is not None:
+            self._fail(query, ErrorCode.ENGINE_FAILED, problem)
+
+    def _no_engine(self, wanted: object) -> str:
+        names = {engine.index for engine in self._offers.values()}
+        if self.child is not None and self.child.index:
+            names.add(self.child.index)
+        if names:
+            offered = ", ".join(f"'{name}'" for name in sorted(names))
+            return (
+                f"No engine answers for the index {str(wanted)[:200]!r}. On offer: {offered}. "
+                "Leave context.index out to ask the newest."
+            )
+        return (
+            "No engine is on offer. Run engine.serve() in a notebook, run 'ragkit serve INDEX' in a terminal, "
+            "or start the server with --RagkitApp.index=INDEX."
+        )
+
+    def _expire(self, query: _Query) -> None:
+        if query.publisher is None:
+            self._fail(
+                query,
+                ErrorCode.TIMEOUT,
+                f"The engine did not start within {self._start_timeout_seconds:g} seconds. Ask again, it may be ready "
+                "then; --RagkitApp.start_timeout_seconds allows more.",
+            )
+            return
+        self._tell_publisher(query.publisher, Cancel(id=query.key))
+        self._fail(
+            query,
+            ErrorCode.TIMEOUT,
+            f"The engine did not answer within {self._query_timeout_seconds:g} seconds. Ask again, or allow more with "
+            "--RagkitApp.query_timeout_seconds.",
+        )
+
+    def cancel(self, asker: ListenerSession, id: str) -> None:
+        """Stop a query; its asker gets CANCELLED under ``id``."""
+        for query in self._queries.values():
+            if query.asker is asker and query.asker_id == id:
+                if query.publisher is not None:
+                    self._tell_publisher(query.publisher, Cancel(id=query.key))
+                self._fail(query, ErrorCode.CANCELLED, "Stopped, as you asked.")
+                return
+        self._refuse(
+            asker, id, ErrorCode.UNKNOWN_REQUEST, f"No query '{id}' is being answered here; it may have just ended."
+        )
+
+    def asker_gone(self, asker: ListenerSession) -> None:
+        """Stop the queries of a listener that has left."""
+        self._asked.pop(asker, None)
+        for query in [query for query in self._queries.values() if query.asker is asker]:
+            if query.publisher is not None:
+                self._tell_publisher(query.publisher, Cancel(id=query.key))
+            self._end(query)
+
+    # ------------------------------------------------------------------ answers
+
+    def answer(self, publisher: PublisherSession, message: Response | ResponseDelta | Error) -> None:
+        """Pass an engine's reply on to the asker."""
+        query = self._queries.get(message.id) if isinstance(message.id, str) else None
+        if query is None or query.publisher is not publisher:
+            return  # harmless: it crossed with a cancel, a deadline, or the asker's leaving
+        if not isinstance(message, ResponseDelta):
+            self._end(query)
+        self._tell_asker(query.asker, msgspec.structs.replace(message, id=query.asker_id))
+
+    def _fail(self, query: _Query, code: ErrorCode, message: str) -> None:
+        self._end(query)
+        self._refuse(query.asker, query.asker_id, code, message)
+
+    def _refuse(self, asker: ListenerSession, id: str, code: ErrorCode, message: str) -> None:
+        self._tell_asker(asker, error(code, message, id=id))
+
+    def _end(self, query: _Query) -> None:
+        self._queries.pop(query.key, None)
+        if query.timer is not None:
+            query.timer.cancel()
+
+
+def _is_wanted(engine: Engine, context: dict[str, Any]) -> bool:
+    if (engine_id := context.get("engine")) is not None:
+        return bool(engine.id == engine_id)
+    wanted = context.get("index")
+    return wanted is None or engine.id == wanted or _same_index(engine.index, wanted)
+
+
+def _same_index(index: str, wanted: object) -> bool:
+    # 'handbook' and 'indexes/handbook' name the same: an engine offers its folder's name, the child is given a path.
+    return isinstance(wanted, str) and PurePath(index).name == PurePath(wanted).name

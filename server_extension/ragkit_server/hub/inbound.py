@@ -1,0 +1,133 @@
+"""From a frame that somebody sent to a message, or to the error that its sender gets.
+
+Whatever comes in, exactly one of the two comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from ragkit.live.messages import (
+    Broadcast,
+    ClientMessage,
+    EngineMessage,
+    EnginesChanged,
+    Error,
+    ErrorCode,
+    ErrorContent,
+    ExperimentResult,
+    Query,
+    decode_client_message,
+    decode_engine_message,
+)
+
+__all__ = ["RejectedError", "check_event", "error", "from_listener", "from_publisher"]
+
+MAX_DEPTH = 50
+Message = TypeVar("Message")
+
+
+class RejectedError(Exception):
+    """A frame is no message; ``reply`` tells its sender why."""
+
+    def __init__(self, reply: Error) -> None:
+        self.reply = reply
+        super().__init__(reply.content.message)
+
+
+def error(code: ErrorCode, message: str, *, id: str | UnsetType = UNSET) -> Error:
+    """Return an `Error` message."""
+    return Error(content=ErrorContent(message=message, code=code), id=id)
+
+
+def from_listener(frame: str | bytes) -> ClientMessage:
+    """Return what a listener said.
+
+    Raises:
+        RejectedError: It is no message.
+    """
+    message: ClientMessage = _decode(frame, decode_client_message, ClientMessage)
+    if isinstance(message, Query):
+        _check_depth(message.content.context, id=message.id)
+    return message
+
+
+def from_publisher(frame: str | bytes) -> EngineMessage:
+    """Return what a publisher said.
+
+    Raises:
+        RejectedError: It is no message.
+    """
+    message: EngineMessage = _decode(frame, decode_engine_message, EngineMessage)
+    return message
+
+
+def check_event(event: Broadcast) -> None:
+    """Check that a publisher may broadcast an event.
+
+    Raises:
+        RejectedError: It may not; it need not send it again.
+    """
+    if isinstance(event, EnginesChanged):
+        raise RejectedError(
+            error(ErrorCode.INVALID_MESSAGE, "Only the hub broadcasts 'engines'. Send 'offer' instead.")
+        )
+    if isinstance(event, ExperimentResult):
+        _check_depth(event.row, event.leaderboard)
+
+
+class _Envelope(Struct):
+    """As much of a message that did not validate as can be answered to."""
+
+    type: Any = None
+    id: Any = None
+
+
+_decode_envelope = msgspec.json.Decoder(_Envelope).decode
+
+
+def _decode(frame: str | bytes, decode: Callable[[str], Message], union: Any) -> Message:
+    if isinstance(frame, bytes):
+        raise RejectedError(
+            error(ErrorCode.INVALID_MESSAGE, "Binary frames are not used here. Send JSON in a text frame.")
+        )
+    try:
+        return decode(frame)
+    except (msgspec.ValidationError, RecursionError) as problem:
+        raise RejectedError(_explain(frame, str(problem), union)) from problem
+    except ValueError as problem:  # msgspec.DecodeError, or a str that is not Unicode text
+        raise RejectedError(
+            error(ErrorCode.INVALID_JSON, f"That is not JSON: {problem}. Send one JSON object in a text frame.")
+        ) from problem
+
+
+def _check_depth(*level: object, id: str | UnsetType = UNSET) -> None:
+    """Refuse what could be decoded here, and would be too deep to be encoded or decoded elsewhere."""
+    for _ in range(MAX_DEPTH):
+        inner = (part for outer in level for part in (outer.values() if isinstance(outer, dict) else outer))  # type: ignore[attr-defined]
+        level = tuple(part for part in inner if isinstance(part, dict | list))
+        if not level:
+            return
+    problem = f"It is nested more than {MAX_DEPTH} levels deep. Send a flatter object."
+    raise RejectedError(error(ErrorCode.INVALID_MESSAGE, problem, id=id))
+
+
+def _explain(frame: str, reason: str, union: Any) -> Error:
+    """Say what is wrong with a message that is JSON, under its id if it has one."""
+    try:
+        envelope = _decode_envelope(frame)
+    except (ValueError, RecursionError):  # not an object, or nested too deep: there is no type or id to name
+        return error(ErrorCode.INVALID_MESSAGE, f"{reason}. Send one JSON object with a string 'type'.")
+    id = envelope.id if isinstance(envelope.id, str) and 0 < len(envelope.id) <= 128 else UNSET
+    known = {str(member.__struct_config__.tag) for member in union.__args__}
+    if isinstance(envelope.type, str) and envelope.type not in known:
+        return error(
+            ErrorCode.UNKNOWN_TYPE,
+            f"There is no message type '{envelope.type[:100]}'. The types are: {', '.join(sorted(known))}.",
+            id=id,
+        )
+    return error(ErrorCode.INVALID_MESSAGE, f"{reason}.", id=id)

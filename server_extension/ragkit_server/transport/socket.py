@@ -1,0 +1,109 @@
+"""How bytes leave a Tornado WebSocket.
+
+The hub writes frames that are built once for everybody. Tornado's `write_message` would build each
+anew and start a task for each, at many times the cost of the system call. So `SocketTransport` gives
+them straight to the socket while nothing waits in the stream before it, to the stream otherwise, and
+falls back to `write_message` where Tornado is not as we know it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from tornado.iostream import IOStream
+from tornado.websocket import WebSocketClosedError, WebSocketHandler
+
+from ragkit_server.transport.frames import payloads
+from ragkit_server.transport.protocol import StrictProtocol
+
+__all__ = ["SocketTransport"]
+
+
+class SocketTransport:
+    """The hub's `Transport` over one open socket.
+
+    Args:
+        handler: The socket's handler.
+        drained: Called when what `write` could not get rid of has gone.
+        lost: Called when it never will.
+    """
+
+    __slots__ = ("_clear", "_drained", "_ended", "_handler", "_lost", "_send", "_stream", "_unwritten")
+
+    def __init__(
+        self, handler: WebSocketHandler, *, drained: Callable[[], None], lost: Callable[[], None], direct: bool = True
+    ) -> None:
+        self._handler = handler
+        self._drained = drained
+        self._lost = lost
+        self._clear: asyncio.Event | None = None  # made when it is first needed: most sockets never fill up
+        self._ended = False
+        self._stream: IOStream | None = None
+        self._send: Callable[[bytes], int] | None = None
+        self._unwritten: deque[Any] = deque()
+        connection = handler.ws_connection
+        if direct and type(connection) is StrictProtocol and connection._compressor is None:
+            connection.ending = self._end
+            self._stream = stream = connection.stream
+            # TLS, and what else a stream may do to the bytes, is its own affair.
+            plain = type(stream) is IOStream and isinstance(getattr(stream, "_write_futures", None), deque)
+            if plain and not stream.closed():  # it may have left during the handshake
+                self._send, self._unwritten = stream.socket.send, stream._write_futures
+
+    def _end(self) -> None:
+        self._ended = True
+
+    def write(self, data: bytes) -> bool:
+        """Write whole frames; see `ragkit_server.links.Transport`."""
+        if self._ended:
+            raise WebSocketClosedError
+        if self._send is None or self._unwritten:
+            return self._write_to_stream(data)
+        # What the stream would do, without the bookkeeping, which costs as much as the system call.
+        try:
+            sent = self._send(data)
+        except BlockingIOError:
+            sent = 0
+        return sent == len(data) or self._write_to_stream(memoryview(data)[sent:])
+
+    def _write_to_stream(self, data: bytes | memoryview) -> bool:
+        if self._stream is not None:
+            return self._wait_for(self._stream.write(data))
+        connection = self._handler.ws_connection
+        if connection is None or connection.is_closing():
+            raise WebSocketClosedError
+        return self._wait_for(asyncio.ensure_future(_write_messages(self._handler, bytes(data))))
+
+    def _wait_for(self, written: asyncio.Future[Any]) -> bool:
+        if written.done():
+            written.result()
+            return True
+        self._clear = self._clear or asyncio.Event()
+        self._clear.clear()
+        written.add_done_callback(self._on_written)
+        return False
+
+    def _on_written(self, written: asyncio.Future[Any]) -> None:
+        if self._clear is not None:
+            self._clear.set()
+        if written.cancelled() or written.exception() is not None:
+            self._lost()
+        else:
+            self._drained()
+
+    async def wait_drained(self) -> None:
+        """Return when nothing waits for the kernel, or the connection is gone."""
+        if self._clear is not None:
+            await self._clear.wait()
+
+    def close(self, code: int, reason: str) -> None:
+        """Send a close frame after what has been written; the reason may have 123 bytes."""
+        self._handler.close(code, reason.encode()[:123].decode(errors="ignore"))
+
+
+async def _write_messages(handler: WebSocketHandler, data: bytes) -> None:
+    for payload in payloads(data):
+        await handler.write_message(payload)
