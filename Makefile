@@ -27,7 +27,7 @@ lab: $(VENV)/.lab  ## Install, start JupyterLab on port 8000 with the quickstart
 demo: $(VENV)/.lab  ## The same without a person: run the quickstart, watch the socket, fail if anything is missing
 	$(BIN)/python notebooks/demo.py
 
-test: $(VENV)/.test  ## Install what the tests need and run them all, JOBS=2 at a time; ARGS="tests/test_llm.py -k real" chooses
+test: $(VENV)/.test  ## Install what the tests need and run them all, JOBS=2 at a time; ARGS="tests/llm -k real" chooses
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 check: $(VENV)/.dev  ## ruff and mypy

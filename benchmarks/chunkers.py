@@ -1,7 +1,7 @@
 """Every chunker on questions whose answers are spans: ``make bench-chunkers [CHUNKERS="structure token"]``.
 
-Recall, precision and IoU by spans (`ragkit.measures`) of the five best passages, on the five texts of Smith and
-Troynikov, "Evaluating Chunking Strategies for Retrieval" (Chroma, 2024; `../shared/datasets/chunking_evaluation`).
+Recall, precision and IoU by spans (`ragkit.evaluation.measures`) of the five best passages, on the five texts of Smith
+and Troynikov, "Evaluating Chunking Strategies for Retrieval" (Chroma, 2024; `../shared/datasets/chunking_evaluation`).
 Chunks are embedded as the index embeds them (title and headings above the text) and searched exactly over all texts.
 The 95 % intervals are bootstrapped over questions. Embedding takes about ten minutes on two cores, and the cache keeps
 it.
@@ -18,15 +18,19 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.corpora import SHARED
-from ragkit.chunking.recursive import RecursiveChunker, SemanticChunker, SentenceChunker, TokenChunker
-from ragkit.chunking.structure import Chunker, StructureChunker
+from ragkit.chunking.base import Chunker
+from ragkit.chunking.recursive import RecursiveChunker
+from ragkit.chunking.semantic import SemanticChunker
+from ragkit.chunking.sentence import SentenceChunker
+from ragkit.chunking.structure import StructureChunker
+from ragkit.chunking.token import TokenChunker
 from ragkit.documents.markup import markdown_headings
 from ragkit.evaluation.loading import load_dataset
 from ragkit.evaluation.significance import interval
 from ragkit.experiments.experiment import Experiment
 from ragkit.experiments.result import Result
 from ragkit.experiments.system import System
-from ragkit.retrieval.search import Dense
+from ragkit.retrieval.retrievers import Dense
 
 CHUNKERS: dict[str, Chunker] = {
     "structure": StructureChunker(),

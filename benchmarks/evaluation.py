@@ -40,7 +40,7 @@ def ragkit(folder: Path) -> Steps:
     import pandas as pd
 
     from ragkit.documents.document import Document
-    from ragkit.evaluation.loading import Dataset, Query
+    from ragkit.evaluation.dataset import Dataset, Query
     from ragkit.evaluation.measures import Ranked, evaluate
     from ragkit.evaluation.significance import compare
     from ragkit.evaluation.trec import read_qrels, read_run

@@ -32,20 +32,26 @@ import numpy as np
 from benchmarks.corpora import SHARED
 from benchmarks.evaluation import RANDOMISATIONS, Outcome
 from benchmarks.scenes import alone
+from ragkit.chunking.base import Chunk, Chunker
 from ragkit.chunking.context import embedded_texts
-from ragkit.chunking.recursive import SentenceChunker, TokenChunker
-from ragkit.chunking.structure import Chunk, Chunker, StructureChunker
-from ragkit.embedding.base import HashEmbedder, SentenceTransformerEmbedder, Vectors
+from ragkit.chunking.sentence import SentenceChunker
+from ragkit.chunking.structure import StructureChunker
+from ragkit.chunking.token import TokenChunker
+from ragkit.embedding.base import Vectors
 from ragkit.embedding.cache import EmbeddingCache
-from ragkit.evaluation.loading import Dataset, load_dataset
+from ragkit.embedding.hashed import HashEmbedder
+from ragkit.embedding.sentence_transformer import SentenceTransformerEmbedder
+from ragkit.evaluation.dataset import Dataset
+from ragkit.evaluation.loading import load_dataset
 from ragkit.evaluation.measures import Ranked, evaluate
 from ragkit.evaluation.trec import write_run
 from ragkit.experiments.experiment import Experiment
 from ragkit.experiments.stages import Ranking, windows
 from ragkit.experiments.system import System
 from ragkit.indexing.records import DocumentRecord, StoredChunk
+from ragkit.retrieval.base import Retriever
 from ragkit.retrieval.corpus import Documents, Passages
-from ragkit.retrieval.search import BM25, Dense, Hybrid, Retriever
+from ragkit.retrieval.retrievers import BM25, Dense, Hybrid
 from ragkit.space import choose
 
 ROOT = Path(__file__).resolve().parent.parent

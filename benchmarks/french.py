@@ -2,7 +2,7 @@
 
 BM25 over whole pages of service-public.fr, one analysis step added at a time, with the questions as they are and
 without their accents; and the same for values of k1 and b. Written out here step by step, because these are the steps
-that the pages discuss; ragkit's own analysis is `ragkit.analysis`.
+that the pages discuss; ragkit's own analysis is `ragkit.retrieval.lexical`.
 """
 
 from __future__ import annotations

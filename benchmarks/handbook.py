@@ -18,7 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ragkit import RAGEngine
-from ragkit.retrieval.search import BM25, Dense, Hit, Hybrid, Retriever, retrieve
+from ragkit.retrieval.base import Hit, Retriever
+from ragkit.retrieval.retrievers import BM25, Dense, Hybrid
+from ragkit.retrieval.search import retrieve
 
 ROOT = Path(__file__).resolve().parent.parent
 K = 5

@@ -1,4 +1,4 @@
-"""What kernels do, each in a process of its own with the real `ragkit.publisher.Publisher`.
+"""What kernels do, each in a process of its own with the real `ragkit.live.Publisher`.
 
 ``python -m benchmarks.kernels``, with RAGKIT_URL and RAGKIT_TOKEN in the environment, and::
 
@@ -33,7 +33,7 @@ from ragkit.live.messages import (
     ResponseContent,
 )
 from ragkit.live.publisher import Publisher, Reply
-from tests.hub import eventually
+from tests.support.hub import eventually
 
 WARM_UP = 20
 FILLER = "x" * 100

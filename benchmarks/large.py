@@ -17,9 +17,13 @@ from typing import Any
 
 from benchmarks.corpora import SHARED, Words, claims, rows
 from ragkit.chunking.structure import StructureChunker
-from ragkit.embedding.base import HashEmbedder, SentenceTransformerEmbedder, Vectors
+from ragkit.embedding.base import Vectors
+from ragkit.embedding.hashed import HashEmbedder
+from ragkit.embedding.sentence_transformer import SentenceTransformerEmbedder
 from ragkit.indexing.index import Index
-from ragkit.retrieval.search import BM25, Dense, Hybrid, Retriever, retrieve
+from ragkit.retrieval.base import Retriever
+from ragkit.retrieval.retrievers import BM25, Dense, Hybrid
+from ragkit.retrieval.search import retrieve
 
 __all__ = ["ask"]
 

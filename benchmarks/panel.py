@@ -37,9 +37,9 @@ from benchmarks.servers import TOKEN, end_children, prepare
 from ragkit.live.discovery import Server as Address
 from ragkit.live.messages import Broadcast, ExperimentResult, FollowUpQuestions, IndexingProgress, Origin
 from ragkit.live.publisher import Publisher
-from tests.browser import FLAGS
-from tests.lab import PANEL, http_url, start_lab, until
 from tests.server.live_server import DEADLINE_SECONDS, ROOT, Server, start_server
+from tests.support.browser import FLAGS
+from tests.support.lab import PANEL, http_url, start_lab, until
 
 MAX_FRAME_MS = 100.0
 MAX_MORE_MB = 20.0

@@ -107,7 +107,8 @@ def raw() -> Callable[[Job], tuple[int, int]]:
 
 def ragkit() -> Callable[[Job], tuple[int, int]]:
     from ragkit.chunking.structure import StructureChunker
-    from ragkit.embedding.base import HashEmbedder, SentenceTransformerEmbedder
+    from ragkit.embedding.hashed import HashEmbedder
+    from ragkit.embedding.sentence_transformer import SentenceTransformerEmbedder
     from ragkit.indexing.index import Index
 
     minilm = SentenceTransformerEmbedder()

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from ragkit.live.discovery import Server
 from ragkit.live.messages import IndexingProgress
 from ragkit.live.publisher import Publisher
-from tests.hub import eventually, running
+from tests.support.hub import eventually, running
 
 BAR_MICROSECONDS = 10.0
 # Name: events, pause in seconds.

@@ -19,10 +19,12 @@ from rich.table import Table
 
 from benchmarks.corpora import SHARED
 from ragkit.chunking.structure import StructureChunker
-from ragkit.evaluation.loading import Dataset, load_dataset
+from ragkit.evaluation.dataset import Dataset
+from ragkit.evaluation.loading import load_dataset
 from ragkit.experiments.experiment import Experiment
 from ragkit.experiments.system import System
-from ragkit.retrieval.search import BM25, Dense, Hybrid, Retriever
+from ragkit.retrieval.base import Retriever
+from ragkit.retrieval.retrievers import BM25, Dense, Hybrid
 
 MEASURES = ["nDCG@10", "R@5", "R@100"]
 RETRIEVERS: dict[str, Retriever] = {

@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 from benchmarks.peers import DIMENSION, cheap_vector
 from ragkit.chunking.context import embedded_texts
 from ragkit.chunking.structure import StructureChunker
-from ragkit.embedding.base import HashEmbedder, SentenceTransformerEmbedder, Vectors
+from ragkit.embedding.base import Vectors
+from ragkit.embedding.hashed import HashEmbedder
+from ragkit.embedding.sentence_transformer import SentenceTransformerEmbedder
 from ragkit.indexing.index import Index
 
 __all__ = ["CountingEmbedder", "alone", "change", "cut", "memory", "passages_of"]

@@ -1,4 +1,4 @@
-"""Write src/messages.ts: the messages of `ragkit.live.messages` as TypeScript types. `make frontend` runs it."""
+"""Write src/client/messages.ts: the messages of `ragkit.live.messages` as TypeScript types. `make frontend` runs it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from msgspec import inspect as types
 from ragkit.live import messages
 from ragkit_server.handlers.asyncapi import field_docs
 
-TARGET = Path(__file__).with_name("src") / "messages.ts"
+TARGET = Path(__file__).with_name("src") / "client" / "messages.ts"
 SENT = (messages.Query, messages.QueryContent, messages.Subscribe, messages.Ping, messages.Pong)
 HEAD = "// Made from ragkit/live/messages.py by messages.py; `make frontend` makes it anew. Do not edit.\n"
 SIMPLE = {

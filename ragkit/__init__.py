@@ -11,5 +11,4 @@ Names are imported when they are first used, so that ``import ragkit`` costs mil
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-__all__ += ["__version__"]
 __version__ = "0.1.0"

@@ -72,7 +72,7 @@ def choose(*options: Any) -> Any:
 
 
 def between(low: _Number, high: _Number, *, step: _Number | None = None, log: bool = False) -> _Number:
-    """Stand for the numbers of a range, from which `ragkit.searches.search` draws.
+    """Stand for the numbers of a range, from which `ragkit.experiments.search` draws.
 
     They are whole if the ends and the step are, unless they are for a field of a dataclass that is declared ``float``.
 
@@ -153,8 +153,8 @@ def _expand(value: Any) -> Iterator[Any]:
             yield from _expand(option)
     elif isinstance(value, Range):
         raise InputError(
-            f"{value!r} stands for more numbers than can all be tried. Draw from it with ragkit.searches.search(), or "
-            "write choose() with the numbers that you want."
+            f"{value!r} stands for more numbers than can all be tried. Draw from it with ragkit.search(), or write "
+            "choose() with the numbers that you want."
         )
     elif not is_open(value):
         yield value

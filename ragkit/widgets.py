@@ -25,7 +25,7 @@ import msgspec
 
 from ragkit.errors import MissingExtraError
 from ragkit.live import messages
-from ragkit.live.discovery import is_run_without_browser
+from ragkit.live.origin import is_run_without_browser
 from ragkit.live.publisher import Publisher, Reply, default_publisher
 from ragkit.live.serving import answer
 from ragkit.terminal import printable

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from ragkit.live import messages
-from tests.protocol_page import EXAMPLES, PAGE, Example
+from tests.support.protocol_page import EXAMPLES, PAGE, Example
 
 DIRECTIONS: dict[str, tuple[Callable[[str], msgspec.Struct], Any]] = {
     "listener → hub": (messages.decode_client_message, messages.ClientMessage),

@@ -25,11 +25,11 @@ from ragkit.live.messages import (
 )
 from ragkit.live.publisher import Publisher
 from ragkit.widgets import Live
-from tests.corpora import write_pages
-from tests.hub import eventually
-from tests.lab import SETUP
+from tests.engine.test_engine import QUESTION, make
 from tests.server.live_server import ROOT
-from tests.test_engine import QUESTION, make
+from tests.support.corpora import write_pages
+from tests.support.hub import eventually
+from tests.support.lab import SETUP
 
 HOSTILE = "<script>alert(1)</script>"
 

@@ -15,14 +15,14 @@ import { LabIcon } from '@jupyterlab/ui-components';
 import { Signal } from '@lumino/signaling';
 import { Widget } from '@lumino/widgets';
 
-import { type Activity, doneShare } from './activity.js';
-import { statusText } from './connection.js';
-import { h, say, set } from './dom.js';
-import { Live } from './live.js';
-import type { Source } from './messages.js';
+import { type Activity, doneShare } from './client/activity.js';
+import { statusText } from './views/connection.js';
+import { h, say, set } from './views/dom.js';
+import { Live } from './views/live.js';
+import type { Source } from './client/messages.js';
 import { fileOf, serverPath } from './paths.js';
-import { type ConnectionState, RagkitSocket } from './socket.js';
-import type { Words } from './words.js';
+import { type ConnectionState, RagkitSocket } from './client/socket.js';
+import type { Words } from './views/words.js';
 
 const ID = 'ragkit-panel';
 

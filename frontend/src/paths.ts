@@ -1,6 +1,6 @@
 /** From a file's path on its own machine to its place in the server's tree. */
 
-import { pageConfig } from './addresses.js';
+import { pageConfig } from './client/addresses.js';
 
 /** The file of a source: a row of a table is named FILE.jsonl#ROW. */
 export function fileOf(source: string): string {

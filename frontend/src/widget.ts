@@ -4,14 +4,14 @@
  * widget's own channel; and in a saved page that nobody answers, the state that was saved is shown.
  */
 
-import { hasEnded } from './activity.js';
-import { pageConfig } from './addresses.js';
-import { h } from './dom.js';
-import { Live, type ViewName } from './live.js';
-import type { ClientMessage, ListenerMessage, ResponseContent } from './messages.js';
+import { hasEnded } from './client/activity.js';
+import { pageConfig } from './client/addresses.js';
+import { h } from './views/dom.js';
+import { Live, type ViewName } from './views/live.js';
+import type { ClientMessage, ListenerMessage, ResponseContent } from './client/messages.js';
 import { fileOf, serverPath } from './paths.js';
-import { AskError, type AskOptions, type ConnectionState, RagkitSocket } from './socket.js';
-import { pageLanguage, words } from './words.js';
+import { AskError, type AskOptions, type ConnectionState, RagkitSocket } from './client/socket.js';
+import { pageLanguage, words } from './views/words.js';
 
 /** What we use of anywidget's model. */
 interface Model {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from ragkit.chunking.structure import Chunk
+from ragkit.chunking.base import Chunk
 from ragkit.embedding.base import Embedder
 from ragkit.errors import InputError
 

@@ -23,9 +23,10 @@ from websockets.asyncio.client import ClientConnection
 import ragkit
 from ragkit.errors import InputError, RagkitError, ServerConnectionError
 from ragkit.live import messages
-from ragkit.live.discovery import Server, find_origin
+from ragkit.live.discovery import Server
 from ragkit.live.handshake import RefusedError, dial, open_socket
-from ragkit.llm.prompt import GenerativeLLM
+from ragkit.live.origin import find_origin
+from ragkit.llm.base import GenerativeLLM
 
 __all__ = ["Doctor", "Finding"]
 
@@ -261,7 +262,7 @@ class Doctor:
         )
 
     def _index(self) -> _Result:
-        from ragkit.embedding.base import SentenceTransformerEmbedder
+        from ragkit.embedding.sentence_transformer import SentenceTransformerEmbedder
         from ragkit.indexing.records import FORMAT, Records
         from ragkit.indexing.vector_store import ChromaStore
 
@@ -293,7 +294,7 @@ class Doctor:
         return "ok", f"'{path}': {documents} documents, {chunks} passages, {made_with}"
 
     def _embedder(self) -> _Result:
-        from ragkit.embedding.base import SentenceTransformerEmbedder
+        from ragkit.embedding.sentence_transformer import SentenceTransformerEmbedder
 
         started = time.perf_counter()
         embedder = SentenceTransformerEmbedder()

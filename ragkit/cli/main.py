@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ragkit.cli.folders import default_index, existing_index, find_index, index_from_environment
 from ragkit.cli.options import (
     BaseURLOption,
     IndexOption,
@@ -28,7 +27,11 @@ from ragkit.cli.options import (
     LLMOption,
     TokenOption,
     URLOption,
+    default_index,
+    existing_index,
+    find_index,
     find_model,
+    index_from_environment,
     named_server,
     open_engine,
 )
@@ -254,18 +257,19 @@ def watch(
 
     from rich.console import Console
 
-    from ragkit.cli import watch as watching
+    from ragkit.cli.watch import JsonLines, Screen
+    from ragkit.live import listener
 
     wanted = {name.strip() for names in until or () for name in names.split(",")}
-    if unknown := wanted - watching.TYPES:
-        raise typer.BadParameter(f"no message type '{min(unknown)}'. There are: {', '.join(sorted(watching.TYPES))}.")
+    if unknown := wanted - listener.TYPES:
+        raise typer.BadParameter(f"no message type '{min(unknown)}'. There are: {', '.join(sorted(listener.TYPES))}.")
     if ask is not None and not ask.strip():
         raise EmptyQuestionError
-    view = watching.JsonLines() if as_json else watching.Screen(Console())
+    view = JsonLines() if as_json else Screen(Console())
     try:
         with view:
             missing = asyncio.run(
-                watching.watch(
+                listener.watch(
                     lambda: named_server(url, token),
                     view,
                     say=lambda text: _say(one_line(text)),

@@ -8,18 +8,33 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import typer
+
+from ragkit.errors import InputError
 
 if TYPE_CHECKING:
     from ragkit.engine.engine import RAGEngine
     from ragkit.live.discovery import Server
-    from ragkit.llm.prompt import GenerativeLLM
+    from ragkit.llm.base import GenerativeLLM
 
 __all__ = [
-    "BaseURLOption", "IndexOption", "KeyOption", "LLMOption", "TokenOption", "URLOption", "find_model", "named_server",
+    "BaseURLOption",
+    "IndexOption",
+    "KeyOption",
+    "LLMOption",
+    "TokenOption",
+    "URLOption",
+    "default_index",
+    "existing_index",
+    "find_index",
+    "find_model",
+    "index_from_environment",
+    "named_server",
     "open_engine",
-]  # fmt: skip
+]
+
 
 IndexOption = Annotated[
     Path | None,
@@ -47,7 +62,7 @@ def find_model(model: str | None, base_url: str | None, api_key_env: str | None)
     key = None
     if api_key_env is not None and not (key := os.environ.get(api_key_env)):
         raise typer.BadParameter(f"--api-key-env: the environment variable '{api_key_env}' is not set.")
-    from ragkit.llm.prompt import OpenAILLM
+    from ragkit.llm.openai import OpenAILLM
 
     return functools.partial(OpenAILLM, model, base_url=base_url, api_key=key)
 
@@ -61,7 +76,7 @@ def open_engine(
     follow_ups: bool = True,
 ) -> RAGEngine:
     from ragkit.engine.engine import RAGEngine
-    from ragkit.live.discovery import find_origin
+    from ragkit.live.origin import find_origin
     from ragkit.live.publisher import Publisher
 
     publisher = Publisher(origin=find_origin(kind="cli", name=name))
@@ -79,3 +94,53 @@ def named_server(url: str | None, token: str | None) -> Server:
         env["RAGKIT_URL"] = url
     server = find_server(env=env)
     return dataclasses.replace(server, token=token) if token is not None else server
+
+
+INDEXES = Path("indexes")
+
+
+def find_index(given: Path | None) -> Path:
+    """Say which index is meant: the one given, RAGKIT_INDEX, or the only one in ./indexes.
+
+    Raises:
+        InputError: That cannot be told; the message lists what there is.
+    """
+    if found := given or index_from_environment():
+        return found
+    here = _indexes()
+    if len(here) == 1:
+        return here[0]
+    what = f"There are several: {', '.join(map(str, here))}" if here else f"There is none in '{INDEXES.absolute()}'"
+    how = "Name one" if here else "Make one with 'ragkit index FOLDER', or name one"
+    raise InputError(f"Which index? {what}. {how} (--index FOLDER or RAGKIT_INDEX).")
+
+
+def existing_index(given: Path | None) -> Path:
+    """`find_index`, for those who need it to be there.
+
+    Raises:
+        InputError: That cannot be told, or there is no such index.
+    """
+    folder = find_index(given)
+    if not (folder / "index.db").exists():
+        others = f" There are: {', '.join(map(str, _indexes()))}." if _indexes() else ""
+        raise InputError(f"There is no index at '{folder}'. Make it: ragkit index FOLDER --index {folder}.{others}")
+    return folder
+
+
+def default_index(documents: str | Path) -> Path:
+    """Say where the index of a folder, of a file in it or of a page goes: ``indexes/<the folder's or host's name>``."""
+    if str(documents).startswith(("http://", "https://")):
+        return INDEXES / (urlsplit(str(documents)).hostname or "pages")
+    place = Path(documents).resolve()
+    return INDEXES / ((place if place.is_dir() else place.parent).name or "documents")
+
+
+def index_from_environment() -> Path | None:
+    """The index that RAGKIT_INDEX names."""
+    named = os.environ.get("RAGKIT_INDEX")
+    return Path(named) if named else None
+
+
+def _indexes() -> list[Path]:
+    return sorted(path.parent for path in INDEXES.glob("*/index.db"))

@@ -83,7 +83,7 @@ def sweep(
 
     Example: ragkit sweep notebook.ipynb -p chunk_size 128 256 -p retriever bm25 hybrid -j 2
     """
-    from ragkit.live.discovery import find_origin
+    from ragkit.live.origin import find_origin
     from ragkit.live.publisher import Publisher
     from ragkit.runs.store import RunStore
     from ragkit.runs.sweep import sweep as run_sweep

@@ -1,0 +1,5 @@
+"""Files to documents: what is found, how it is decoded and parsed, safely."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -10,7 +10,8 @@ from ragkit.documents.encoding import clean
 from ragkit.documents.markup import markdown_headings
 from ragkit.errors import DocumentError
 
-__all__ = ["MAX_CHARACTERS", "Draft", "one_line"]
+__all__ = ["MAX_CHARACTERS", "Draft", "one_line", "reason_of"]
+
 
 MAX_CHARACTERS = 20_000_000  # of text that one document may unfold to: a zip bomb ends here
 _MAX_LABEL = 300
@@ -113,3 +114,23 @@ def _name(source: Source) -> str:
     address = urlsplit(source.url)
     name = unquote(address.path).rstrip("/").rpartition("/")[2] if source.url else source.id.rpartition("/")[2]
     return one_line(name.rpartition(".")[0]) or one_line(name) or address.netloc or source.id
+
+
+_UNFOLDS = frozenset({"LimitReachedError", "EntitiesForbidden"})  # pypdf's, defusedxml's
+
+
+def reason_of(error: Exception) -> str:
+    """Say in one sentence why a file, a page or a row could not be read."""
+    match error:
+        case TimeoutError():
+            return "not read in time"
+        case OSError(errno=int()):  # else it is not the system's, but a parser's
+            return f"cannot be read: {error.strerror}"
+        case RecursionError():
+            return "nested too deep to be read"
+        case MemoryError():
+            return "too large for this machine's memory"
+    detail = clean(" ".join(str(error).split())[:200]) or type(error).__name__
+    if type(error).__name__ in _UNFOLDS:  # by name: importing their modules for every text file would cost a while
+        return f"unfolds to more than is safe to read: {detail}"
+    return f"damaged, or not what its name says: {detail}"

@@ -1,26 +1,21 @@
 """Documents: a text, where it came from, and what stands where in it.
 
-`ragkit.sources.find_sources` says which files of a folder are documents; `ragkit.loaders.read` reads one.
+`ragkit.documents.find_sources` says which files of a folder are documents; `ragkit.documents.read` reads one.
 """
 
 from __future__ import annotations
 
 import bisect
 import dataclasses
-import functools
 import hashlib
 import os
-import unicodedata
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from ragkit.errors import DocumentError
 
-__all__ = ["Document", "Found", "Mark", "Skipped", "Source", "detect_language", "printable_path", "with_language"]
-
-_LANGUAGE_SAMPLE = 5_000  # characters: more makes no better a guess
-_FEWEST_LETTERS = 20
+__all__ = ["Document", "Found", "Mark", "Skipped", "Source", "printable_path"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -83,38 +78,6 @@ class Document:
 
     def _marks_until(self, offset: int) -> int:
         return bisect.bisect_right(self.marks, offset, key=lambda mark: mark.start)
-
-
-def detect_language(text: str, *, among: Collection[str] | None = None, default: str = "und") -> str:
-    """Guess a text's language by its byte n-grams (Lui and Baldwin 2012, the py3langid model; offline).
-
-    Args:
-        text: Any text; its first 5,000 characters count.
-        among: ISO 639-1 codes to choose from; all that the model knows if None. Short texts need a short list.
-        default: For a text without letters, or with too few to choose among all languages.
-    """
-    sample = text[:_LANGUAGE_SAMPLE]
-    letters = sum(unicodedata.category(c).startswith("L") for c in sample)
-    if letters < (1 if among is not None else _FEWEST_LETTERS):
-        return default
-    ranked: list[tuple[str, float]] = _identifier().rank(sample)
-    # Three-letter codes are languages so rare that a guess of one is nearly always wrong.
-    fitting = (language for language, _ in ranked if (len(language) == 2 if among is None else language in among))
-    return next(fitting, default)
-
-
-def with_language(document: Document) -> Document:
-    """Return the document with its language guessed, if its file did not say."""
-    if document.language != "und":
-        return document
-    return dataclasses.replace(document, language=detect_language(document.text))
-
-
-@functools.cache
-def _identifier() -> Any:
-    from py3langid import langid
-
-    return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE)
 
 
 # ----------------------------------------------------------------------------------------- files

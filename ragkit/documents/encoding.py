@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ragkit.documents.document import detect_language
+from ragkit.documents.language import detect_language
 from ragkit.errors import DocumentError
 
 __all__ = ["clean", "decode", "lines"]

@@ -10,20 +10,18 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from ragkit.documents.builder import Draft
-from ragkit.documents.document import Document, Found, Source, with_language
-from ragkit.documents.encoding import decode
-from ragkit.documents.filetypes import CODE_SUFFIXES, SUFFIXES, kind_of
+from ragkit.documents.builder import reason_of
+from ragkit.documents.document import Document, Found, Source
+from ragkit.documents.filetypes import SUFFIXES, kind_of
 from ragkit.documents.formats.docx import read_docx
 from ragkit.documents.formats.epub import read_epub
 from ragkit.documents.formats.notebook import read_notebook
 from ragkit.documents.formats.pdf import read_pdf
 from ragkit.documents.formats.pptx import read_pptx
 from ragkit.documents.formats.tables import read_csv, read_jsonl
+from ragkit.documents.formats.text import _read_html, _read_markdown, _read_text
 from ragkit.documents.formats.xlsx import read_xlsx
-from ragkit.documents.markup import front_matter_title, html_to_markdown, markdown_headings
-from ragkit.documents.outline import outline
-from ragkit.documents.reasons import reason_of
+from ragkit.documents.language import with_language
 from ragkit.documents.sources import find_sources
 from ragkit.errors import DocumentError
 
@@ -82,37 +80,6 @@ def parse(source: Source, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterat
     except Exception as error:
         # A parser given a hostile file may raise anything at all; none of it is a reason to stop the others.
         raise DocumentError(source.where, reason_of(error)) from error
-
-
-def _read_text(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
-    kind = kind_of(source.name) or ""
-    is_code = kind in CODE_SUFFIXES
-    text, encoding = decode(source.path.read_bytes(), where=source.where, declares=is_code)
-    draft = Draft(source)
-    draft.marks += outline(text, kind)
-    # A program is known by its file's name, not by its first function's.
-    title = source.id.rpartition("/")[2] if is_code and not source.url and kind != ".tex" else ""
-    yield draft.finish_as(text, title=title, encoding=encoding)
-
-
-def _read_markdown(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
-    text, encoding = decode(source.path.read_bytes(), where=source.where)
-    draft = Draft(source)
-    draft.marks += markdown_headings(text)
-    has_top = any(mark.level == 1 for mark in draft.marks)
-    yield draft.finish_as(text, title="" if has_top else front_matter_title(text), encoding=encoding)
-
-
-def _read_html(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
-    html, encoding = decode(source.path.read_bytes(), where=source.where, declares=True)
-    if not html.strip():
-        raise DocumentError(source.where, "empty: it holds no text")
-    text, title = html_to_markdown(html)
-    if not text.strip():
-        raise DocumentError(source.where, "empty: the page shows no text (it may be made by a script)")
-    draft = Draft(source)
-    draft.marks += markdown_headings(text)
-    yield draft.finish_as(text, title=title or next((mark.label for mark in draft.marks), ""), encoding=encoding)
 
 
 _READERS: Mapping[str, _Reader] = {

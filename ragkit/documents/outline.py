@@ -23,7 +23,7 @@ def outline(text: str, kind: str) -> tuple[Mark, ...]:
 
     Args:
         text: With ``\\n`` line ends.
-        kind: See `ragkit.kinds.kind_of`.
+        kind: See `ragkit.documents.filetypes.kind_of`.
     """
     find = _OUTLINES.get(kind)
     return tuple(mark for mark in find(text) if mark.label) if find is not None else ()

@@ -2,7 +2,7 @@
 
 ::
 
-    Reader  --- a source --->  child (low priority, memory limit): ragkit.loaders.parse
+    Reader  --- a source --->  child (low priority, memory limit): ragkit.documents.loading.parse
             <-- documents and failures as they come, then the end ---
 
 The child sees hostile files, so what it says is decoded as data (msgpack, of these types only) and never run.
@@ -27,7 +27,8 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from ragkit.documents.document import Document, Source, printable_path, with_language
+from ragkit.documents.document import Document, Source, printable_path
+from ragkit.documents.language import with_language
 from ragkit.documents.loading import TIMEOUT_SECONDS, parse
 from ragkit.errors import CancelledError, DocumentError
 
@@ -92,7 +93,7 @@ class Reader:
         self.close()
 
     def read(self, source: Source) -> Iterator[Document | DocumentError]:
-        """See `ragkit.loaders.read`.
+        """See `ragkit.documents.read`.
 
         Raises:
             DocumentError: The file as a whole cannot be used; it may have taken the child down.

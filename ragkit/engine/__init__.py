@@ -1,0 +1,5 @@
+"""`RAGEngine`: a question to a cited answer and follow-up questions."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ragkit.llm.prompt import Passage, is_abstention
-from ragkit.retrieval.search import Hit
+from ragkit.retrieval.base import Hit
 from ragkit.terminal import one_line, printable
 
 __all__ = ["Answer", "Citation", "cite", "passages_of"]

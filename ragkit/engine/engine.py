@@ -24,28 +24,33 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from ragkit.chunking.structure import Chunker, StructureChunker
-from ragkit.embedding.base import Embedder, SentenceTransformerEmbedder
+from ragkit.cancellation import never
+from ragkit.chunking.base import Chunker
+from ragkit.chunking.structure import StructureChunker
+from ragkit.embedding.base import Embedder
 from ragkit.embedding.cache import EmbeddingCache
+from ragkit.embedding.sentence_transformer import SentenceTransformerEmbedder
 from ragkit.engine.answer import Answer, cite, passages_of
-from ragkit.engine.background import follow_up
-from ragkit.engine.follow_ups import FollowUps
-from ragkit.engine.responses import response_content
+from ragkit.engine.extractive import ExtractiveLLM
+from ragkit.engine.follow_ups import FollowUps, follow_up
 from ragkit.errors import CancelledError, EmptyQuestionError, InputError, RagkitError
-from ragkit.indexing.index import Index, PassagesCache
+from ragkit.indexing.index import Index
 from ragkit.indexing.integrity import IndexCheck
-from ragkit.indexing.report import IndexReport, Progress
+from ragkit.indexing.report import IndexReport, Progress, ProgressBar
 from ragkit.indexing.vector_store import VectorStore
 from ragkit.indexing.watcher import Refreshing
 from ragkit.live import messages
 from ragkit.live.publisher import Publisher, Reply, Serving, default_publisher
-from ragkit.llm.openai import never
-from ragkit.llm.prompt import LLM, ExtractiveLLM, Prompt
-from ragkit.progress_bar import ProgressBar, progress_event
+from ragkit.llm.base import LLM
+from ragkit.llm.prompt import Prompt
+from ragkit.retrieval.base import Hit, Reranker, Retriever, Rewriting
 from ragkit.retrieval.corpus import Passages
-from ragkit.retrieval.search import Hit, Hybrid, Reranker, Retriever, Rewriting, language_asked, retrieve
+from ragkit.retrieval.index_passages import IndexPassages
+from ragkit.retrieval.retrievers import Hybrid
+from ragkit.retrieval.search import language_asked, retrieve
 
-__all__ = ["RAGEngine"]
+__all__ = ["RAGEngine", "progress_event", "response_content"]
+
 _log = logging.getLogger("ragkit")
 _T = TypeVar("_T")
 
@@ -109,7 +114,7 @@ class RAGEngine:
         self.k = k
         self.instructions = instructions
         self.publisher = publisher or default_publisher()
-        self._cache = PassagesCache(self.corpus)
+        self._cache = IndexPassages(self.corpus)
         self._progress = progress
         self._wants_follow_ups = follow_ups
         self.llm_interface = FollowUps(
@@ -143,14 +148,14 @@ class RAGEngine:
             path: A folder, read recursively, a file, or the address of a page (``https://...``).
             rebuild: Throw away what the index holds first.
             cancelled: Asked several times a second; True stops the work.
-            executor: Where to embed, if not in this process; see `ragkit.index.Index.update`.
+            executor: Where to embed, if not in this process; see `ragkit.indexing.Index.update`.
 
         Returns:
             What was added, updated, skipped, deleted, and which files failed and why.
 
         Raises:
             SourceNotFoundError, NoDocumentsError, IndexLockedError, IndexMismatchError, IndexWriteError,
-            EmbeddingError, CancelledError: See `ragkit.index.Index.update`.
+            EmbeddingError, CancelledError: See `ragkit.indexing.Index.update`.
         """
         return self._index(path, rebuild=rebuild, cancelled=cancelled, executor=executor, show=self._progress)
 
@@ -210,11 +215,11 @@ class RAGEngine:
         )
 
     def verify(self) -> IndexCheck:
-        """Compare records, vectors and files; see `ragkit.index.Index.verify`."""
+        """Compare records, vectors and files; see `ragkit.indexing.Index.verify`."""
         return self.corpus.verify()
 
     def repair(self) -> IndexCheck:
-        """Make records and vectors agree again; see `ragkit.index.Index.repair`."""
+        """Make records and vectors agree again; see `ragkit.indexing.Index.repair`."""
         return self.corpus.repair()
 
     # --------------------------------------------------------------------------------- retrieve
@@ -383,3 +388,57 @@ async def _in_thread(work: Callable[[Callable[[], bool]], _T]) -> _T:
     except asyncio.CancelledError:
         stop.set()
         raise
+
+
+_MAX_FAILURES_TOLD = 100
+
+
+def progress_event(progress: Progress, task_id: str, index: str) -> messages.IndexingProgress:
+    told = progress.failures[:_MAX_FAILURES_TOLD]
+    return messages.IndexingProgress(
+        task_id=task_id,
+        index=index,
+        state=progress.state,  # type: ignore[arg-type]
+        documents_done=progress.documents_done,
+        documents_total=progress.documents_total,
+        chunks_done=progress.chunks_done,
+        chunks_total=progress.chunks_total,
+        current_document=progress.current_document[-1024:] if progress.current_document else None,
+        rate=progress.rate,
+        eta_seconds=progress.eta_seconds,
+        failures=[messages.Failure(source=f.source[-1024:], reason=f.reason[:2000]) for f in told],
+        failures_total=len(progress.failures),
+        message=progress.message,
+    )
+
+
+def response_content(answer: Answer, index: str) -> messages.ResponseContent:
+    """Return what the asker is sent, within the limits of the protocol.
+
+    Args:
+        answer: What was answered.
+        index: From which index.
+    """
+    return messages.ResponseContent(
+        answer=answer.text,
+        sources=[
+            messages.Source(
+                number=c.number,
+                document_id=c.document_id[-1024:],
+                title=c.title[:1024],
+                source=c.source[-1024:],
+                text=c.text,
+                start=c.start,
+                end=c.end,
+                quotes=list(c.quotes),
+                heading=" › ".join(c.headings)[:1024] or None,
+                page=c.page,
+                score=c.score,
+            )
+            for c in answer.citations
+        ],
+        abstained=answer.abstained,
+        index=index,
+        model=answer.model,
+        seconds=round(answer.seconds, 3),
+    )

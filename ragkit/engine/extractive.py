@@ -16,17 +16,21 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ragkit.cancellation import never
 from ragkit.embedding.base import Embedder
+from ragkit.errors import CancelledError
+from ragkit.llm.prompt import Prompt, _place, abstention
 from ragkit.retrieval.lexical import tokenize
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
 
-__all__ = ["Piece", "Quote", "best_quotes", "pieces"]
+__all__ = ["ExtractiveLLM", "Piece", "Quote", "best_quotes", "pieces"]
+
 
 Span = tuple[int, int]
 
@@ -317,3 +321,53 @@ def _introduced(passage: str, blocks: Sequence[tuple[str, Span]], language: str)
             if not looks_like_heading or number + 1 == len(blocks):
                 yield from (Piece((sentence,)) for sentence in _sentences(passage, span, language))
     yield from finished()
+
+
+class ExtractiveLLM:
+    """Answers with the sentences of the passages that fit the question best, each with its citation.
+
+    No model beyond the embedder. It cannot say anything that the documents do not say; when nothing is close
+    enough to the question, it abstains.
+
+    Args:
+        embedder: Compares question and sentences.
+        max_quotes: Sentences (or code blocks, list items, table rows) in an answer, at most.
+        min_relevance: Abstain if no sentence reaches it; see `ragkit.engine.extractive` for what it is made of. None
+        takes a
+            value measured for all-MiniLM-L6-v2; other models spread their cosines differently, so set it for them.
+    """
+
+    generative = False
+
+    def __init__(self, embedder: Embedder, *, max_quotes: int = 3, min_relevance: float | None = None) -> None:
+        self.name = "extractive"
+        self.embedder = embedder
+        self.max_quotes = max_quotes
+        self.min_relevance = min_relevance
+
+    def __repr__(self) -> str:
+        return f"ExtractiveLLM({self.embedder!r}, max_quotes={self.max_quotes}, min_relevance={self.min_relevance})"
+
+    def identity(self) -> dict[str, object]:
+        """Say what its answers depend on; see `ragkit.experiments.fingerprint`."""
+        return {"embedder": self.embedder, "max_quotes": self.max_quotes, "min_relevance": self.min_relevance}
+
+    def stream(self, prompt: Prompt, *, cancelled: Callable[[], bool] = never) -> Iterator[str]:
+        """See `LLM.stream`: a piece for each quote, or exactly `abstention`. Raises EmbeddingError too."""
+        if cancelled():
+            raise CancelledError("The answer was cancelled.")
+        quotes = best_quotes(
+            prompt.question,
+            [passage.text for passage in prompt.passages],
+            contexts=[_place(passage) for passage in prompt.passages],
+            embedder=self.embedder,
+            language=prompt.language,
+            max_quotes=self.max_quotes,
+            min_relevance=self.min_relevance,
+        )
+        if not quotes:
+            yield abstention(prompt.language)
+        for position, quote in enumerate(quotes):
+            if cancelled():
+                raise CancelledError("The answer was cancelled.")
+            yield ("\n\n" if position else "") + quote.cited(prompt.passages[quote.passage].number)

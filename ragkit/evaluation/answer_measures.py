@@ -251,8 +251,8 @@ def evaluate_answers(
             queries are left alone.
 
     Returns:
-        One row a query and measure, columns ``query_id``, ``measure`` and ``value``, as `ragkit.measures.evaluate` has
-        them. A measure that does not apply to a query has no row for it.
+        One row a query and measure, columns ``query_id``, ``measure`` and ``value``, as `ragkit.evaluation.evaluate`
+        has them. A measure that does not apply to a query has no row for it.
 
     Raises:
         InputError: No such measure; no gold for it; answers none of which is for a query of the dataset.

@@ -1,4 +1,4 @@
-"""Writing judged sets in the layout of BEIR, with gold spans; `ragkit.datasets.load_dataset` reads it."""
+"""Judged sets in the layout of BEIR, with gold spans: read and written."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import dataclasses
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ragkit.documents.document import Document
 from ragkit.errors import InputError
-from ragkit.evaluation.dataset import GoldSpan, Query
-from ragkit.evaluation.loading import Dataset, load_dataset
+from ragkit.evaluation.dataset import Dataset, GoldSpan, Query
+from ragkit.evaluation.rows import Judgements, Spans, read_corpus, read_rows, row_answers, row_id, row_query
+from ragkit.evaluation.trec import read_qrels
 from ragkit.files import refused
 
-__all__ = ["write_dataset"]
+__all__ = ["read_beir", "write_dataset"]
 
 
 def write_dataset(dataset: Dataset, folder: str | Path) -> Path:
@@ -47,7 +48,7 @@ def write_dataset(dataset: Dataset, folder: str | Path) -> Path:
             written = Path(temporary) / "dataset"
             _write(dataset, written)
             try:
-                lost = _lost(dataset, load_dataset(written))
+                lost = _lost(dataset, read_beir(written).to_dataset())
             except InputError as error:
                 raise InputError(f"'{dataset.name}' would not be read again as it is: {error}") from error
             if lost:
@@ -120,3 +121,75 @@ def _lost(dataset: Dataset, found: Dataset) -> str:
     if lost := [query.id for query in dataset.queries if query not in found.queries]:
         return f"the query '{lost[0]}': whatever the documents may answer needs judgements"
     return "ids or judgements: no id holds a tab, a line break or white space at its ends"
+
+
+def read_beir(folder: Path, corpus: Any = None, split: str | None = None, language: str | None = None) -> Judgements:
+    queries = [row_query(row, where) for where, row in read_rows(folder / "queries.jsonl")]
+    asked = {query.id for query in queries}
+    file = _qrels_file(folder, split)
+    qrels = read_qrels(file) if file is not None else {}
+    documents = read_corpus(folder / "corpus.jsonl" if corpus is None else corpus, language)
+    spans = _spans(folder / "spans.jsonl", {document.id: document for document in documents}, asked)
+    if file is not None and file.parent != folder:
+        spans = {query_id: found for query_id, found in spans.items() if query_id in qrels}
+    if not (qrels or spans):
+        raise InputError(f"'{folder}' holds no judgements: put a qrels.tsv, qrels/test.tsv or spans.jsonl there.")
+    answers: dict[str, tuple[str, ...]] = {}
+    for where, row in read_rows(folder / "qa.jsonl", optional=True):
+        query_id = _known(row, asked, where)
+        answers[query_id] = answers.get(query_id, ()) + row_answers(row, where)
+    queries = [dataclasses.replace(q, answers=q.answers + answers.get(q.id, ())) for q in queries]
+    name = folder.resolve().name + (f"/{split}" if split is not None else "")
+    return Judgements(name, documents, queries, qrels, spans)
+
+
+def _qrels_file(folder: Path, split: str | None) -> Path | None:
+    files = {path.stem: path for path in sorted((folder / "qrels").glob("*.tsv"))}
+    if split is None and (whole := folder / "qrels.tsv").exists():
+        return whole
+    if split is None and len(files) < 2:
+        return next(iter(files.values()), None)
+    if (wanted := split or "test") not in files:
+        there = f"There are: {', '.join(files)}." if files else "There is none; leave split out."
+        raise InputError(f"'{folder}' has no qrels/{wanted}.tsv. {there}")
+    return files[wanted]
+
+
+def _known(row: Mapping[str, Any], asked: Collection[str], where: str) -> str:
+    query_id = row_id(row, where)
+    if query_id not in asked:
+        raise InputError(f"{where}: there is no query '{query_id}' in queries.jsonl. Add it, or take the line out.")
+    return query_id
+
+
+def _spans(path: Path, documents: Mapping[str, Document], asked: Collection[str]) -> Spans:
+    """Read rows ``{"_id", "spans": [{"document_id", "start", "end", "text"}]}``.
+
+    Or, where all of a row's spans are in its ``doc_id``, ``{"_id", "doc_id", "spans": [[start, end, text]]}``.
+    """
+    spans: Spans = {}
+    for where, row in read_rows(path, optional=True):
+        query_id = _known(row, asked, where)
+        given: Any = row.get("spans")
+        for item in given if isinstance(given, list) else [given]:
+            match item:
+                case {"document_id": str(document_id), "start": int(start), "end": int(end)}:
+                    words = item.get("text")
+                case [int(start), int(end), *rest]:
+                    document_id, words = str(row.get("doc_id")), rest[0] if rest else None
+                case _:
+                    raise InputError(f"{where}: a span of '{query_id}' lacks a document, a start or an end.")
+            if (document := documents.get(document_id)) is None:
+                raise InputError(f"{where}: a span of '{query_id}' is in '{document_id}', which is not in the corpus.")
+            if not 0 <= start < end <= len(document.text):
+                raise InputError(
+                    f"{where}: a span of '{query_id}' goes from {start} to {end}, and '{document_id}' from 0 to "
+                    f"{len(document.text)}."
+                )
+            if words is not None and document.text[start:end] != words:
+                raise InputError(
+                    f"{where}: a span of '{query_id}' does not stand where it says: '{document_id}' has "
+                    f"{document.text[start:end]!r:.100} from {start} to {end}. Correct it, or give the right corpus."
+                )
+            spans.setdefault(query_id, []).append(GoldSpan(document_id, start, end))
+    return spans

@@ -1,6 +1,6 @@
 """Judged sets: documents, queries, and which documents, or which of their characters, answer them.
 
-`ragkit.datasets.load_dataset` reads one.
+`ragkit.evaluation.load_dataset` reads one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TypeVar
 from ragkit.documents.document import Document
 from ragkit.errors import InputError
 from ragkit.evaluation.trec import as_grade
-from ragkit.experiments.fingerprint import digest
+from ragkit.hashing import digest
 
 __all__ = ["Dataset", "GoldSpan", "Query"]
 

@@ -21,12 +21,13 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
+from ragkit.cancellation import never
 from ragkit.engine.answer import Answer, passages_of
 from ragkit.errors import InputError
 from ragkit.evaluation.answer_measures import language_of, without_markers
 from ragkit.evaluation.dataset import Query
-from ragkit.llm.openai import never
-from ragkit.llm.prompt import GenerativeLLM, fenced
+from ragkit.llm.base import GenerativeLLM
+from ragkit.llm.prompt import fenced
 from ragkit.llm.replies import generative, unreadable
 from ragkit.terminal import one_line
 
@@ -125,7 +126,7 @@ class Judge:
     def applies(self, query: Query, answer: Answer) -> bool:
         """Tell whether there is anything to judge: an abstention states nothing.
 
-        Whether it was right, `ragkit.answer_measures.Abstention` and `Answered` say.
+        Whether it was right, `ragkit.evaluation.answer_measures.Abstention` and `Answered` say.
         """
         return not answer.abstained
 

@@ -9,7 +9,8 @@ characters of a query's gold spans and R those of the k passages,
 
 What two passages share counts twice in |R|, so overlap has its price. A character of two gold spans counts once in |E|.
 
-Measures of answers (`ragkit.answer_measures`, `ragkit.judging`) are named and checked here, too, and computed there.
+Measures of answers (`ragkit.evaluation.answer_measures`, `ragkit.evaluation.judges`) are named and checked here, too,
+and computed there.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from ragkit.errors import InputError, MissingExtraError
 from ragkit.evaluation.answer_measures import ANSWER_MEASURES, AnswerMeasure, FollowUpQuality, covered
+from ragkit.evaluation.dataset import Dataset
 from ragkit.evaluation.judges import Faithfulness, Judge, Relevance
-from ragkit.evaluation.loading import Dataset
 
 if TYPE_CHECKING:
     import ir_measures
@@ -156,7 +157,7 @@ def _parsed(text: str, library: Any) -> Any:
     name = node.id if isinstance(node, ast.Name) else ""
     if name in _JUDGES:
         raise InputError(
-            f"'{name}' needs a model that judges: give {name}(llm), from ragkit.judging, instead of a text."
+            f"'{name}' needs a model that judges: give {name}(llm), from ragkit.evaluation.judges, instead of a text."
         )
     declared: Any = _OWN.get(name) or library.measures.registry.get(name)
     without_cutoff = isinstance(declared, AnswerMeasure) and cutoff is not None
@@ -234,7 +235,7 @@ def evaluate(
     declared = list(dict.fromkeys(parse_measure(measure) for measure in measures))
     if of_answers := [measure for measure in declared if isinstance(measure, _OF_ANSWERS)]:
         raise InputError(
-            f"'{of_answers[0]}' measures answers, and these are rankings. evaluate_answers() of ragkit.answer_measures "
+            f"'{of_answers[0]}' measures answers, and these are rankings. ragkit.evaluation.evaluate_answers() "
             "measures answers; an Experiment measures both."
         )
     check_gold(declared, dataset)

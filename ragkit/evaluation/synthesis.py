@@ -22,13 +22,16 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from ragkit.chunking.structure import Chunk, StructureChunker
-from ragkit.documents.document import Document, detect_language, with_language
-from ragkit.embedding.base import HashEmbedder
+from ragkit.cancellation import never
+from ragkit.chunking.base import Chunk
+from ragkit.chunking.structure import StructureChunker
+from ragkit.documents.document import Document
+from ragkit.documents.language import detect_language, with_language
+from ragkit.embedding.hashed import HashEmbedder
 from ragkit.errors import CancelledError, InputError, LLMAuthenticationError, LLMError
-from ragkit.evaluation.loading import Dataset, GoldSpan, Query
-from ragkit.llm.openai import never
-from ragkit.llm.prompt import LLM, Passage, fenced
+from ragkit.evaluation.dataset import Dataset, GoldSpan, Query
+from ragkit.llm.base import LLM
+from ragkit.llm.prompt import Passage, fenced
 from ragkit.llm.replies import generative, read
 from ragkit.progress_bar import CellsBar
 from ragkit.retrieval.lexical import tokenize

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ragkit.cancellation import never
 from ragkit.errors import (
     CancelledError,
     LLMAuthenticationError,
@@ -23,7 +24,6 @@ from ragkit.errors import (
 )
 from ragkit.experiments.cells import Cells
 from ragkit.llm.metering import retrying
-from ragkit.llm.openai import never
 
 __all__ = ["Call", "Calls", "Failure"]
 

@@ -15,12 +15,13 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from ragkit.cancellation import never
 from ragkit.errors import InputError, LLMError
 from ragkit.experiments.calls import Call, Calls, Failure
 from ragkit.experiments.cells import Cells
+from ragkit.llm.base import LLM, Message
 from ragkit.llm.metering import Price, Usage, likely_usage, most_usage
-from ragkit.llm.openai import Message, never
-from ragkit.llm.prompt import LLM, Prompt
+from ragkit.llm.prompt import Prompt
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,7 @@
     experiment.run()
 
 Whatever was computed before, by a run that was killed, by another experiment or for another measure, is found in the
-cells (`ragkit.stages`) and not computed again. Progress and each system's row go to the socket.
+cells (`ragkit.experiments.stages`) and not computed again. Progress and each system's row go to the socket.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from ragkit.cancellation import never
 from ragkit.embedding.cache import CachedEmbedder, EmbeddingCache
 from ragkit.errors import BudgetError, CancelledError, InputError
-from ragkit.evaluation.loading import Dataset
+from ragkit.evaluation.dataset import Dataset
 from ragkit.evaluation.measures import Measure, check_gold, parse_measure
 from ragkit.experiments.calls import Calls
 from ragkit.experiments.cells import Cells
 from ragkit.experiments.dry_run import DryCalls, Estimate, dry
-from ragkit.experiments.fingerprint import digest, identity
+from ragkit.experiments.fingerprint import identity
 from ragkit.experiments.progress import Live
 from ragkit.experiments.result import Result
 from ragkit.experiments.runner import Evaluation, Outcome
 from ragkit.experiments.stages import Cut, cut, records
 from ragkit.experiments.system import System, described, named
+from ragkit.hashing import digest
 from ragkit.live.publisher import Publisher, default_publisher
-from ragkit.llm.openai import never
 from ragkit.progress_bar import CellsBar
 from ragkit.retrieval.corpus import Documents
 from ragkit.runs.run import Run
@@ -47,11 +48,11 @@ class Experiment:
     """Systems, and the judged questions that they are compared on.
 
     Args:
-        dataset: Documents, questions and what is right; see `ragkit.datasets.load_dataset`.
-        systems: One or several, with choices in them; a dict names them. See `ragkit.systems.System`.
+        dataset: Documents, questions and what is right; see `ragkit.evaluation.load_dataset`.
+        systems: One or several, with choices in them; a dict names them. See `ragkit.experiments.System`.
         measures: In the notation of ir_measures (``"nDCG@10"``, ``"R@100"``), on spans (``"SpanRecall@5"``), of answers
-            (``"CitationRecall"``, ``"F1"``, ``"Abstention"``, ...: see `ragkit.answer_measures`), or judged by a model
-            (``Faithfulness(llm)``). Answers are made if a measure looks at them.
+            (``"CitationRecall"``, ``"F1"``, ``"Abstention"``, ...: see `ragkit.evaluation.answer_measures`), or judged
+            by a model (``Faithfulness(llm)``). Answers are made if a measure looks at them.
         baseline: The name of the system that the others are compared with; the first one if None.
         name: What listeners see; the dataset's name if None.
         store: Folder that keeps what was computed, in ``cells.db``, and a run for each `run` (`ragkit.runs`).
@@ -142,7 +143,7 @@ class Experiment:
             BudgetError: What the next call to a model could cost is more than is left. Nothing is lost: raise the
                 budget and run again.
             CancelledError: ``cancelled`` said so.
-            CellsError, EmbeddingError, InputError: See `ragkit.stages`.
+            CellsError, EmbeddingError, InputError: See `ragkit.experiments.stages`.
             LLMError: The model refuses the key, or answers nothing at all. Single calls that fail are in
                 `Result.errors` instead.
         """

@@ -22,7 +22,6 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
-import json
 import math
 import sys
 import types
@@ -31,18 +30,13 @@ from pathlib import Path
 from typing import Any
 
 from ragkit.errors import InputError
+from ragkit.hashing import digest
 
-__all__ = ["code_version", "digest", "identity"]
+__all__ = ["code_version", "identity"]
 
 _DOCUMENTED = (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef, ast.Module)
 _SETTING = (bool, int, float, str, bytes, Path, tuple, types.NoneType)
 _ROOT = Path(__file__).resolve().parents[1]  # the folder of ragkit
-
-
-def digest(*parts: Any) -> str:
-    """Return the hash of plain values as 32 hexadecimal digits; equal for equal values in every process."""
-    text = json.dumps(parts, ensure_ascii=True, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def identity(value: Any) -> Any:

@@ -6,10 +6,9 @@ import time
 import uuid
 from typing import Any
 
-from ragkit.indexing.report import Pace
 from ragkit.live import messages
 from ragkit.live.publisher import Publisher
-from ragkit.progress_bar import CellsBar
+from ragkit.progress_bar import CellsBar, Pace
 
 __all__ = ["Live"]
 

@@ -22,7 +22,7 @@ from lxml import etree
 from markupsafe import Markup
 
 from ragkit.evaluation import plots
-from ragkit.evaluation.loading import Dataset, Query
+from ragkit.evaluation.dataset import Dataset, Query
 from ragkit.evaluation.significance import compare, interval
 from ragkit.files import refused, replacing
 from ragkit.runs.provenance import Provenance, find_provenance

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ragkit.engine.answer import Answer
 from ragkit.errors import InputError
 from ragkit.evaluation.answer_measures import AnswerMeasure, FollowUpQuality, evaluate_answers
+from ragkit.evaluation.dataset import Dataset
 from ragkit.evaluation.judges import Judge, Judgement, summary
-from ragkit.evaluation.loading import Dataset
 from ragkit.evaluation.measures import Measure, Ranked, evaluate
 from ragkit.evaluation.significance import compare, paired_differences
 from ragkit.evaluation.trec import write_run
@@ -96,7 +96,8 @@ class Result:
         return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
 
     def compare(self, measure: Any = None, *, baseline: str | None = None, seed: int = 0) -> pd.DataFrame:
-        """Compare every system with the baseline, query by query; see `ragkit.statistics.compare` for the columns.
+        """Compare every system with the baseline, query by query; see `ragkit.evaluation.significance.compare` for the
+        columns.
 
         Args:
             measure: One of the experiment's; the first one if None.

@@ -5,7 +5,8 @@
                                                        ├─ judge
                                                        └─ follow-ups
 
-Only what a measure looks at is computed. Everything that a model says is a cell of its own (`ragkit.calls`), under what
+Only what a measure looks at is computed. Everything that a model says is a cell of its own
+(`ragkit.experiments.calls`), under what
 the model was given, so that two systems that give a model the same passages share the reply. A call that fails takes
 its question out of what depends on it.
 """
@@ -22,6 +23,7 @@ from typing import Any
 
 from ragkit.chunking.context import passage_text
 from ragkit.engine.answer import Answer, cite, passages_of
+from ragkit.engine.extractive import ExtractiveLLM
 from ragkit.engine.follow_ups import FollowUps
 from ragkit.errors import CancelledError, LLMResponseError
 from ragkit.evaluation.answer_measures import AnswerMeasure, FollowUpQuality
@@ -30,16 +32,19 @@ from ragkit.evaluation.judges import Judge
 from ragkit.evaluation.measures import Measure, Ranked
 from ragkit.experiments.calls import Call, Calls, Failure
 from ragkit.experiments.cells import Cells
-from ragkit.experiments.fingerprint import code_version, digest, identity
+from ragkit.experiments.fingerprint import code_version, identity
 from ragkit.experiments.progress import Live
 from ragkit.experiments.stages import Cut, Ranking, Retrieval, windows
 from ragkit.experiments.system import System, described
+from ragkit.hashing import digest
 from ragkit.indexing.records import DocumentRecord
+from ragkit.llm.base import LLM, Usage, drained
 from ragkit.llm.metering import Metered
-from ragkit.llm.openai import Usage
-from ragkit.llm.prompt import LLM, ExtractiveLLM, Prompt, drained
+from ragkit.llm.prompt import Prompt
+from ragkit.retrieval.base import Hit, Reranker
 from ragkit.retrieval.corpus import Documents, Passages
-from ragkit.retrieval.search import Hit, Reranker, fused, language_asked, reranked, retrieve
+from ragkit.retrieval.fusion import fused, reranked
+from ragkit.retrieval.search import language_asked, retrieve
 
 __all__ = ["Evaluation", "Judged", "Outcome"]
 
@@ -134,8 +139,8 @@ class Evaluation:
         """Compute what no cell holds.
 
         Raises:
-            BudgetError, CancelledError, LLMError: See `ragkit.calls.Calls`.
-            CellsError, EmbeddingError, InputError: See `ragkit.stages`.
+            BudgetError, CancelledError, LLMError: See `ragkit.experiments.calls.Calls`.
+            CellsError, EmbeddingError, InputError: See `ragkit.experiments.stages`.
         """
         rankings = self._reranked(self._retrieved(self._texts()))
         facts: dict[str, Any] = {"passages": len(self._cut.chunks), "latency_ms": self._latency()}

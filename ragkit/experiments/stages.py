@@ -3,9 +3,9 @@
     documents ─ chunk ─ embed ─┬─ retrieve (one cell a question)
                                └─ ...
 
-A stage's key is a hash of what it is (`ragkit.identity`) and of the keys of what it reads, so that set-ups share
-what they have in common, and a change reaches what depends on it and nothing else. Embeddings are kept by
-`ragkit.cache`, which every index uses too; everything else by `ragkit.cells`.
+A stage's key is a hash of what it is (`ragkit.experiments.fingerprint`) and of the keys of what it reads, so that
+set-ups share what they have in common, and a change reaches what depends on it and nothing else. Embeddings are kept by
+`ragkit.embedding.cache`, which every index uses too; everything else by `ragkit.experiments.cells`.
 
 Nothing depends on where a run was interrupted: what is computed together (a window of texts or of questions) is kept
 together, so that floating-point sums are made in the same order in every run.
@@ -23,17 +23,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ragkit.chunking.base import Chunk, Chunker
 from ragkit.chunking.context import embedded_texts, passage_text
-from ragkit.chunking.structure import Chunk, Chunker
 from ragkit.documents.document import Document
 from ragkit.embedding.base import Vectors
 from ragkit.embedding.cache import CachedEmbedder
 from ragkit.errors import CancelledError
 from ragkit.experiments.cells import Cells
-from ragkit.experiments.fingerprint import digest, identity
+from ragkit.experiments.fingerprint import identity
+from ragkit.hashing import digest
 from ragkit.indexing.records import DocumentRecord, StoredChunk
+from ragkit.retrieval.base import Retriever
 from ragkit.retrieval.corpus import Documents, Passages
-from ragkit.retrieval.search import Retriever
 
 __all__ = ["WINDOW", "Cut", "Ranking", "Retrieval", "cut"]
 

@@ -8,11 +8,14 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ragkit.chunking.structure import Chunker, StructureChunker
-from ragkit.embedding.base import Embedder, SentenceTransformerEmbedder
+from ragkit.chunking.base import Chunker
+from ragkit.chunking.structure import StructureChunker
+from ragkit.embedding.base import Embedder
+from ragkit.embedding.sentence_transformer import SentenceTransformerEmbedder
 from ragkit.errors import InputError
-from ragkit.llm.prompt import LLM
-from ragkit.retrieval.search import Hybrid, Reranker, Retriever, Rewriting
+from ragkit.llm.base import LLM
+from ragkit.retrieval.base import Reranker, Retriever, Rewriting
+from ragkit.retrieval.retrievers import Hybrid
 from ragkit.space import expand, is_open
 
 __all__ = ["System", "named"]
@@ -35,7 +38,7 @@ class System:
         reranker: Puts the best passages into a better order; None leaves them in the retriever's.
         k: How many passages an answer is made from.
         instructions: Added to the model's prompt, for example ``"Answer in one sentence."``
-        llm: Words the answers, if a measure looks at them; None quotes (`ragkit.llm.ExtractiveLLM`).
+        llm: Words the answers, if a measure looks at them; None quotes (`ragkit.engine.ExtractiveLLM`).
         label: What the system is called; made of what is not a default if empty.
     """
 

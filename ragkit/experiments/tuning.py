@@ -15,7 +15,7 @@ The best of many set-ups looks better than it is on the questions that it was ch
 before anything is asked, and those of the test are put to two systems, when the choice is made: to the baseline and
 to the one chosen.
 
-Optuna draws set-ups; `ragkit.experiment.Experiment` measures them, so that nothing is computed twice. The same seed
+Optuna draws set-ups; `ragkit.experiments.Experiment` measures them, so that nothing is computed twice. The same seed
 draws the same set-ups: a search that was stopped and is run again finds its way in the cells, and goes on.
 """
 
@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from ragkit.cancellation import never
 from ragkit.embedding.cache import EmbeddingCache
 from ragkit.errors import InputError
 from ragkit.evaluation.dataset import Dataset
@@ -38,7 +39,6 @@ from ragkit.experiments.result import Result
 from ragkit.experiments.sampling import Draws, Trial
 from ragkit.experiments.system import System
 from ragkit.live.publisher import Publisher
-from ragkit.llm.openai import never
 from ragkit.space import is_open
 
 if TYPE_CHECKING:
@@ -78,8 +78,8 @@ def search(
 
     Args:
         dataset: What is searched, asked and right.
-        system: With choices and ranges in it, at any depth; see `ragkit.choices.choose` and `ragkit.choices.between`.
-        measure: What to choose by; more of it is better.
+        system: With choices and ranges in it, at any depth; see `ragkit.experiments.choose` and
+        `ragkit.experiments.between`. measure: What to choose by; more of it is better.
         method: ``"random"`` draws evenly, which is hard to beat where few parameters matter (Bergstra and Bengio
             2012). ``"tpe"`` learns from every trial where to draw next (Bergstra et al. 2011). ``"halving"`` draws
             evenly, asks a ninth of the train questions, then a third, then all, and each time only the best third of
@@ -93,13 +93,13 @@ def search(
         baseline: What the chosen set-up is compared with on the test. If None, the first option of every choice and the
             middle of every range, which is also the first trial.
         also: Measures that are reported on the test besides.
-        store: See `ragkit.experiment.Experiment`; so are ``cache``, ``publisher``, ``progress``
+        store: See `ragkit.experiments.Experiment`; so are ``cache``, ``publisher``, ``progress``
             and ``at_once``. The test leaves a run in the store.
         cancelled: Asked several times a second; True stops the work.
 
     Raises:
         CancelledError: ``cancelled`` said so.
-        BudgetError, CellsError, EmbeddingError, LLMError: See `ragkit.experiment.Experiment.run`.
+        BudgetError, CellsError, EmbeddingError, LLMError: See `ragkit.experiments.Experiment.run`.
         InputError: There is nothing to draw, too few questions, or no set-up that could be measured. One that cannot
             be measured among others is a failed trial.
         MissingExtraError: Optuna is not installed.
@@ -167,7 +167,7 @@ class Search:
     Attributes:
         best: The set-up that was best on the train questions; the first one drawn of several.
         baseline: What it is compared with.
-        test: Both on the test questions; see `ragkit.results.Result`. The baseline alone, if nothing was better.
+        test: Both on the test questions; see `ragkit.experiments.Result`. The baseline alone, if nothing was better.
         train: What the set-ups were chosen by.
         measure: What was chosen by.
         method: How set-ups were drawn.

@@ -1,0 +1,5 @@
+"""The index on disk: records, vectors, incremental update, repair."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

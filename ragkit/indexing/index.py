@@ -2,7 +2,7 @@
 
 `Index.update` compares what lies on disk with what is recorded, by content and not by date, and
 does only what differs: embed, write the vectors, commit the record, then delete what it replaced
-(`ragkit.records` tells how, `ragkit.update` does it). Whatever interrupts it, Ctrl-C, a full disk or
+(`ragkit.indexing.records` tells how, `ragkit.indexing.update` does it). Whatever interrupts it, Ctrl-C, a full disk or
 ``kill -9``, the index answers from what was committed, and the next run goes on from there.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Literal
 
 import filelock
 
-from ragkit.chunking.structure import Chunker
+from ragkit.chunking.base import Chunker
 from ragkit.documents.loading import find_sources
 from ragkit.embedding.base import Embedder
 from ragkit.embedding.cache import CachedEmbedder, EmbeddingCache
@@ -29,9 +28,8 @@ from ragkit.indexing.records import FORMAT, DocumentRecord, Records
 from ragkit.indexing.report import IndexReport, Progress
 from ragkit.indexing.update import Update
 from ragkit.indexing.vector_store import ChromaStore, VectorStore
-from ragkit.retrieval.corpus import Documents, Passages
 
-__all__ = ["Index", "PassagesCache", "remove_index"]
+__all__ = ["Index", "remove_index"]
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
@@ -95,18 +93,6 @@ class Index:
     def document(self, document_id: str) -> DocumentRecord | None:
         """Read one document as it was indexed."""
         return self.records.document(document_id) if self.exists else None
-
-    def passages(self) -> Passages:
-        """Return every passage as it is now."""
-        snapshot = self.records.snapshot()
-        return Passages(
-            Documents(snapshot.documents.values()),
-            [snapshot.chunks[document_id] for document_id in snapshot.documents],
-            embedder=self.embedder,
-            vectors=self.store,
-            path=self.path,
-            generation=snapshot.generation,
-        )
 
     def counts(self) -> tuple[int, int]:
         """Count (documents, chunks)."""
@@ -266,26 +252,6 @@ def _refuse_foreign_folder(path: Path) -> None:
                 f"'{path}' holds files that are not an index ('{others[0]}', ...). An index needs a folder of its own: "
                 f"RAGEngine('indexes/{path.name}'), then engine.index('{path}')."
             )
-
-
-class PassagesCache:
-    """The newest `Passages` of an index; looks before each use whether another process has changed it."""
-
-    def __init__(self, index: Index) -> None:
-        self._index = index
-        self._lock = threading.Lock()
-        self._passages: Passages | None = None
-
-    def get(self) -> Passages:
-        """Raises `EmptyIndexError` where nothing was indexed yet, `IndexMismatchError` for another embedder's index."""
-        if not self._index.exists:
-            raise EmptyIndexError(self._index.path)
-        self._index.check()
-        with self._lock:
-            if self._passages is None or self._passages.generation != self._index.records.generation():
-                self._index.catch_up()
-                self._passages = self._index.passages()
-            return self._passages
 
 
 def remove_index(path: str | Path) -> None:

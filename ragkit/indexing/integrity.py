@@ -1,7 +1,7 @@
 """Whether an index's records, vectors and files agree, and making the first two do so again.
 
-An index that only ragkit writes agrees whatever interrupts it (`ragkit.records` tells why). This is for what ragkit
-cannot see to: a disk that loses data, a folder that was copied while it was written, somebody else's hands.
+An index that only ragkit writes agrees whatever interrupts it (`ragkit.indexing.records` tells why). This is for what
+ragkit cannot see to: a disk that loses data, a folder that was copied while it was written, somebody else's hands.
 """
 
 from __future__ import annotations

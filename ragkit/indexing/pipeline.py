@@ -3,7 +3,8 @@
 ::
 
     readers (threads, each with a child process)      the caller's thread        writer (thread)
-      file > documents > chunks > Item  --belt-->  window > vectors  --belt-->  the four steps of `ragkit.records`
+      file > documents > chunks > Item  --belt-->  window > vectors  --belt-->  the four steps of
+      `ragkit.indexing.records`
 
 What embeds is what everybody waits for, so it never waits for the others while there is work. A *window* is as many
 chunks as about a minute embeds: its texts are embedded in the order of their lengths, for a batch takes as long as its
@@ -17,29 +18,31 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import pickle
 import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from typing import Generic, TypeVar
 
 import numpy as np
 
+from ragkit.chunking.base import Chunk, Chunker
 from ragkit.chunking.context import embedded_texts
-from ragkit.chunking.structure import Chunk, Chunker
 from ragkit.documents.document import Document, Source
 from ragkit.documents.sandbox import Reader, hash_file
-from ragkit.embedding.base import Vectors
+from ragkit.embedding.base import Embedder, Vectors
 from ragkit.embedding.cache import CachedEmbedder
-from ragkit.errors import CancelledError, DocumentError
-from ragkit.indexing.belt import Belt
-from ragkit.indexing.executors import embed_there, portable
+from ragkit.errors import CancelledError, DocumentError, InputError
 from ragkit.indexing.records import DocumentRecord, Records, Replacement, SourceRecord, StoredChunk
 from ragkit.indexing.report import Meter
 from ragkit.indexing.vector_store import VectorStore
 
-__all__ = ["Pipeline", "Place"]
+__all__ = ["Belt", "Pipeline", "Place", "embed_there", "portable"]
+
 
 _FIRST_WINDOW = 64  # chunks: the model begins when the first few files are read
 _MAX_WINDOW = 1_024
@@ -375,7 +378,7 @@ class Pipeline:
             self._written.close()
 
     def _write(self, window: list[_Item], vectors: Vectors) -> None:
-        """Write, commit, delete the old: the four steps of `ragkit.records`."""
+        """Write, commit, delete the old: the four steps of `ragkit.indexing.records`."""
         self._prepare(vectors.shape[1])
         stored = [[StoredChunk(uuid.uuid4().hex, chunk) for chunk in item.chunks] for item in window]
         ids = [each.vector_id for chunks in stored for each in chunks]
@@ -397,3 +400,77 @@ class Pipeline:
         self.updated += sum(not item.is_new for item in window)
         self.deleted += sum(len(item.gone) for item in window)
         self._committed += len(window)
+
+
+T = TypeVar("T")
+
+
+class Belt(Generic[T]):
+    """A queue between threads, bounded by weight, that can be torn down from either end."""
+
+    def __init__(self, max_weight: int) -> None:
+        self._max_weight = max_weight
+        self._weight = 0
+        self._things: deque[tuple[T, int]] = deque()
+        self._changed = threading.Condition()
+        self._is_closed = False
+
+    def put(self, thing: T, weight: int = 0) -> None:
+        """Wait until there is room; one thing always has."""
+        with self._changed:
+            while self._weight and self._weight + weight > self._max_weight and not self._is_closed:
+                self._changed.wait()
+            if self._is_closed:
+                raise CancelledError("Indexing was stopped.")
+            self._things.append((thing, weight))
+            self._weight += weight
+            self._changed.notify_all()
+
+    def get(self, timeout_seconds: float | None = None) -> T | None:
+        """Return the next thing, or None if none has come in time."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._things or self._is_closed, timeout_seconds):
+                return None
+            if self._is_closed:
+                raise CancelledError("Indexing was stopped.")
+            thing, weight = self._things.popleft()
+            self._weight -= weight
+            self._changed.notify_all()
+            return thing
+
+    def check(self) -> None:
+        """Raise if it is closed."""
+        if self._is_closed:
+            raise CancelledError("Indexing was stopped.")
+
+    def close(self) -> None:
+        """Let everybody who waits go."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
+
+def portable(embedder: Embedder) -> bytes:
+    """Pickle an embedder for `embed_there`.
+
+    Raises:
+        InputError: It cannot be sent to another process.
+    """
+    try:
+        return pickle.dumps(embedder)
+    except Exception as error:  # pickle calls code of the embedder's own
+        raise InputError(
+            f"{embedder!r} cannot be sent to an executor: {error}. Give it a __getstate__ without its model, or leave "
+            "executor out."
+        ) from error
+
+
+@functools.lru_cache(maxsize=4)
+def _unpickled(embedder: bytes) -> Embedder:
+    found: Embedder = pickle.loads(embedder)
+    return found
+
+
+def embed_there(embedder: bytes, texts: Sequence[str]) -> Vectors:
+    """Embed passages in a worker of an executor; a worker loads its model once."""
+    return _unpickled(embedder).embed(texts)

@@ -30,7 +30,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ragkit.chunking.structure import Chunk
+from ragkit.chunking.base import Chunk
 from ragkit.documents.document import printable_path
 from ragkit.errors import IndexCorruptError, IndexingError, IndexWriteError
 from ragkit.indexing.vector_store import VectorStore

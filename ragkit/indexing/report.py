@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import html
 import time
-from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from ragkit.documents.document import Skipped
 from ragkit.errors import DocumentError
+from ragkit.progress_bar import Pace, _in_notebook
 from ragkit.terminal import one_line, printable
 
-__all__ = ["IndexReport", "Meter", "Progress"]
+__all__ = ["IndexReport", "Meter", "Progress", "ProgressBar"]
+
 
 _TELL_SECONDS = 0.1
-_RATE_WINDOW_SECONDS = 10.0
 _FAILURES_SHOWN = 10
 _REASONS_SHOWN = 4
 
@@ -97,22 +98,6 @@ class IndexReport:
         return f"<p>{html.escape(head)}</p>" + (f"<ul>{items}</ul>" if items else "")
 
 
-class Pace:
-    """How fast something goes, over the last few seconds."""
-
-    def __init__(self) -> None:
-        self._seen: deque[tuple[float, int]] = deque()
-
-    def rate(self, done: int) -> float | None:
-        """Note how many are done, and return how many a second; None if it cannot be told yet."""
-        now = time.monotonic()
-        self._seen.append((now, done))
-        while len(self._seen) > 2 and now - self._seen[0][0] > _RATE_WINDOW_SECONDS:
-            self._seen.popleft()
-        seconds, more = now - self._seen[0][0], done - self._seen[0][1]
-        return more / seconds if seconds > 0 and more > 0 else None
-
-
 class Meter:
     """Tells of the progress of one run: of each end, and between them a few times a second.
 
@@ -155,3 +140,38 @@ class Meter:
             rate=rate and round(rate, 2),
             eta_seconds=left if left is None else round(left, 1),
         )
+
+
+class ProgressBar:
+    """A tqdm bar over passages: in the notebook where there is one, else in the terminal."""
+
+    def __init__(self, wanted: bool, label: str) -> None:
+        self._bar: Any = None
+        self._wanted = wanted
+        self._label = label
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, progress: Progress) -> None:
+        """Show how far it is; nothing when there is nothing to embed."""
+        if not self._wanted or progress.chunks_total == 0:
+            self._wanted = False
+            if self._bar is not None:
+                self._bar.leave = False
+            return
+        if self._bar is None:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(desc=self._label, unit=" passages", total=None, disable=False if _in_notebook() else None)
+        if progress.chunks_total is not None and self._bar.total != progress.chunks_total:
+            self._bar.reset(total=progress.chunks_total)
+        self._bar.n = progress.chunks_done
+        documents = f"{progress.documents_done}/{progress.documents_total} documents"
+        failed = f", {len(progress.failures)} failed" if progress.failures else ""
+        reading = f"reading {progress.current_document}" if progress.chunks_total is None else documents
+        self._bar.set_postfix_str(reading + failed, refresh=True)

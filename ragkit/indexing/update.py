@@ -1,7 +1,7 @@
 """One run of indexing: what differs between a folder and the records is done, and told as it goes.
 
-`ragkit.records` tells how a document is replaced so that an interruption at any moment does no harm, `ragkit.pipeline`
-does it.
+`ragkit.indexing.records` tells how a document is replaced so that an interruption at any moment does no harm,
+`ragkit.indexing.pipeline` does it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from pathlib import Path, PurePosixPath
 
-from ragkit.chunking.structure import Chunker
+from ragkit.chunking.base import Chunker
 from ragkit.documents.document import Source, printable_path
 from ragkit.documents.loading import Found
 from ragkit.documents.sandbox import hash_file

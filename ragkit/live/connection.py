@@ -55,7 +55,7 @@ SPILL_SECONDS = 5.0  # what the hub has not acknowledged by then goes to the jou
 JOURNAL_PROGRESS_SECONDS = 1.0  # progress that nobody watches is written down this often
 SEND_SECONDS = 60.0
 
-_log = logging.getLogger("ragkit.publisher")
+_log = logging.getLogger("ragkit.live.publisher")
 
 
 class Link:

@@ -53,7 +53,7 @@ MAX_MESSAGE_BYTES = 8 * 2**20
 Item = tuple[float, Broadcast] | Callable[[], None]
 """An event with the time when it was published, or something to do in the publisher's thread."""
 
-_log = logging.getLogger("ragkit.publisher")
+_log = logging.getLogger("ragkit.live.publisher")
 
 
 class Mailbox:

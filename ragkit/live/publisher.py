@@ -1,14 +1,14 @@
 """Telling the hub, in microseconds and without ever hurting the notebook.
 
 `Publisher.publish` leaves the event in a mailbox; a daemon thread with an event loop of its own does the
-rest (`ragkit.link`). Nothing here touches the kernel's event loop.
+rest (`ragkit.live.connection`). Nothing here touches the kernel's event loop.
 
 What happens to an event:
 
 - A server is there: it is sent, numbered, and kept until the hub acknowledges it; sent again after a
   reconnection.
 - No server, or it takes nothing for some seconds, or memory is full: it goes to the journal
-  (`ragkit.journal`), and from there over the socket when a server comes, or to the extension that
+  (`ragkit.live.journal`), and from there over the socket when a server comes, or to the extension that
   adopts the journal when this process has ended.
 - The process ends: what is left is sent within a deadline, or goes to the journal.
 
@@ -31,8 +31,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ragkit.live.discovery import Server, find_origin, find_server, journal_dir
+from ragkit.live.discovery import Server, find_server, journal_dir
 from ragkit.live.messages import Broadcast, Engine, Hello, Origin
+from ragkit.live.origin import find_origin
 from ragkit.live.outbox import Counts, Mailbox, Outbox, is_coalescable
 from ragkit.live.serving import AnswerQuery, Reply, Serving
 
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Counts", "Publisher", "Reply", "Serving", "default_publisher"]
 
-_log = logging.getLogger("ragkit.publisher")
+_log = logging.getLogger("ragkit.live.publisher")
 _now = time.time
 
 
@@ -51,10 +52,10 @@ class Publisher:
     Making one starts its thread; nothing is waited for.
 
     Args:
-        server: Where the hub is; found and found again by `ragkit.discovery.find_server` if not given.
-        origin: Who publishes; `ragkit.discovery.find_origin` by default.
+        server: Where the hub is; found and found again by `ragkit.live.find_server` if not given.
+        origin: Who publishes; `ragkit.live.find_origin` by default.
         max_queue: Events that may wait in memory before they go to the journal.
-        journal_folder: Where that is; `ragkit.discovery.journal_dir` by default.
+        journal_folder: Where that is; `ragkit.live.discovery.journal_dir` by default.
         exit_timeout_seconds: How long the end of the process may be held up to send what is left.
 
     Attributes:

@@ -32,7 +32,7 @@ from ragkit.live.messages import (
 
 __all__ = ["AnswerQuery", "Desk", "Reply", "Send", "Serving"]
 
-_log = logging.getLogger("ragkit.serving")
+_log = logging.getLogger("ragkit.live.serving")
 
 Send = Callable[[msgspec.Struct], None]
 """Sends from any thread but the publisher's; returns when the socket has it, raises `OSError` when it is lost."""

@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
+from ragkit.cancellation import never, wait
 from ragkit.errors import (
     InputError,
     LLMConnectionError,
@@ -27,10 +28,9 @@ from ragkit.errors import (
     LLMTimeoutError,
     MissingExtraError,
 )
-from ragkit.llm.limits import Budget
-from ragkit.llm.openai import Message, Usage, never, wait
-from ragkit.llm.prompt import LLM, GenerativeLLM, Prompt, drained
-from ragkit.llm.rates import RateLimit
+from ragkit.llm.base import LLM, GenerativeLLM, Message, Usage, drained
+from ragkit.llm.limits import Budget, RateLimit
+from ragkit.llm.prompt import Prompt
 
 __all__ = ["Budget", "Metered", "Price", "Usage", "likely_usage", "most_usage", "retrying"]
 
@@ -113,7 +113,7 @@ class Metered:
         estimated: Calls whose server did not say what they used: the most that they could is in `usage`.
     """
 
-    is_transparent = True  # what a call may cost changes no reply: see ragkit.identity
+    is_transparent = True  # what a call may cost changes no reply: see ragkit.experiments.fingerprint
 
     def __init__(
         self,

@@ -23,11 +23,21 @@ import threading
 import time
 import urllib.parse
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ragkit.errors import CancelledError, InputError, LLMAuthenticationError, LLMError, LLMResponseError
-from ragkit.llm.chat_errors import ChatErrors
+from ragkit.cancellation import _POLL_SECONDS, never
+from ragkit.errors import (
+    CancelledError,
+    InputError,
+    LLMAuthenticationError,
+    LLMConnectionError,
+    LLMError,
+    LLMRateLimitError,
+    LLMResponseError,
+    LLMTimeoutError,
+)
+from ragkit.llm.base import Message, Usage, drained
+from ragkit.llm.prompt import Prompt
 
 if TYPE_CHECKING:
     import ssl
@@ -36,50 +46,12 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI, AsyncStream
     from openai.types.chat import ChatCompletionChunk
 
-__all__ = ["ChatClient", "Message", "Usage", "never", "wait"]
+__all__ = ["ChatClient", "ChatErrors", "OpenAILLM"]
 
-Message = Mapping[str, str]
 
 _OPENAI_URL = "https://api.openai.com/v1"
-_POLL_SECONDS = 0.05
 _COUNTS = range(2**40)  # of tokens that can be meant
 _GATEWAY_TIMEOUTS = {504, 524}  # the server behind the gateway may still be at work
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens of one call or of several, as a server counts them; usages add up.
-
-    Attributes:
-        input_tokens: Of the messages, the chat template's own included.
-        output_tokens: Of the reply, and of what the model thought before it.
-    """
-
-    input_tokens: int
-    output_tokens: int
-
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(self.input_tokens + other.input_tokens, self.output_tokens + other.output_tokens)
-
-
-def never() -> bool:
-    """Return False: the `cancelled` of work that nobody cancels."""
-    return False
-
-
-def wait(seconds: float, cancelled: Callable[[], bool] = never) -> None:
-    """Sleep, and ask about twenty times a second whether somebody has cancelled.
-
-    Raises:
-        CancelledError: `cancelled` said so.
-    """
-    ends = time.monotonic() + seconds
-    while True:
-        if cancelled():
-            raise CancelledError("The answer was cancelled.")
-        if (left := ends - time.monotonic()) <= 0:
-            return
-        time.sleep(min(left, _POLL_SECONDS))
 
 
 class ChatClient:
@@ -356,3 +328,178 @@ def _without_credentials(url: str) -> str:
             "base_url must be an address that begins with http:// or https://, for example 'http://localhost:11434/v1'."
         )
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl().rstrip("/")
+
+
+class OpenAILLM:
+    """A model on any OpenAI-compatible server: OpenAI, Ollama, vLLM, llama.cpp, ...
+
+    Args:
+        model: The model's name on that server.
+        base_url: The server's address, usually ending in ``/v1``; None takes OPENAI_BASE_URL, then OpenAI's own.
+        api_key: The key. None takes OPENAI_API_KEY when `base_url` is None too, so that it is never sent to another
+            server by accident; a local server that needs no key gets a placeholder.
+        timeout_seconds: For one answer from start to end, retries included.
+        max_retries: After a refused connection, a 429 or a server error, with growing pauses; the server's
+            Retry-After is obeyed as far as `timeout_seconds` allows. What the server may have worked on, and may
+            bill, is never retried: an answer that has begun, a connection that was lost, a gateway's time-out.
+        max_tokens: The longest answer. One that reaches it ends with ``" […]"``.
+        temperature: 0 gives the most repeatable answers; None leaves it out, for models that accept none.
+
+    Raises:
+        InputError: An address or key that cannot be one.
+        LLMAuthenticationError: OpenAI's own server is meant, and there is no key.
+    """
+
+    generative = True
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        timeout_seconds: float = 60.0,
+        max_retries: int = 2,
+        max_tokens: int = 1024,
+        temperature: float | None = 0.0,
+    ) -> None:
+        self.name = model
+        self.max_tokens = max_tokens
+        self._client = ChatClient(
+            model,
+            base_url=base_url,
+            api_key=api_key,
+            timeout_seconds=timeout_seconds,
+            max_retries=max_retries,
+            temperature=temperature,
+        )
+
+    def __repr__(self) -> str:
+        return f"OpenAILLM({self.name!r}, base_url={self._client.base_url!r})"
+
+    def identity(self) -> dict[str, object]:
+        """Say what its answers depend on, for keys of caches. A server does not tell its model's revision."""
+        return {
+            "model": self.name,
+            "base_url": self._client.base_url,
+            "max_tokens": self.max_tokens,
+            "temperature": self._client.temperature,
+        }
+
+    def stream(self, prompt: Prompt, *, cancelled: Callable[[], bool] = never) -> Generator[str, None, Usage | None]:
+        """See `LLM.stream` and, for the usage and every error, `ChatClient.stream`."""
+        return self.reply(prompt.messages(), max_tokens=self.max_tokens, cancelled=cancelled)
+
+    def reply(
+        self, messages: Sequence[Message], *, max_tokens: int = 1024, cancelled: Callable[[], bool] = never
+    ) -> Generator[str, None, Usage | None]:
+        """Reply to chat messages in pieces; see `ChatClient.stream`."""
+        return self._client.stream(messages, max_tokens=max_tokens, cancelled=cancelled)
+
+    def complete(
+        self, messages: Sequence[Message], *, max_tokens: int = 1024, cancelled: Callable[[], bool] = never
+    ) -> str:
+        """See `GenerativeLLM.complete` and, for every error, `ChatClient.stream`."""
+        return drained(self.reply(messages, max_tokens=max_tokens, cancelled=cancelled))[0]
+
+
+class ChatErrors:
+    """Makes the errors of one model on one server.
+
+    Args:
+        model: The model's name.
+        base_url: The server's address, without credentials.
+        key: What must not be shown, although servers repeat it.
+        timeout_seconds: How long an answer may take.
+    """
+
+    def __init__(self, model: str, base_url: str, *, key: str, timeout_seconds: float) -> None:
+        self.model = model
+        self.base_url = base_url
+        self._key = key
+        self._timeout_seconds = timeout_seconds
+
+    def explain(self, error: Exception, *, begun: bool) -> LLMError:
+        """Say what an error of `openai` means, or one from reading what is no reply; `begun` if a part had come."""
+        import openai
+
+        said = self.quoted(getattr(error, "message", error))
+        match error:
+            case openai.APITimeoutError():
+                return self.too_late()
+            case openai.APIConnectionError() if begun:
+                return self.cut()
+            case openai.APIConnectionError():
+                return self.error(
+                    LLMConnectionError,
+                    f"No language model server can be reached at {self.base_url} "
+                    f"({self.quoted(error.__cause__ or said)}). Start it, or check base_url.",
+                )
+            case openai.AuthenticationError() | openai.PermissionDeniedError():
+                return self.error(
+                    LLMAuthenticationError,
+                    f"{self.base_url} does not accept the API key (HTTP {error.status_code}). Give the right one "
+                    f"with api_key=... The server says: {said}",
+                )
+            case openai.RateLimitError():
+                return self.slow_down(said)
+            case openai.NotFoundError():
+                return self.error(
+                    LLMResponseError,
+                    f"{self.base_url} has no model '{self.model}', or is not the server's API. See what it has at "
+                    f"{self.base_url}/models; base_url usually ends in /v1. The server says: {said}",
+                )
+            case openai.APIStatusError():
+                hint = ""
+                if "context" in said.lower():
+                    hint = " If the passages are too long for the model, ask with a smaller k."
+                elif getattr(error, "param", None) == "temperature":
+                    hint = " Give temperature=None for a model that accepts none."
+                return self.error(
+                    LLMResponseError,
+                    f"'{self.model}' at {self.base_url} failed with HTTP {error.status_code}. "
+                    f"The server says: {said}{hint}",
+                )
+            case openai.APIError():
+                return self.error(
+                    LLMResponseError, f"'{self.model}' at {self.base_url} failed. The server says: {said}"
+                )
+            case _:
+                return self.error(
+                    LLMResponseError,
+                    f"{self.base_url} does not answer as an OpenAI-compatible server ({said}). "
+                    "Check base_url: it usually ends in /v1.",
+                )
+
+    def too_late(self) -> LLMError:
+        """Time was up."""
+        return self.error(
+            LLMTimeoutError,
+            f"'{self.model}' at {self.base_url} had not finished after {self._timeout_seconds:g} seconds. "
+            "Give it more with timeout_seconds=..., or ask for less with max_tokens=...",
+        )
+
+    def slow_down(self, said: str) -> LLMError:
+        """The server wants fewer requests."""
+        return self.error(
+            LLMRateLimitError,
+            f"{self.base_url} asks to slow down, or the account's quota is used up ({said}). "
+            "Wait a little, or look at the account; max_retries=... and timeout_seconds=... say how long ragkit waits.",
+        )
+
+    def cut(self) -> LLMError:
+        """The answer stops before its end."""
+        return self.error(
+            LLMConnectionError,
+            f"{self.base_url} closed the connection in the middle of the answer. Ask again; "
+            "if it happens again, look at the server's log.",
+        )
+
+    def error(self, kind: type[LLMError], message: str, *, billable: bool = True) -> LLMError:
+        """Make an error of this model and server."""
+        return kind(message, model=self.model, base_url=self.base_url, billable=billable)
+
+    def quoted(self, said: object) -> str:
+        """Return the beginning of what a server said, on one line and without the key."""
+        words = " ".join(str(said).split()).replace(self._key, "***")
+        return words if len(words) <= 300 else f"{words[:300]}…"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ragkit.errors import InputError, LLMResponseError
-from ragkit.llm.prompt import LLM, GenerativeLLM
+from ragkit.llm.base import LLM, GenerativeLLM
 from ragkit.terminal import one_line
 
 __all__ = ["generative", "read", "unreadable"]

@@ -10,22 +10,22 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ragkit.chunking.context import passage_text
-from ragkit.documents.document import detect_language
+from ragkit.documents.language import detect_language
 from ragkit.embedding.base import Embedder, Vectors
 from ragkit.indexing.records import DocumentRecord, StoredChunk
-from ragkit.retrieval.lexical import tokenize
+from ragkit.retrieval.lexical import BM25Scores, best_of, tokenize
 
 __all__ = ["Documents", "Passages", "Searchable"]
 
 
 class Searchable(Protocol):
-    """Where an index's vectors lie: a `ragkit.store.VectorStore`."""
+    """Where an index's vectors lie: a `ragkit.indexing.VectorStore`."""
 
     def get(self, ids: Sequence[str]) -> dict[str, Vectors]:
         """Read vectors; ids that do not exist are left out."""
@@ -208,33 +208,3 @@ class Passages:
         query = self.embed(question)
         known |= {p: float(vectors[i] @ query) for p, i in ids.items() if i in vectors}
         return {p: max(-1.0, min(1.0, known[p])) for p in positions if p in known}
-
-
-class BM25Scores:
-    """bm25s over token lists; asking costs one sparse product."""
-
-    def __init__(self, tokens: list[list[str]], *, k1: float = 1.2, b: float = 0.75) -> None:
-        import bm25s
-
-        self._empty = not any(tokens)
-        if not self._empty:
-            self._model: Any = bm25s.BM25(method="lucene", k1=k1, b=b)
-            self._model.index(tokens, show_progress=False)
-        self._size = len(tokens)
-
-    def scores(self, query: list[str]) -> npt.NDArray[np.float32]:
-        """Score every text, shape (n,)."""
-        known = [] if self._empty else [t for t in query if t in self._model.vocab_dict]
-        if not known:
-            return np.zeros(self._size, dtype=np.float32)
-        found: npt.NDArray[np.float32] = self._model.get_scores(known)
-        return found
-
-
-def best_of(scores: npt.NDArray[np.float32], depth: int, *, positive: bool = False) -> dict[int, float]:
-    """Return the depth best as {position: score}; with ``positive``, only those above zero."""
-    depth = min(depth, len(scores))
-    best = np.argpartition(scores, -depth)[-depth:] if depth else np.zeros(0, dtype=np.int64)
-    if positive:
-        best = best[scores[best] > 0]
-    return dict(zip(best.tolist(), scores[best].tolist(), strict=True))

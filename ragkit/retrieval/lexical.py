@@ -5,12 +5,16 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 if TYPE_CHECKING:
     from Stemmer import Stemmer
 
 __all__ = ["tokenize"]
+
 
 _WORD = re.compile(r"[^\W_]+")
 
@@ -56,3 +60,33 @@ def _fold(text: str) -> str:
         return text
     decomposed = unicodedata.normalize("NFKD", text).replace("œ", "oe").replace("æ", "ae")  # no Unicode decomposition
     return "".join(c for c in decomposed if not unicodedata.combining(c))
+
+
+class BM25Scores:
+    """bm25s over token lists; asking costs one sparse product."""
+
+    def __init__(self, tokens: list[list[str]], *, k1: float = 1.2, b: float = 0.75) -> None:
+        import bm25s
+
+        self._empty = not any(tokens)
+        if not self._empty:
+            self._model: Any = bm25s.BM25(method="lucene", k1=k1, b=b)
+            self._model.index(tokens, show_progress=False)
+        self._size = len(tokens)
+
+    def scores(self, query: list[str]) -> npt.NDArray[np.float32]:
+        """Score every text, shape (n,)."""
+        known = [] if self._empty else [t for t in query if t in self._model.vocab_dict]
+        if not known:
+            return np.zeros(self._size, dtype=np.float32)
+        found: npt.NDArray[np.float32] = self._model.get_scores(known)
+        return found
+
+
+def best_of(scores: npt.NDArray[np.float32], depth: int, *, positive: bool = False) -> dict[int, float]:
+    """Return the depth best as {position: score}; with ``positive``, only those above zero."""
+    depth = min(depth, len(scores))
+    best = np.argpartition(scores, -depth)[-depth:] if depth else np.zeros(0, dtype=np.int64)
+    if positive:
+        best = best[scores[best] > 0]
+    return dict(zip(best.tolist(), scores[best].tolist(), strict=True))

@@ -3,7 +3,7 @@
 A retriever compares what it knows of the question with what it knows of each passage; a reranker reads both at once,
 which is better and slower, so it is given only the first ones. `CrossEncoderReranker` is a small model on this
 machine that scores one passage at a time (Nogueira and Cho 2019). `LLMReranker` shows them all to a language model
-and asks for an order (RankGPT, Sun et al. 2023). `ragkit.retrieval.reranked` makes a ranking of the scores.
+and asks for an order (RankGPT, Sun et al. 2023). `ragkit.retrieval.fusion.reranked` makes a ranking of the scores.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragkit.documents.document import detect_language
-from ragkit.embedding.base import load_quietly, weights_revision
+from ragkit.cancellation import never
+from ragkit.documents.language import detect_language
+from ragkit.embedding.sentence_transformer import load_quietly, weights_revision
 from ragkit.errors import CancelledError, InputError, RerankingError
-from ragkit.llm.openai import never
-from ragkit.llm.prompt import LLM, fenced
+from ragkit.llm.base import LLM
+from ragkit.llm.prompt import fenced
 from ragkit.llm.replies import generative, read, unreadable
 from ragkit.space import is_open
 
@@ -80,7 +81,7 @@ class CrossEncoderReranker:
                 _check_count("batch_size", self.batch_size)
 
     def identity(self) -> dict[str, Any]:
-        """Say what its scores depend on; see `ragkit.identity`. Loads the model. Raises `RerankingError`."""
+        """Say what its scores depend on, for keys of caches. Loads the model. Raises `RerankingError`."""
         loaded = _loaded(str(self.model), self.device)
         return {"model": str(self.model), "weights": loaded.revision, "depth": self.depth}
 

@@ -1,8 +1,8 @@
 """Other texts to search with for a question, written by a language model.
 
 `HyDE` searches with an imagined answer as well, `MultiQuery` with the question in other words. The rankings of all
-texts are fused by rank (`ragkit.retrieval.fused`). Gao et al. (2022) average the vectors of HyDE's passages and the
-question instead; ranks serve retrievers that do not embed, too, and fusions of both.
+texts are fused by rank (`ragkit.retrieval.fusion.fused`). Gao et al. (2022) average the vectors of HyDE's passages and
+the question instead; ranks serve retrievers that do not embed, too, and fusions of both.
 
 What a model writes is only searched with: it is never shown as something that the documents say.
 """
@@ -13,9 +13,9 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterable
 
+from ragkit.cancellation import never
 from ragkit.errors import InputError
-from ragkit.llm.openai import never
-from ragkit.llm.prompt import LLM
+from ragkit.llm.base import LLM
 from ragkit.llm.replies import generative, read, unreadable
 from ragkit.space import is_open
 

@@ -6,7 +6,7 @@ It needs no ragkit to be read::
         run.json            what it is, how it ended, parameters, recorded values, provenance
         tables/NAME.parquet
         NAME.json
-        notebook.ipynb      as executed, of a run of `ragkit.sweep`
+        notebook.ipynb      as executed, of a run of `ragkit.runs.sweep`
 
 Every file is written beside its place, forced to the disk, and renamed, so that a crash leaves the old one or the new
 one. ``run.json`` is changed under a file lock: a notebook may record while the process that runs it looks on. A run

@@ -1,6 +1,6 @@
 """The run store: what experiments and notebooks measured, in a folder that outlives the kernel.
 
-A folder of runs (`ragkit.run`), no two of which share a folder; pandas and DuckDB read it without ragkit.
+A folder of runs (`ragkit.runs.run`), no two of which share a folder; pandas and DuckDB read it without ragkit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import msgspec
 
 from ragkit.errors import InputError, RagkitError
 from ragkit.files import plain, refused, replacing, write_json, write_parquet
-from ragkit.live.discovery import find_origin
+from ragkit.live.origin import find_origin
 from ragkit.runs.provenance import environment, find_provenance, this_process
 from ragkit.runs.run import HEAD, TAIL, Run, RunInfo, now
 
@@ -66,7 +66,7 @@ class RunStore:
             parameters: What it is run with.
             settings: What else is to be known about it.
             seeds: Seeds of random numbers by name.
-            data: Digests of the data by name; `ragkit.provenance.digest` makes them.
+            data: Digests of the data by name; `ragkit.runs.provenance.digest` makes them.
             folder: Where the code is, for git.
 
         Raises:

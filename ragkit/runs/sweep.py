@@ -1,6 +1,7 @@
 """Sweeps: one notebook under papermill for each cell of a grid of parameters, each a run of the store.
 
-A cell is a process of its own, ``python -m ragkit.sweep FOLDER``, which executes the copy of the notebook in the run's
+A cell is a process of its own, ``python -m ragkit.runs.worker FOLDER``, which executes the copy of the notebook in the
+run's
 folder in place. Its standard input is a pipe from the process that sweeps; when that closes, the notebook is to stop.
 So it stops when the sweep is killed, too, and nothing else is ever signalled. What its processes print is in
 ``log.txt`` beside it.
@@ -11,12 +12,9 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
-import traceback
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -165,7 +163,7 @@ class _Child:
         self._reason: str | None = None
         with (run.path / "log.txt").open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "ragkit.runs.sweep", str(run.path)],
+                [sys.executable, "-m", "ragkit.runs.worker", str(run.path)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -227,53 +225,6 @@ def _stop(children: Sequence[_Child]) -> None:
         for child in children:
             child.kill()
         raise
-
-
-def _work(folder: str) -> None:
-    """Be the child: execute the run's notebook."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the sweep may have it ignored
-    run = Run(folder)
-    told: list[bytes] = []
-
-    def listen() -> None:
-        # Not sys.stdin, whose lock would be held when the interpreter ends.
-        told.append(b"".join(iter(lambda: os.read(0, 1_000), b"")))
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=listen, daemon=True).start()
-    try:
-        _execute(run)
-    except KeyboardInterrupt:
-        if reason := b"".join(told).decode():
-            run.finish("failed", error="TimeoutError", message=reason)
-        else:
-            run.finish("cancelled", message="The sweep was stopped.")
-    else:
-        if run.info.state == "running":
-            run.finish()
-
-
-def _execute(run: Run) -> None:
-    import papermill
-    from papermill.exceptions import PapermillExecutionError, strip_color
-
-    info = run.info
-    # papermill takes braces in paths for its own.
-    path = str(run.path / "notebook.ipynb").replace("{", "{{").replace("}", "}}")
-    try:
-        papermill.execute_notebook(
-            path,
-            path,
-            # By this name `ragkit.discovery` and others know papermill, and the notebook.
-            parameters=info.parameters | {"PAPERMILL_INPUT_PATH": info.settings["notebook"]},
-            kernel_name=info.settings["kernel_name"],
-            cwd=info.settings["cwd"],
-            progress_bar=False,
-        )
-    except PapermillExecutionError as error:
-        run.finish("failed", error=error.ename, message=error.evalue, traceback=strip_color("\n".join(error.traceback)))
-    except Exception as error:  # a kernel that died or did not start, a disk that is full: all are the run's result
-        run.finish("failed", error=type(error).__name__, message=str(error), traceback=traceback.format_exc())
 
 
 # ----------------------------------------------------------------------------------------- live
@@ -353,7 +304,3 @@ def _short(value: Any) -> Any:
         return value
     text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
     return text if len(text) <= MAX_TEXT_TOLD else f"{text[:MAX_TEXT_TOLD]}…"
-
-
-if __name__ == "__main__":
-    _work(sys.argv[1])

@@ -23,6 +23,7 @@ from traitlets import Bool, Float, Int, List, Unicode, default
 from ragkit.live.discovery import journal_dir
 from ragkit_server.adoption import Journals
 from ragkit_server.child_engine import ChildEngine, child_environment
+from ragkit_server.handlers.base import SocketSettings
 from ragkit_server.handlers.pages import AsyncAPIPage, SocketModule, StatusPage
 from ragkit_server.handlers.sockets import EngineSocket, ListenerSocket
 from ragkit_server.history.archive import Archive, Stored, open_archive
@@ -185,11 +186,19 @@ class RagkitApp(ExtensionApp):
 
     def initialize_handlers(self) -> None:
         """Add the sockets and pages (the base URL is put before them), and tell Jupyter's pages where its files are."""
+        limits = SocketSettings(
+            max_message_bytes=self.max_message_bytes,
+            max_publisher_message_bytes=self.max_publisher_message_bytes,
+            ping_interval_seconds=self.ping_interval_seconds,
+            allow_any_origin_with_token=self.allow_any_origin_with_token,
+            write_frames_directly=self.write_frames_directly,
+        )
+        socket = {"manager": self.manager, "limits": limits}
         self.handlers.extend(
             [
-                (r"/api/v1/ws", ListenerSocket, {"ragkit": self}),
-                (r"/api/v1/engine", EngineSocket, {"ragkit": self}),
-                (r"/api/v1/status", StatusPage, {"ragkit": self}),
+                (r"/api/v1/ws", ListenerSocket, socket),
+                (r"/api/v1/engine", EngineSocket, socket),
+                (r"/api/v1/status", StatusPage, {"manager": self.manager}),
                 (r"/api/v1/asyncapi.json", AsyncAPIPage),
                 (r"/api/v1/socket\.js", SocketModule),
             ]

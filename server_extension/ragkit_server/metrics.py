@@ -1,13 +1,9 @@
-"""What the hub counts, and how Prometheus reads it.
-
-Counting is adding to an integer; what it takes to make a page of it is done when somebody asks.
-"""
+"""How Prometheus reads what the hub counts, and how it stands; done when somebody asks."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,38 +11,7 @@ if TYPE_CHECKING:
 
     from ragkit_server.hub.manager import WebSocketManager
 
-__all__ = ["Counters", "Exporter", "gauges"]
-
-
-@dataclass(slots=True)
-class Counters:
-    """Counted since the server started.
-
-    Attributes:
-        connections: Opened, by kind (listener, publisher).
-        dropped: Connections given up because writing to them failed.
-        broadcasts: By message type.
-        replies: What queries ended in: ``response``, or the code of an error.
-        writes: To sockets; one may carry many frames.
-        bytes: To sockets.
-        repeats: Events that publishers sent again, and nobody got twice.
-        adopted: Events that came from journals.
-        commits: Transactions of the archive.
-        commit_seconds: What they took.
-        commit_failures: Those that the disk refused.
-    """
-
-    connections: Counter[str] = field(default_factory=Counter)
-    dropped: int = 0
-    broadcasts: Counter[str] = field(default_factory=Counter)
-    replies: Counter[str] = field(default_factory=Counter)
-    writes: int = 0
-    bytes: int = 0
-    repeats: int = 0
-    adopted: int = 0
-    commits: int = 0
-    commit_seconds: float = 0.0
-    commit_failures: int = 0
+__all__ = ["Exporter", "gauges"]
 
 
 def gauges(hub: WebSocketManager) -> dict[str, tuple[float, str]]:

@@ -15,8 +15,8 @@ import pytest
 import ragkit
 from ragkit.live import messages
 from ragkit_server.handlers.asyncapi import document
-from tests.protocol_page import EXAMPLES, Example
 from tests.server.live_server import DEADLINE_SECONDS, TOKEN, Server, StartServer
+from tests.support.protocol_page import EXAMPLES, Example
 
 DOCUMENT = document(version="1.2.3", url="https://hub.example.org/user/ada/")
 SPECIFICATION = Path(sys.prefix, "share", "asyncapi", "3.0.0.json")

@@ -18,7 +18,7 @@ from ragkit_server.history.worker import Worker
 from ragkit_server.hub.manager import WebSocketManager
 from tests.server.hub_fakes import Clock, Later, Wire
 from tests.server.live_server import eventually
-from tests.server.test_hub import Hub
+from tests.server.test_manager import Hub
 
 
 class DurableHub(Hub):

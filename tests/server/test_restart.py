@@ -31,9 +31,9 @@ pytestmark = pytest.mark.anyio
 
 BATCH_RUN = """
 import sys, time
-from ragkit.discovery import Server
-from ragkit.events import ExperimentResult, FollowUpQuestions, IndexingProgress, Origin
-from ragkit.publisher import Publisher
+from ragkit.live.discovery import Server
+from ragkit.live.messages import ExperimentResult, FollowUpQuestions, IndexingProgress, Origin
+from ragkit.live.publisher import Publisher
 
 url, token, run, tasks = sys.argv[1:]
 publisher = Publisher(server=Server(url, token), origin=Origin(kind="papermill", name=run, run_id=run))

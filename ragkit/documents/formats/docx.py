@@ -29,7 +29,7 @@ _STYLES = "\n".join(
 
 
 def read_docx(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
-    """See `ragkit.loaders.read`."""
+    """See `ragkit.documents.read`."""
     import mammoth
 
     with open_archive(source) as archive:

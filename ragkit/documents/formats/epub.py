@@ -9,12 +9,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import unquote
 
-from ragkit.documents.builder import Draft, one_line
+from ragkit.documents.builder import Draft, one_line, reason_of
 from ragkit.documents.document import Document, Source
 from ragkit.documents.encoding import decode
 from ragkit.documents.formats.zipped import open_archive, parsed, part_of
 from ragkit.documents.markup import html_in_full
-from ragkit.documents.reasons import reason_of
 from ragkit.errors import DocumentError
 
 __all__ = ["read_epub"]
@@ -25,7 +24,7 @@ _OF_FONTS = frozenset({"http://www.idpf.org/2008/embedding", "http://ns.adobe.co
 
 
 def read_epub(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
-    """See `ragkit.loaders.read`."""
+    """See `ragkit.documents.read`."""
     with open_archive(source) as archive:
         if _is_encrypted(archive):
             raise DocumentError(source.where, "encrypted: it has a copy protection; get a copy without one")
@@ -53,7 +52,7 @@ def read_epub(source: Source, deadline: float) -> Iterator[Document | DocumentEr
             except DocumentError as error:
                 yield error
                 continue
-            except Exception as error:  # as in `ragkit.loaders.read`: one chapter does not lose the others
+            except Exception as error:  # as in `ragkit.documents.read`: one chapter does not lose the others
                 yield DocumentError(where, reason_of(error))
                 continue
             if text and not text.startswith("#"):

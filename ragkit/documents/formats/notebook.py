@@ -21,7 +21,7 @@ _MAX_OUTPUT = 2_000  # characters of one output
 
 
 def read_notebook(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
-    """See `ragkit.loaders.read`."""
+    """See `ragkit.documents.read`."""
     content, _ = decode(source.path.read_bytes(), where=source.where)
     if not content.strip():
         raise DocumentError(source.where, "empty: it holds no text")

@@ -7,9 +7,8 @@ import logging
 import time
 from collections.abc import Iterator
 
-from ragkit.documents.builder import MAX_CHARACTERS, Draft
+from ragkit.documents.builder import MAX_CHARACTERS, Draft, reason_of
 from ragkit.documents.document import Document, Source
-from ragkit.documents.reasons import reason_of
 from ragkit.errors import DocumentError
 
 __all__ = ["read_pdf"]
@@ -19,7 +18,7 @@ logging.getLogger("pypdf").addHandler(logging.NullHandler())
 
 
 def read_pdf(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
-    """See `ragkit.loaders.read`. A page is a program: what is read until the deadline is kept, the rest reported."""
+    """See `ragkit.documents.read`. A page is a program: what is read until the deadline is kept, the rest reported."""
     import pypdf
     from pypdf.errors import DependencyError, FileNotDecryptedError
 

@@ -6,11 +6,10 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ragkit.documents.builder import Draft, one_line
+from ragkit.documents.builder import Draft, one_line, reason_of
 from ragkit.documents.document import Document, Source
 from ragkit.documents.formats.zipped import core_title, open_archive, parsed
 from ragkit.documents.markup import markdown_table
-from ragkit.documents.reasons import reason_of
 from ragkit.errors import DocumentError
 
 __all__ = ["read_pptx"]
@@ -20,7 +19,7 @@ _PARAGRAPH = "{http://schemas.openxmlformats.org/drawingml/2006/main}p"
 
 
 def read_pptx(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
-    """See `ragkit.loaders.read`."""
+    """See `ragkit.documents.read`."""
     import pptx
 
     with open_archive(source) as archive:

@@ -29,7 +29,7 @@ _NUMBER = re.compile(r"[-+]?[\d\s.,:/%€$£-]+")
 
 
 def read_jsonl(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
-    """See `ragkit.loaders.read`."""
+    """See `ragkit.documents.read`."""
     failures = 0
     is_empty = True
     seen: set[int] = set()
@@ -83,7 +83,7 @@ def _row(source: Source, number: int, line: str | None, seen: set[int]) -> Docum
 
 
 def read_csv(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
-    """See `ragkit.loaders.read`. The delimiter is the one by which the first lines have the most equal columns."""
+    """See `ragkit.documents.read`. The delimiter is the one by which the first lines have the most equal columns."""
     some = lines(source.path, where=source.where, max_characters=MAX_CHARACTERS)
     sample = list(itertools.islice(some, _SAMPLE_LINES))
     if None in sample:

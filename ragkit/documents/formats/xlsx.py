@@ -9,10 +9,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ragkit.documents.builder import reason_of
 from ragkit.documents.document import Document, Source
 from ragkit.documents.formats.tables import documents_of_sheets
 from ragkit.documents.formats.zipped import core_title, open_archive
-from ragkit.documents.reasons import reason_of
 from ragkit.errors import DocumentError
 
 __all__ = ["read_xlsx"]
@@ -21,7 +21,7 @@ _ROWS_AT_ONCE = 200
 
 
 def read_xlsx(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
-    """See `ragkit.loaders.read`. Of a formula, the value counts that was last computed."""
+    """See `ragkit.documents.read`. Of a formula, the value counts that was last computed."""
     import openpyxl
 
     with open_archive(source) as archive:
@@ -56,7 +56,7 @@ def _rows(source: Source, sheet: Any, deadline: float, failures: list[DocumentEr
             for row in some:
                 yield [_text(value) for value in row]
             done += len(some)
-    except Exception as error:  # as in `ragkit.loaders.read`: a damaged sheet does not lose the others
+    except Exception as error:  # as in `ragkit.documents.read`: a damaged sheet does not lose the others
         failures.append(DocumentError(f"{source.where}, sheet {sheet.title}, from row {done + 1}", reason_of(error)))
 
 

@@ -1,0 +1,1 @@
+"""Tornado handlers: sockets, pages, the AsyncAPI document."""

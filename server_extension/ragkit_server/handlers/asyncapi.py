@@ -1,4 +1,4 @@
-"""The AsyncAPI document of the two sockets, made from the structs in `ragkit.events`.
+"""The AsyncAPI document of the two sockets, made from the structs in `ragkit.live.messages`.
 
 What a message holds and what that means is said there, once: types, limits and docstrings become
 the document's schemas. Only what a struct cannot say is said here: which message is answered with
@@ -104,7 +104,7 @@ def document(*, version: str, url: str = "http://localhost:8000/") -> dict[str, 
 
 
 def field_docs(struct: type) -> dict[str, str]:
-    """Return the docstrings under the fields of a struct of `ragkit.events`, those that it inherits too."""
+    """Return the docstrings under the fields of a struct of `ragkit.live.messages`, those that it inherits too."""
     docs = _docs_of_classes()
     return {name: text for cls in reversed(struct.__mro__) for name, text in docs.get(cls.__name__, {}).items()}
 

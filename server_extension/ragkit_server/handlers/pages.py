@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 from jupyter_server.auth.decorator import allow_unauthenticated, authorized
@@ -12,11 +11,9 @@ from tornado import web
 
 import ragkit
 from ragkit_server.handlers.asyncapi import document
-from ragkit_server.handlers.sockets import AUTH_RESOURCE
+from ragkit_server.handlers.base import AUTH_RESOURCE
+from ragkit_server.hub.manager import WebSocketManager
 from ragkit_server.metrics import gauges
-
-if TYPE_CHECKING:
-    from ragkit_server.app import RagkitApp
 
 __all__ = ["AsyncAPIPage", "SocketModule", "StatusPage"]
 
@@ -41,14 +38,14 @@ class StatusPage(APIHandler):
 
     auth_resource = AUTH_RESOURCE
 
-    def initialize(self, ragkit: RagkitApp) -> None:
-        self.ragkit = ragkit
+    def initialize(self, manager: WebSocketManager) -> None:
+        self.manager = manager
 
     @web.authenticated
     @authorized  # a GET is "read"
     def get(self) -> None:
         """Answer with the status."""
-        manager = self.ragkit.manager
+        manager = self.manager
         self.set_header("Cache-Control", "no-store")
         self.finish(
             msgspec.json.encode(

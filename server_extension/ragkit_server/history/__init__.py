@@ -1,0 +1,1 @@
+"""What was broadcast: the log, its archive, publishers' numbers."""

@@ -20,32 +20,24 @@ import secrets
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from msgspec import UNSET, UnsetType
 
 from ragkit.live.messages import Broadcast, Origin
 from ragkit_server.history.archive import Archive, Batch
 from ragkit_server.history.log import RUN_BYTES, History
-from ragkit_server.hub.engines import Timers
+from ragkit_server.hub.counters import Counters
+from ragkit_server.hub.ports import Thread, Timers
 from ragkit_server.hub.sessions import Excerpt, ListenerSession, PublisherSession
-from ragkit_server.metrics import Counters
 
-__all__ = ["Commits", "Thread"]
+__all__ = ["Commits"]
 
 RETRY_SECONDS = 60
 MAX_PENDING_BYTES = 8 * 2**20  # besides as much that is being written
 MARGIN = 1_000_000  # more events than come while the archive is made ready again
 
 Acks = dict[PublisherSession, int]
-Result = TypeVar("Result")
-
-
-class Thread(Protocol):
-    """As much of `ragkit_server.worker.Worker` as is needed here."""
-
-    def submit(self, work: Callable[[], Result], done: Callable[[Result | BaseException], object]) -> None: ...
-    def stop(self) -> None: ...
 
 
 class Commits:

@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -35,42 +35,12 @@ from ragkit.live.messages import (
     ResponseDelta,
 )
 from ragkit_server.hub.inbound import error
+from ragkit_server.hub.ports import Child, Timer, Timers
 from ragkit_server.hub.sessions import ListenerSession, PublisherSession
 
-__all__ = ["Child", "Engines", "Timer", "Timers"]
+__all__ = ["Engines"]
 
 MAX_ENGINES_PER_PUBLISHER = 50
-
-
-class Timer(Protocol):
-    """What `Timers.call_later` returns."""
-
-    def cancel(self) -> None: ...
-
-
-class Timers(Protocol):
-    """As much of an event loop as the hub needs."""
-
-    def time(self) -> float: ...
-    def call_soon(self, callback: Callable[..., object], /, *args: Any) -> object: ...
-    def call_later(self, delay: float, callback: Callable[..., object], /, *args: Any) -> Timer: ...
-
-
-class Child(Protocol):
-    """The engine that the server can start by itself."""
-
-    @property
-    def index(self) -> str:
-        """The index that it serves; "" when none is configured."""
-        ...
-
-    def start(self) -> str | None:
-        """Start it unless it runs already; return why it cannot be started now, if so."""
-        ...
-
-    def offered(self) -> None:
-        """An engine has been put on offer."""
-        ...
 
 
 @dataclass(slots=True, eq=False)

@@ -39,12 +39,12 @@ from ragkit.live.messages import (
 )
 from ragkit_server.history.archive import Archive
 from ragkit_server.history.log import History
-from ragkit_server.hub.commits import Acks, Commits, Thread
-from ragkit_server.hub.engines import Engines, Timer, Timers
+from ragkit_server.hub.commits import Acks, Commits
+from ragkit_server.hub.counters import Counters
+from ragkit_server.hub.engines import Engines
 from ragkit_server.hub.inbound import RejectedError, check_event
-from ragkit_server.hub.ports import Link, Transport
+from ragkit_server.hub.ports import Link, Thread, Timer, Timers, Transport
 from ragkit_server.hub.sessions import ListenerSession, PublisherSession, State
-from ragkit_server.metrics import Counters
 
 __all__ = ["WebSocketManager"]
 

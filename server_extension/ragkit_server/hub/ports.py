@@ -1,10 +1,11 @@
-"""What the hub sees of a socket."""
+"""What the hub asks of the outside: sockets, an event loop, a thread, a child process."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
-__all__ = ["Link", "Transport"]
+__all__ = ["Child", "Link", "Thread", "Timer", "Timers", "Transport"]
 
 
 class Transport(Protocol):
@@ -37,3 +38,44 @@ class Link:
         self.write = transport.write
         self.blocked = False
         self.closing = False
+
+
+Result = TypeVar("Result")
+
+
+class Thread(Protocol):
+    """As much of `ragkit_server.history.worker.Worker` as is needed here."""
+
+    def submit(self, work: Callable[[], Result], done: Callable[[Result | BaseException], object]) -> None: ...
+    def stop(self) -> None: ...
+
+
+class Timer(Protocol):
+    """What `Timers.call_later` returns."""
+
+    def cancel(self) -> None: ...
+
+
+class Timers(Protocol):
+    """As much of an event loop as the hub needs."""
+
+    def time(self) -> float: ...
+    def call_soon(self, callback: Callable[..., object], /, *args: Any) -> object: ...
+    def call_later(self, delay: float, callback: Callable[..., object], /, *args: Any) -> Timer: ...
+
+
+class Child(Protocol):
+    """The engine that the server can start by itself."""
+
+    @property
+    def index(self) -> str:
+        """The index that it serves; "" when none is configured."""
+        ...
+
+    def start(self) -> str | None:
+        """Start it unless it runs already; return why it cannot be started now, if so."""
+        ...
+
+    def offered(self) -> None:
+        """An engine has been put on offer."""
+        ...

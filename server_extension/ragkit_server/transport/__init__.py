@@ -1,0 +1,1 @@
+"""Bytes: frames, RFC 6455, writing."""

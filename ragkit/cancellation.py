@@ -1,0 +1,33 @@
+"""Waiting that can be called off."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ragkit.errors import CancelledError
+
+__all__ = ["never", "wait"]
+
+
+_POLL_SECONDS = 0.05
+
+
+def never() -> bool:
+    """Return False: the `cancelled` of work that nobody cancels."""
+    return False
+
+
+def wait(seconds: float, cancelled: Callable[[], bool] = never) -> None:
+    """Sleep, and ask about twenty times a second whether somebody has cancelled.
+
+    Raises:
+        CancelledError: `cancelled` said so.
+    """
+    ends = time.monotonic() + seconds
+    while True:
+        if cancelled():
+            raise CancelledError("The answer was cancelled.")
+        if (left := ends - time.monotonic()) <= 0:
+            return
+        time.sleep(min(left, _POLL_SECONDS))

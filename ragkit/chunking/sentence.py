@@ -1,0 +1,51 @@
+"""Chunks of whole sentences."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+from ragkit.chunking.base import Chunk, chunks_at, limit
+from ragkit.chunking.recursive import _check
+from ragkit.chunking.spans import Span, by_sentences, divide, pack, settle, trimmed, word_cuts
+from ragkit.documents.document import Document
+from ragkit.embedding.base import Embedder
+from ragkit.space import is_open
+
+__all__ = ["SentenceChunker"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SentenceChunker:
+    """Whole sentences, by the rules of the document's language, as many as fit.
+
+    Args:
+        max_tokens: The longest chunk; a sentence that is longer is divided between words.
+        overlap_tokens: Sentences of up to this many tokens together stand in both of two neighbours.
+    """
+
+    max_tokens: int = 200
+    overlap_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if not is_open(self):
+            _check(self.max_tokens, self.overlap_tokens)
+
+    @property
+    def name(self) -> str:
+        return f"sentence(max_tokens={self.max_tokens}, overlap_tokens={self.overlap_tokens})"
+
+    def chunk(self, document: Document, *, embedder: Embedder) -> list[Chunk]:
+        """See `ragkit.chunking.Chunker.chunk`."""
+        limit(self.max_tokens, embedder)
+        text, count = document.text, embedder.count_tokens
+        sentences = _cut_all(text, document.language)
+        pieces = divide(text, sentences, word_cuts(self.max_tokens), count, max_tokens=self.max_tokens)
+        packed = pack(pieces, max_tokens=self.max_tokens, overlap_tokens=self.overlap_tokens)
+        return chunks_at(document, settle(text, packed, count, max_tokens=self.max_tokens))
+
+
+def _cut_all(text: str, language: str) -> list[Span]:
+    cut = by_sentences(language)
+    bounds = itertools.pairwise([0, *cut(text), len(text)])
+    return [(a, b) for a, b in (trimmed(text, start, end) for start, end in bounds) if a < b]

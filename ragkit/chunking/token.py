@@ -1,0 +1,85 @@
+"""Chunks of so many tokens, with an overlap."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ragkit.chunking.base import Chunk, chunks_at, limit
+from ragkit.chunking.recursive import _check
+from ragkit.chunking.spans import Span, settle, trimmed
+from ragkit.documents.document import Document
+from ragkit.embedding.base import Embedder
+from ragkit.space import is_open
+
+__all__ = ["TokenChunker"]
+
+
+_SEGMENT = 50_000  # characters whose tokens are looked at at a time
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TokenChunker:
+    """Windows of the embedder's own tokens, whatever they hold. A word is not cut in two unless it must be.
+
+    Args:
+        max_tokens: The longest chunk.
+        overlap_tokens: How many of a chunk's last tokens the next one begins with.
+    """
+
+    max_tokens: int = 200
+    overlap_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if not is_open(self):
+            _check(self.max_tokens, self.overlap_tokens)
+
+    @property
+    def name(self) -> str:
+        return f"token(max_tokens={self.max_tokens}, overlap_tokens={self.overlap_tokens})"
+
+    def chunk(self, document: Document, *, embedder: Embedder) -> list[Chunk]:
+        """See `ragkit.chunking.Chunker.chunk`."""
+        limit(self.max_tokens, embedder)
+        text = document.text
+        spans: list[Span] = []
+        for start, end in _segments(text):
+            spans += self._windows(text, start, end, embedder)
+        return chunks_at(document, settle(text, spans, embedder.count_tokens, max_tokens=self.max_tokens))
+
+    def _windows(self, text: str, start: int, end: int, embedder: Embedder) -> list[Span]:
+        # Where a chunk may begin: at a token, and if it is not a whole chunk away, at one that begins a word.
+        begins = [start + a for a, b in embedder.token_spans(text[start:end]) if a < b]
+        is_word = [at == start or not (text[at].isalnum() and text[at - 1].isalnum()) for at in begins]
+        spans: list[Span] = []
+        first = 0
+        while first < len(begins):
+            last = first + self.max_tokens  # the first token that is no longer in the chunk
+            if last < len(begins):
+                last = next((at for at in range(last, first, -1) if is_word[at]), last)
+            stop = begins[last] if last < len(begins) else end
+            # What a tokenizer leaves out (some control characters) belongs to the chunk before.
+            a, b = trimmed(text, begins[first] if first else start, stop)
+            if a < b:
+                spans.append((a, b))
+            if last >= len(begins):
+                break
+            back = max(first + 1, last - self.overlap_tokens)
+            first = next((at for at in range(back, last) if is_word[at]), last)
+        if not begins:
+            a, b = trimmed(text, start, end)
+            spans += [(a, b)] if a < b else []
+        return spans
+
+
+def _segments(text: str) -> list[Span]:
+    """Parts of a text that end at white space, if there is any, and can be taken one by one."""
+    found: list[Span] = []
+    start = 0
+    while start < len(text):
+        end = min(start + _SEGMENT, len(text))
+        if end < len(text):
+            space = max(text.rfind(" ", start + _SEGMENT // 2, end), text.rfind("\n", start + _SEGMENT // 2, end))
+            end = space + 1 if space > 0 else end
+        found.append((start, end))
+        start = end
+    return found

@@ -1,0 +1,57 @@
+"""An embedder that needs no model: words hashed into vectors."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from ragkit.embedding.base import Kind, Vectors, unit_rows
+from ragkit.errors import InputError
+
+__all__ = ["HashEmbedder"]
+
+
+_WORD_OR_SIGN = re.compile(r"\w+|[^\w\s]")
+
+
+class HashEmbedder:
+    """Deterministic vectors without a model: hashed words with signs, square-root of counts.
+
+    For tests, for trying things out, and as a floor in comparisons: texts that share words are near each
+    other, and that is all it knows. Feature hashing after Weinberger et al. (2009).
+
+    Args:
+        dimension: Length of a vector.
+    """
+
+    languages: frozenset[str] | None = None
+
+    def __init__(self, *, dimension: int = 256) -> None:
+        if dimension < 1:
+            raise InputError(f"dimension must be at least 1, not {dimension}.")
+        self.dimension = dimension
+        self.max_tokens = 1_000_000
+        self.name = f"ragkit/hash-{dimension}"
+
+    def __repr__(self) -> str:
+        return f"HashEmbedder(dimension={self.dimension})"
+
+    def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Vectors:
+        vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
+        for row, text in enumerate(texts):
+            for word in re.findall(r"\w+", text.lower()):
+                digest = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")
+                vectors[row, (digest >> 1) % self.dimension] += 1.0 if digest & 1 else -1.0
+        return unit_rows(np.sign(vectors) * np.sqrt(np.abs(vectors)))
+
+    def fingerprint(self, kind: Kind) -> str | None:
+        return None  # as quickly made as found
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(_WORD_OR_SIGN.findall(text)) for text in texts]
+
+    def token_spans(self, text: str) -> list[tuple[int, int]]:
+        return [match.span() for match in _WORD_OR_SIGN.finditer(text)]

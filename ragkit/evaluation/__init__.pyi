@@ -1,0 +1,15 @@
+from .answer_measures import evaluate_answers as evaluate_answers
+from .beir import write_dataset as write_dataset
+from .dataset import Dataset as Dataset
+from .dataset import GoldSpan as GoldSpan
+from .dataset import Query as Query
+from .judges import Faithfulness as Faithfulness
+from .judges import Relevance as Relevance
+from .loading import load_dataset as load_dataset
+from .measures import SpanIoU as SpanIoU
+from .measures import SpanPrecision as SpanPrecision
+from .measures import SpanRecall as SpanRecall
+from .measures import evaluate as evaluate
+from .synthesis import make_questions as make_questions
+from .trec import read_run as read_run
+from .trec import write_run as write_run

@@ -1,0 +1,209 @@
+"""Rows of judged sets, as people write them, as documents, queries and judgements."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from ragkit.documents.builder import one_line
+from ragkit.documents.document import Document, Mark
+from ragkit.documents.encoding import clean
+from ragkit.documents.language import with_language
+from ragkit.documents.loading import find_sources
+from ragkit.documents.sandbox import Reader
+from ragkit.errors import DocumentError, InputError
+from ragkit.evaluation.dataset import Dataset, GoldSpan, Query
+from ragkit.evaluation.trec import numbered_lines
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "Judgements",
+    "Qrels",
+    "Spans",
+    "frame_rows",
+    "is_frame",
+    "read_corpus",
+    "read_rows",
+    "row_answers",
+    "row_document",
+    "row_id",
+    "row_query",
+]
+
+
+_ID_KEYS = ("_id", "id")
+
+_PAGE = re.compile(r"[0-9]{1,9}")
+
+Qrels = dict[str, dict[str, int]]
+
+Spans = dict[str, list[GoldSpan]]
+
+
+@dataclasses.dataclass(slots=True)
+class Judgements:
+    """What a source of judged data holds, before queries without judgements are left out."""
+
+    name: str
+    documents: list[Document]
+    queries: list[Query]
+    qrels: Qrels
+    spans: Spans = dataclasses.field(default_factory=dict)
+
+    def to_dataset(self, name: str | None = None) -> Dataset:
+        """Keep the queries that are judged, or known to have no answer.
+
+        Raises:
+            InputError: No judged document is in the corpus.
+        """
+        judged = self.qrels.keys() | self.spans.keys()
+        known = {document.id for document in self.documents}
+        if self.qrels and not any(not known.isdisjoint(documents) for documents in self.qrels.values()):
+            first = next(each for documents in self.qrels.values() for each in documents)
+            raise InputError(
+                f"None of the judged documents is in the corpus: '{first}' is judged, and the corpus begins with "
+                f"'{self.documents[0].id if self.documents else ''}'. Give the corpus that the judgements are for."
+            )
+        kept = [query for query in self.queries if query.id in judged or query.answerable is False]
+        return Dataset(name or self.name, self.documents, kept, self.qrels, self.spans)
+
+
+def is_frame(value: Any) -> bool:
+    return hasattr(value, "columns") and hasattr(value, "to_dict")
+
+
+def frame_rows(frame: pd.DataFrame) -> list[dict[Any, Any]]:
+    rows: list[dict[Any, Any]] = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    return rows
+
+
+def read_corpus(corpus: Any, language: str | None) -> list[Document]:
+    if isinstance(corpus, str | Path):
+        path = Path(corpus).expanduser()
+        rows = path if path.suffix == ".jsonl" else path / "corpus.jsonl"
+        found = [row_document(row, where) for where, row in read_rows(rows)] if rows.is_file() else _files(corpus)
+    elif is_frame(corpus):
+        found = [row_document(row, f"row {at} of the corpus") for at, row in enumerate(frame_rows(corpus), start=1)]
+    else:
+        found = list(corpus)
+        if odd := [each for each in found if not isinstance(each, Document)]:
+            raise InputError(f"The corpus holds a {type(odd[0]).__name__}. Give documents, a DataFrame or a folder.")
+    return [dataclasses.replace(d, language=language) if language is not None else with_language(d) for d in found]
+
+
+def _files(corpus: str | Path) -> list[Document]:
+    there = find_sources(corpus)
+    documents: list[Document] = []
+    failures = list(there.failures)
+    with Reader() as reader:
+        for source in there.sources:
+            try:
+                for item in reader.read(source):
+                    if isinstance(item, Document):
+                        documents.append(item)
+                    else:
+                        warnings.warn(f"Not in the corpus: {item}", RuntimeWarning, stacklevel=4)
+            except DocumentError as error:
+                failures.append(error)
+    if failures:
+        raise InputError(
+            f"{len(failures)} files of the corpus cannot be read, the first: {failures[0]}. Mend them, or name them in "
+            "a .ragkitignore."
+        ) from failures[0]
+    return documents
+
+
+def read_rows(path: Path, *, optional: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Give the objects of a JSONL file, each after where it stands."""
+    if optional and not path.exists():
+        return
+    for where, line in numbered_lines(path):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{where}: not JSON: {one_line(str(error))[:200]}. Mend the line.") from error
+        if not isinstance(row, dict):
+            raise InputError(f'{where}: no object. A line looks like {{"_id": "1", ...}}.')
+        yield where, row
+
+
+def row_id(row: Mapping[str, Any], where: str) -> str:
+    value = next((row[key] for key in _ID_KEYS if row.get(key) is not None), None)
+    if isinstance(value, float) and value.is_integer():  # a column of a DataFrame that has gaps
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+        raise InputError(f"{where}: no id. Give it an '_id' or 'id': text, or a whole number.")
+    return clean(str(value))
+
+
+def _text(row: Mapping[str, Any], where: str) -> str:
+    if not isinstance(text := row.get("text"), str):
+        raise InputError(f"{where}: no text. Give it a 'text'; an empty one is written \"\".")
+    return clean(text)
+
+
+def row_document(row: Mapping[str, Any], where: str) -> Document:
+    """What `read_jsonl` gives, under its plain id; a blank text is a document, too."""
+    title, language = row.get("title"), row.get("language")
+    text = _text(row, where)
+    marks = _marks(row["marks"], text, where) if isinstance(row.get("marks"), list) else ()
+    known = {"text", "title", "language", *_ID_KEYS}
+    return Document(
+        id=row_id(row, where),
+        text=text,
+        source=where,
+        title=one_line(title) if isinstance(title, str) else "",
+        language=language if isinstance(language, str) else "und",
+        marks=marks,
+        metadata={k: v for k, v in row.items() if k not in known and isinstance(v, str | int | float | bool)},
+    )
+
+
+def _marks(given: list[Any], text: str, where: str) -> tuple[Mark, ...]:
+    """Read headings and pages, ``[start, "heading" or "page", label, level]`` each, as `write_dataset` writes them."""
+    try:
+        marks = [Mark(*each) for each in msgspec.convert(given, list[tuple[int, Literal["heading", "page"], str, int]])]
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise InputError(
+            f'{where}: {error} in \'marks\'. A mark is [start, "heading" or "page", label, level].'
+        ) from error
+    for before, mark in itertools.pairwise([Mark(0, "page", "1"), *marks]):
+        if not before.start <= mark.start <= len(text) or (mark.kind == "page" and not _PAGE.fullmatch(mark.label)):
+            raise InputError(
+                f"{where}: {mark} is no mark of this text. Marks stand within it, sorted; pages are numbers."
+            )
+    return tuple(dataclasses.replace(mark, label=clean(mark.label)) for mark in marks)
+
+
+def row_query(row: Mapping[str, Any], where: str) -> Query:
+    text, language, answerable = _text(row, where), row.get("language"), row.get("answerable")
+    if not text.strip():
+        raise InputError(f"{where}: the query is empty. Give it words, or take it out.")
+    return Query(
+        row_id(row, where),
+        text,
+        language=language if isinstance(language, str) else "und",
+        answers=row_answers(row, where),
+        answerable=answerable if isinstance(answerable, bool) else None,
+        synthetic=row.get("synthetic") is True,
+    )
+
+
+def row_answers(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """Answers as text, as a list of texts, or as SQuAD has them, ``[{"text": ...}]``."""
+    given = row.get("answers") or ()
+    several = given if isinstance(given, list | tuple) else [given]
+    found = [each.get("text") if isinstance(each, dict) else each for each in several]
+    if not all(isinstance(each, str) for each in found):
+        raise InputError(f"{where}: 'answers' should be a list of texts.")
+    return tuple(clean(str(each)) for each in found)

@@ -1,0 +1,5 @@
+from .index import Index as Index
+from .integrity import IndexCheck as IndexCheck
+from .report import IndexReport as IndexReport
+from .vector_store import ChromaStore as ChromaStore
+from .vector_store import VectorStore as VectorStore

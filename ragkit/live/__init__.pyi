@@ -1,0 +1,4 @@
+from .discovery import Server as Server
+from .discovery import find_server as find_server
+from .origin import find_origin as find_origin
+from .publisher import Publisher as Publisher

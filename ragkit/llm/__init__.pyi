@@ -1,0 +1,10 @@
+from .base import LLM as LLM
+from .base import GenerativeLLM as GenerativeLLM
+from .base import ScriptedLLM as ScriptedLLM
+from .base import Usage as Usage
+from .limits import Budget as Budget
+from .metering import Metered as Metered
+from .metering import Price as Price
+from .openai import OpenAILLM as OpenAILLM
+from .prompt import Passage as Passage
+from .prompt import Prompt as Prompt

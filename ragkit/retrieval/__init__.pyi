@@ -1,0 +1,11 @@
+from .base import Hit as Hit
+from .base import Reranker as Reranker
+from .base import Retriever as Retriever
+from .base import Rewriting as Rewriting
+from .reranking import CrossEncoderReranker as CrossEncoderReranker
+from .reranking import LLMReranker as LLMReranker
+from .retrievers import BM25 as BM25
+from .retrievers import Dense as Dense
+from .retrievers import Hybrid as Hybrid
+from .rewriting import HyDE as HyDE
+from .rewriting import MultiQuery as MultiQuery

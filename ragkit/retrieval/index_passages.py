@@ -1,0 +1,47 @@
+"""What an index holds, as `Passages`; read again where it has changed."""
+
+from __future__ import annotations
+
+import threading
+
+from ragkit.errors import EmptyIndexError
+from ragkit.indexing.index import Index
+from ragkit.retrieval.corpus import Documents, Passages
+
+__all__ = ["IndexPassages"]
+
+
+class IndexPassages:
+    """The newest `Passages` of an index; checks before each use whether any process has changed it."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._lock = threading.Lock()
+        self._passages: Passages | None = None
+
+    def get(self) -> Passages:
+        """Return every passage as it is now.
+
+        Raises:
+            EmptyIndexError: Nothing was indexed yet.
+            IndexMismatchError: The index was made with another embedder.
+        """
+        if not self._index.exists:
+            raise EmptyIndexError(self._index.path)
+        self._index.check()
+        with self._lock:
+            if self._passages is None or self._passages.generation != self._index.records.generation():
+                self._index.catch_up()
+                self._passages = self._read()
+            return self._passages
+
+    def _read(self) -> Passages:
+        snapshot = self._index.records.snapshot()
+        return Passages(
+            Documents(snapshot.documents.values()),
+            [snapshot.chunks[document_id] for document_id in snapshot.documents],
+            embedder=self._index.embedder,
+            vectors=self._index.store,
+            path=self._index.path,
+            generation=snapshot.generation,
+        )

@@ -1,0 +1,112 @@
+"""Retrievers: by words, by meaning, by both."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from ragkit.errors import InputError
+from ragkit.retrieval.base import Scores
+from ragkit.retrieval.corpus import Passages
+from ragkit.retrieval.fusion import reciprocal_rank_fusion, weighted_fusion
+from ragkit.retrieval.lexical import best_of, tokenize
+from ragkit.space import is_open
+
+__all__ = ["BM25", "Dense", "Hybrid"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BM25:
+    """Okapi BM25 (Robertson and Zaragoza 2009) in Lucene's form, stemmed by each document's language.
+
+    Args:
+        over: Score each passage by itself, or by the whole document that it stands in.
+        depth: How many candidates.
+    """
+
+    over: Literal["passages", "documents"] = "passages"
+    depth: int = 100
+
+    def __post_init__(self) -> None:
+        if not is_open(self) and self.over not in ("passages", "documents"):
+            raise InputError(f"over must be 'passages' or 'documents', not {self.over!r}.")
+
+    @property
+    def name(self) -> str:
+        return f"BM25({self.over})"
+
+    def scores(self, question: str, passages: Passages) -> Scores:
+        query = tokenize(question, passages.language_of(question))
+        if self.over == "passages":
+            return best_of(passages.passage_bm25.scores(query), self.depth, positive=True)
+        documents = best_of(passages.document_bm25.scores(query), self.depth, positive=True)
+        return {p: score for document, score in documents.items() for p in passages.members(document)}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Dense:
+    """Cosine similarity of embeddings.
+
+    Args:
+        exact: Compare with every vector, in memory, instead of asking the store's approximate graph.
+        depth: How many candidates.
+    """
+
+    exact: bool = False
+    depth: int = 100
+
+    @property
+    def name(self) -> str:
+        return "Dense(exact)" if self.exact else "Dense()"
+
+    def scores(self, question: str, passages: Passages) -> Scores:
+        if self.exact:
+            return best_of(passages.cosines(question), self.depth)
+        return passages.nearest(question, k=self.depth)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Hybrid:
+    """BM25 and dense similarity, fused.
+
+    Args:
+        dense_weight: Share of the dense view where the embedder knows the question's language; BM25 has the rest.
+        foreign_dense_weight: The same where it does not.
+        exact: See `Dense`.
+        depth: How many candidates each view gives.
+        fusion: ``"weighted"`` adds scaled scores of three views, BM25 over passages and over documents sharing a
+            weight. ``"rrf"`` is reciprocal rank fusion of two, BM25 over passages and dense; with the default
+            dense_weight both count alike, as in Cormack, Clarke and Büttcher (2009).
+    """
+
+    dense_weight: float = 0.5
+    foreign_dense_weight: float = 0.2
+    exact: bool = False
+    depth: int = 100
+    fusion: Literal["weighted", "rrf"] = "weighted"
+
+    def __post_init__(self) -> None:
+        if is_open(self):
+            return
+        if self.fusion not in ("weighted", "rrf"):
+            raise InputError(f"fusion must be 'weighted' or 'rrf', not {self.fusion!r}.")
+        for weight in (self.dense_weight, self.foreign_dense_weight):
+            if not 0 <= weight <= 1:
+                raise InputError(f"A weight lies between 0 and 1, not {weight}.")
+
+    @property
+    def name(self) -> str:
+        fusion = "" if self.fusion == "weighted" else f", fusion={self.fusion!r}"
+        return f"Hybrid(dense_weight={self.dense_weight}, foreign_dense_weight={self.foreign_dense_weight}{fusion})"
+
+    def scores(self, question: str, passages: Passages) -> Scores:
+        known = passages.embedder.languages
+        foreign = known is not None and passages.language_of(question) not in known
+        dense = self.foreign_dense_weight if foreign else self.dense_weight
+        by_passage = BM25("passages", self.depth).scores(question, passages)
+        nearest = Dense(self.exact, self.depth).scores(question, passages)
+        if self.fusion == "rrf":
+            return reciprocal_rank_fusion([(1 - dense, by_passage), (dense, nearest)])
+        by_document = BM25("documents", self.depth).scores(question, passages)
+        lexical = (1 - dense) / 2
+        return weighted_fusion([(lexical, by_passage), (lexical, by_document), (dense, nearest)])

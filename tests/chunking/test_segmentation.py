@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ragkit.chunking.segmentation import sentence_ends
+from tests.chunking.test_structure import TEXTS
+
+
+def sentences(text: str, language: str) -> list[str]:
+    parts = [text[a:b].strip() for a, b in itertools.pairwise([0, *sentence_ends(text, language)])]
+    return [part for part in parts if part]
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [
+        ["M. Dupont et Mme. Durand habitent au n° 5, av. Foch.", "Ils sont deux."],
+        ["Voir l'art. L. 123-4 du code, p. ex. l'al. 2.", "Cf. p. 12 et suiv. du livre."],
+        ["Selon l’article R. 421-1 du C. civ. le délai est de 2 mois.", "Tél. : 01 23 45 67 89."],
+        ["Ouvert de 9 h. à 17 h. tous les jours.", "Il part à 8 h.", "C'est tout !"],
+        ["Né en 44 av. J.-C. à Rome.", "J. K. Rowling écrit.", "Le Dr. Martin lit."],
+        ["Vol. 3, chap. 2, éd. Gallimard, t. II, fig. 4.", "Les S.A.R.L. sont nombreuses."],
+        ["Où ça ?", "Là !", "« Vraiment ? » dit-elle.", "Il attendit… en vain."],
+        ["Il a vu le film.", "Elle aussi.", "Ça va.", "On y va."],
+        ["1. Premier point.", "2. Second point."],
+    ],
+)
+def test_french(expected: list[str]) -> None:
+    assert sentences(" ".join(expected), "fr") == expected
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [
+        ["Dr. Smith went to Washington D.C. yesterday.", 'He said "Hello. How are you?"', "Then he left."],
+        ["See fig. 3, p. 12, i.e. the plot.", "It cost $3.50.", "No. 5 is alive.", "The U.S. Senate voted."],
+        ["1. First point.", "2. Second, e.g. Foo vs. Prof. Bar.", "i am here.", "so what?"],
+    ],
+)
+def test_english(expected: list[str]) -> None:
+    assert sentences(" ".join(expected), "en") == expected
+
+
+def test_a_blank_line_ends_a_sentence_whatever_stands_before_it() -> None:
+    assert sentences("Le code pénal, art.\n\nsuite du texte", "fr") == ["Le code pénal, art.", "suite du texte"]
+
+
+def test_an_unknown_language_goes_by_english_rules() -> None:
+    text = "Mr. Smith asks. Who answers? Nobody."
+    assert sentences(text, "und") == sentences(text, "en") == ["Mr. Smith asks.", "Who answers?", "Nobody."]
+
+
+@given(text=TEXTS, language=st.sampled_from(["en", "fr", "de", "zh", "ar", "und", "xx", ""]))
+def test_ends_are_in_order_and_within(text: str, language: str) -> None:
+    ends = sentence_ends(text, language)
+    assert ends == sorted(set(ends))
+    assert all(0 < end <= len(text) for end in ends)

@@ -1,0 +1,104 @@
+"""What an experiment would cost, told before anything is asked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ragkit.errors import InputError
+from ragkit.evaluation.dataset import Dataset
+from ragkit.evaluation.judges import Relevance
+from ragkit.experiments.system import System
+from ragkit.llm.metering import Metered, Price
+from ragkit.llm.openai import OpenAILLM
+from ragkit.retrieval.retrievers import BM25
+from ragkit.retrieval.rewriting import HyDE
+from ragkit.space import choose
+from tests.experiments.test_runner import billing
+from tests.support.experiments import Counting, experiment, pages
+from tests.support.llm_servers import RawServer
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    return pages()
+
+
+def model(url: str = "http://127.0.0.1:1/v1", **options: Any) -> Metered:
+    return Metered(OpenAILLM("m", base_url=url, max_tokens=20), price=Price(3, 15), **options)
+
+
+def test_nothing_is_asked_and_everything_is_counted(dataset: Dataset, tmp_path: Path) -> None:
+    embedder, answering, judging = Counting(), model(), model()
+    systems = System(embedder=embedder, retriever=BM25(), llm=answering, k=choose(1, 2), rewriting=HyDE(answering))
+    one = experiment(dataset, systems, tmp_path, measures=["Answered", Relevance(judging, repeats=3)])
+    found = one.estimate()
+    assert answering.requests == judging.requests == 0  # their server does not even exist
+    assert found.calls == 2 * (4 + 4 + 4 * 3)  # by system: rewriting, answering, judging
+    assert found.frame["calls"].sum() == found.calls
+    assert 0 < found.cost < found.max_cost
+    assert set(found.frame["system"]) == {system.name for system in one.systems}
+    assert f"{found.calls} calls" in repr(found)
+    assert "<table" in found._repr_html_()
+    assert not {"answer", "rewrite", "judge Relevance"} & set(one.cells.computed)
+
+
+def test_what_is_known_costs_nothing_and_what_is_made_costs_no_more_than_the_most(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    with RawServer(billing) as server:
+        llm = model(server.url)
+        system = System(embedder=Counting(), retriever=BM25(), llm=llm)
+        one = experiment(dataset, system, tmp_path, measures=["Answered"])
+        found = one.estimate()
+        assert found.calls == 4
+        one.run()
+        assert llm.cost <= found.max_cost
+        assert one.estimate().calls == 0
+        assert repr(one.estimate()) == "no calls to language models"
+        # A limit, a price or a budget changes no reply: what is known stays known.
+        assert experiment(
+            dataset, System(embedder=Counting(), retriever=BM25(), llm=llm.inner), tmp_path, measures=["Answered"]
+        ).estimate().calls == 0  # fmt: skip
+
+
+def test_a_model_that_cannot_be_replaced_is_not_asked_either(dataset: Dataset, tmp_path: Path) -> None:
+    class Mine:
+        def __init__(self, llm: Any) -> None:
+            self.llm = llm
+
+        def rewrite(self, question: str, **options: Any) -> list[str]:
+            return [question, self.llm.complete([{"role": "user", "content": question}])]
+
+    class Deep:
+        def __init__(self, llm: Any) -> None:
+            self.parts = {"inner": [Mine(llm)]}
+            self.rewrite = lambda question, **options: [question]
+
+    for rewriting in (Mine(model()), Deep(model())):
+        system = System(label="mine", embedder=Counting(), rewriting=rewriting)
+        with pytest.raises(InputError, match=f"Make {type(rewriting).__name__} a dataclass"):
+            experiment(dataset, system, tmp_path).estimate()
+
+
+@dataclasses.dataclass(frozen=True)
+class Several:
+    """Asks several models for one order."""
+
+    llms: tuple[Any, ...]
+    depth: int = 2
+
+    def scores(self, question: str, texts: Sequence[str], **options: Any) -> list[float]:
+        return [sum(len(llm.complete([{"role": "user", "content": text}])) for llm in self.llms) for text in texts]
+
+
+def test_models_in_a_tuple_are_counted(dataset: Dataset, tmp_path: Path) -> None:
+    llms = model(), model()
+    system = System(embedder=Counting(), retriever=BM25(), reranker=Several(llms))
+    found = experiment(dataset, system, tmp_path).estimate()
+    assert found.calls > 4
+    assert sum(llm.requests for llm in llms) == 0

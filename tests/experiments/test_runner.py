@@ -1,0 +1,570 @@
+"""What a system makes of questions beyond retrieval: rewriting, reranking, answers, judges, follow-ups."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ragkit.errors import (
+    BudgetError,
+    InputError,
+    LLMAuthenticationError,
+    LLMConnectionError,
+    LLMResponseError,
+    RagkitError,
+)
+from ragkit.evaluation.dataset import Dataset, Query
+from ragkit.evaluation.judges import Faithfulness, Relevance
+from ragkit.experiments import calls
+from ragkit.experiments.cells import Cells
+from ragkit.experiments.result import Result
+from ragkit.experiments.system import System
+from ragkit.live import messages
+from ragkit.llm.metering import Budget, Metered, Price
+from ragkit.llm.openai import OpenAILLM
+from ragkit.llm.prompt import Prompt, abstention
+from ragkit.retrieval.retrievers import BM25, Dense
+from ragkit.retrieval.rewriting import MultiQuery
+from ragkit.runs.run import Run
+from ragkit.runs.store import RunStore
+from ragkit.space import choose
+from tests.support.experiments import Counting, Told, experiment, pages
+from tests.support.llm_servers import BillingServer, Connection, RawServer
+
+
+class Reader:
+    """A model that repeats the first words of the first passage, and counts what it is asked.
+
+    It fails for questions that hold a word, as often as it is told to.
+    """
+
+    generative = True
+    name = "reader"
+
+    def __init__(self, *, fails: dict[str, int] | None = None, error: Exception | None = None) -> None:
+        self.asked: Counter[str] = Counter()
+        self.fails = dict(fails or {})
+        self.error = error or LLMConnectionError("cut", model="reader", base_url="")
+        self._lock = threading.Lock()
+
+    def identity(self) -> str:
+        return type(self).__name__
+
+    def _meet(self, text: str) -> None:
+        with self._lock:
+            for word, times in self.fails.items():
+                if word in text and times > 0:
+                    self.fails[word] -= 1
+                    raise self.error
+
+    def stream(self, prompt: Prompt, *, cancelled: Callable[[], bool] = lambda: False) -> Iterator[str]:
+        self.asked[prompt.question] += 1
+        self._meet(prompt.question)
+        if "accents" in prompt.question or not prompt.passages:
+            yield abstention(prompt.language)
+        else:
+            yield " ".join(prompt.passages[0].text.split()[:12]) + " [1]"
+
+    def complete(
+        self, messages: Sequence[Any], *, max_tokens: int = 1024, cancelled: Callable[[], bool] = lambda: False
+    ) -> str:
+        text = messages[-1]["content"]
+        self.asked["judge" if "ANSWER" in text else "rewrite" if len(messages[-1]["content"]) < 60 else "other"] += 1
+        self._meet(text)
+        if "--- BEGIN ANSWER" in text:
+            return '{"statements": [{"statement": "s", "supported": true}], "score": 4}'
+        return "k1 b values\nrank constant sixty"
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    return pages()
+
+
+@pytest.fixture
+def embedder() -> Counting:
+    return Counting()
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "PAUSE_SECONDS", 0.0)
+
+
+ANSWERS = ["CitationRecall", "CitationPrecision", "Answered"]
+
+
+def answering(embedder: Counting, llm: Any, **options: Any) -> System:
+    return System(embedder=embedder, retriever=BM25(), llm=llm, **options)
+
+
+def values(result: Result, measure: str, system: str | None = None) -> dict[str, float]:
+    frame = result.queries[result.queries["measure"] == measure]
+    frame = frame[frame["system"] == (system or result.names[0])]
+    return dict(zip(frame["query_id"], frame["value"], strict=True))
+
+
+def test_answers_are_made_measured_and_kept(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+    llm = Reader()
+    one = experiment(dataset, answering(embedder, llm), tmp_path, measures=["nDCG@10", *ANSWERS])
+    result = one.run()
+    assert llm.asked == Counter({query.text: 1 for query in dataset.queries})
+    assert values(result, "Answered") == {"k1": 1, "rrf": 1, "taille": 1, "accents": 0}
+    assert math.isnan(values(result, "CitationPrecision").get("accents", math.nan))  # it cited nothing
+    answers = result.answers(result.names[0])
+    assert [answers[q].abstained for q in ("k1", "accents")] == [False, True]
+    assert (answers["k1"].citations[0].document_id, answers["k1"].language) == ("bm25.md", "en")
+    assert answers["taille"].language == "fr"
+    row = result.systems.iloc[0]
+    assert (row["errors"], row["answer_ms"] >= 0) == (0, True)
+    assert "tokens" not in result.systems.columns  # it does not say
+
+    again = experiment(
+        dataset, answering(embedder, llm), tmp_path, measures=["AP", "F1", *ANSWERS[:2]] if 0 else ["AP", *ANSWERS]
+    )
+    assert again.run().queries.query("measure == 'Answered'")["value"].tolist() == [1, 1, 1, 0]
+    assert sum(llm.asked.values()) == 4  # nothing was asked again
+    assert not again.cells.computed
+
+
+def test_what_a_model_is_given_is_what_its_reply_is_kept_under(
+    dataset: Dataset,
+    embedder: Counting,
+    tmp_path: Path,
+) -> None:
+    llm = Reader()
+    system = answering(embedder, llm)
+    experiment(dataset, system, tmp_path, measures=ANSWERS).run()
+    # A retriever that finds the same passages shares the answers.
+    same = dataclasses.replace(system, retriever=BM25(depth=90))
+    experiment(dataset, same, tmp_path, measures=ANSWERS).run()
+    assert sum(llm.asked.values()) == 4
+    experiment(dataset, dataclasses.replace(system, instructions="Briefly."), tmp_path, measures=ANSWERS).run()
+    assert sum(llm.asked.values()) == 8
+    experiment(dataset, dataclasses.replace(system, k=1), tmp_path, measures=ANSWERS).run()
+    assert sum(llm.asked.values()) == 9  # for one question BM25 finds more than one passage
+    # No measure looks at answers: none is made.
+    other = Reader()
+    experiment(dataset, answering(embedder, other), tmp_path).run()
+    assert not other.asked
+
+
+def test_without_a_model_answers_are_quotes(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+    result = experiment(dataset, System(embedder=embedder, retriever=BM25()), tmp_path, measures=ANSWERS).run()
+    assert result.answers(result.names[0])["k1"].model == "extractive"
+
+
+@pytest.mark.parametrize("kind", [LLMConnectionError, LLMResponseError])
+def test_a_failure_is_retried_marked_counted_and_never_scored(
+    dataset: Dataset,
+    embedder: Counting,
+    tmp_path: Path,
+    kind: Any,
+) -> None:
+    error = kind("no such luck", model="reader", base_url="")
+    llm = Reader(fails={"taille": 99, "k1": 2}, error=error)
+    one = experiment(dataset, answering(embedder, llm), tmp_path, measures=["nDCG@10", *ANSWERS])
+    result = one.run()
+    assert llm.asked["How do I choose k1 and b for BM25?"] == 3  # the third time it answered
+    assert llm.asked["Quelle taille de passage choisir ?"] == 3  # and here it gave up
+    assert result.errors.to_dict("records") == [
+        {
+            "system": result.names[0],
+            "query_id": "taille",
+            "stage": "answer",
+            "error": kind.__name__,
+            "message": "no such luck",
+        }
+    ]
+    assert math.isnan(values(result, "Answered")["taille"])
+    page = result.report(tmp_path / "pages" / "report.html").read_text(encoding="utf-8")
+    assert "no such luck" in page
+    assert kind.__name__ in page
+    assert result.systems["Answered"].item() == pytest.approx(2 / 3)  # of k1, rrf and accents
+    assert result.systems["errors"].item() == 1
+    assert values(result, "nDCG@10")["taille"] > 0  # its ranking was not touched
+    assert "taille" not in result.answers(result.names[0])
+    # The next run asks what failed, and nothing else.
+    llm.fails.clear()
+    before = llm.asked.copy()
+    healed = one.run()
+    assert llm.asked - before == Counter({"Quelle taille de passage choisir ?": 1})
+    assert healed.errors.empty
+    assert values(healed, "Answered")["taille"] == 1
+
+
+def test_a_server_that_fails_a_fifth_of_its_calls(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+    more = [Query(f"more{n}", f"What is said of BM25, part {n}?") for n in range(26)]
+    many = dataclasses.replace(dataset, queries=[*dataset.queries, *more])
+    ways = ("500", "429", "html", "cut", "dropped")
+    with BillingServer(failures=ways, every=5) as server:
+        llm = Metered(
+            OpenAILLM("m", base_url=server.url, max_retries=0), price=Price(1, 1), budget=Budget(1, folder=tmp_path)
+        )
+        result = experiment(many, answering(embedder, llm), tmp_path, measures=ANSWERS).run()
+    name = result.names[0]
+    failed = set(result.errors["query_id"])
+    assert server.failed > 5
+    assert llm.failures == server.failed
+    # Whoever failed three times is marked; all others have their answer, and nobody has an answer from a failure.
+    assert set(result.answers(name)) == {query.id for query in many.queries} - failed
+    assert {q for q, value in values(result, "Answered").items() if math.isnan(value)} == failed & set(many.spans)
+    assert all(len(answer.text.split()) > 1 for answer in result.answers(name).values())
+    assert sum(usage.input_tokens for usage in server.billed) <= llm.usage.input_tokens  # never less than was billed
+
+
+def test_a_key_that_is_refused_ends_it_at_once(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+    llm = Reader(fails={"": 99}, error=LLMAuthenticationError("another key", model="reader", base_url=""))
+    with pytest.raises(LLMAuthenticationError):
+        experiment(dataset, answering(embedder, llm), tmp_path, measures=ANSWERS, at_once=1).run()
+    assert sum(llm.asked.values()) == 1
+
+
+def test_a_server_that_answers_nothing_is_not_asked_for_ever(
+    dataset: Dataset,
+    embedder: Counting,
+    tmp_path: Path,
+) -> None:
+    many = dataclasses.replace(
+        dataset, queries=[*dataset.queries, *(Query(f"more{n}", f"What is BM25 number {n}?") for n in range(40))]
+    )
+    llm = Reader(fails={"": 10_000})
+    with pytest.raises(LLMConnectionError):
+        experiment(many, answering(embedder, llm), tmp_path, measures=ANSWERS, at_once=1).run()
+    assert len(llm.asked) < 12
+
+
+def test_questions_that_a_model_always_refuses_stop_no_later_run(
+    dataset: Dataset, embedder: Counting, tmp_path: Path
+) -> None:
+    refused = [Query(f"no{n}", f"Forbidden BM25 question {n}?") for n in range(12)]
+    more = dataclasses.replace(dataset, queries=[*dataset.queries, *refused])
+    error = LLMResponseError("content filter", model="reader", base_url="", status=400)
+    llm = Reader(fails={"Forbidden": 10_000}, error=error)
+    for measures in (ANSWERS, [*ANSWERS, "nDCG@10"]):
+        result = experiment(more, answering(embedder, llm), tmp_path, measures=measures).run()
+        assert len(result.errors) == 12
+        assert len(result.answers(result.names[0])) == 4
+
+
+def test_a_judge_that_is_not_there_is_noticed_although_others_answer(
+    dataset: Dataset, embedder: Counting, tmp_path: Path
+) -> None:
+    more = dataclasses.replace(
+        dataset, queries=[*dataset.queries, *(Query(f"more{n}", f"What is BM25 number {n}?") for n in range(40))]
+    )
+    judge = Reader(fails={"": 10_000})
+    with pytest.raises(LLMConnectionError):
+        experiment(more, answering(embedder, Reader()), tmp_path, measures=[Relevance(judge)], at_once=1).run()
+    assert judge.asked.total() == 3 * 8
+
+
+def test_measures_have_names_of_their_own(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+    system = answering(embedder, Reader())
+    with pytest.raises(InputError, match="same name: Relevance, Relevance"):
+        experiment(dataset, system, tmp_path, measures=[Relevance(Reader()), Relevance(Reader())])
+    twice = experiment(dataset, system, tmp_path, measures=["nDCG@10", "nDCG@10"])
+    assert [str(measure) for measure in twice.measures] == ["nDCG@10"]
+
+
+def test_half_a_character_is_no_reason_to_fail(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+    class Broken(Reader):
+        def stream(self, prompt: Prompt, **options: Any) -> Iterator[str]:
+            yield "bad \ud83d text [1]"
+
+    result = experiment(dataset, answering(embedder, Broken()), tmp_path, measures=ANSWERS).run()
+    assert {answer.text for answer in result.answers(result.names[0]).values()} <= {"bad ? text [1]", "bad ? text"}
+    assert result.errors.empty
+
+
+def test_judges_are_repeated_spread_and_kept(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+    class Moody(Reader):
+        def complete(self, messages: Sequence[Any], **options: Any) -> str:
+            super().complete(messages, **options)
+            with self._lock:
+                self.asked["mood"] += 1
+                return f'{{"score": {self.asked["mood"] % 5 + 1}}}'
+
+    judge = Moody()
+    measures = [*ANSWERS, Relevance(judge, repeats=4), Faithfulness(Reader(), repeats=2)]
+    one = experiment(dataset, answering(embedder, Reader()), tmp_path, measures=measures)
+    result = one.run()
+    judgements = result.judgements
+    assert len(judgements[judgements["measure"] == "Relevance"]) == 3 * 4  # an abstention is not judged
+    assert judgements["reply"].str.contains("score").all()
+    mean = judgements[judgements["measure"] == "Relevance"].groupby("query_id")["score"].mean()
+    assert values(result, "Relevance") == pytest.approx(mean.to_dict())
+    row = result.systems.iloc[0]
+    assert row["Relevance spread"] > 0
+    assert (row["Faithfulness"], row["Faithfulness spread"]) == (1, 0)
+    # More repeats are more of the same.
+    asked = judge.asked["mood"]
+    more = experiment(dataset, answering(embedder, Reader()), tmp_path, measures=[Relevance(judge, repeats=5)])
+    more.run()
+    assert judge.asked["mood"] == asked + 3
+
+
+def test_a_judgement_that_cannot_be_read_is_no_score(
+    dataset: Dataset,
+    embedder: Counting,
+    tmp_path: Path,
+) -> None:
+    class Silly(Reader):
+        def complete(self, messages: Sequence[Any], **options: Any) -> str:
+            return "ten out of ten!" if "k1 and b" in messages[-1]["content"] else '{"score": 5}'
+
+    result = experiment(
+        dataset, answering(embedder, Reader()), tmp_path, measures=["Answered", Relevance(Silly(), repeats=2)]
+    ).run()
+    assert values(result, "Relevance") == pytest.approx({"k1": math.nan, "rrf": 1, "taille": 1}, nan_ok=True)
+    assert result.errors["stage"].tolist() == ["judge Relevance"] * 2
+    assert values(result, "Answered")["k1"] == 1
+
+
+def test_follow_ups_are_made_checked_and_scored(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+    one = experiment(dataset, System(embedder=embedder, retriever=BM25()), tmp_path, measures=["FollowUps"])
+    result = one.run()
+    assert set(result.follow_ups.columns) == {"system", "query_id", "question", "answerable"}
+    assert all(0 <= value <= 1 for value in values(result, "FollowUps").values())
+    one.cells.computed.clear()
+    one.run()
+    assert not one.cells.computed
+
+
+def test_rewriting_searches_with_more_and_shares_the_question_itself(
+    dataset: Dataset,
+    embedder: Counting,
+    tmp_path: Path,
+) -> None:
+    llm = Reader()
+    plain = System(embedder=embedder, retriever=Dense(), label="plain")
+    more = System(embedder=embedder, retriever=Dense(), rewriting=MultiQuery(llm), label="more")
+    one = experiment(dataset, [plain, more], tmp_path)
+    result = one.run()
+    assert one.cells.computed["rewrite"] == 4
+    assert one.cells.computed["retrieve"] == 4 + 2  # the two other wordings are always the same ones
+    assert result.rankings("plain") != result.rankings("more")
+    one.cells.computed.clear()
+    one.run()
+    assert not one.cells.computed
+
+
+def test_a_question_that_could_not_be_rewritten_is_not_scored(
+    dataset: Dataset,
+    embedder: Counting,
+    tmp_path: Path,
+) -> None:
+    llm = Reader(fails={"taille": 99})
+    result = experiment(
+        dataset,
+        System(embedder=embedder, retriever=BM25(), rewriting=MultiQuery(llm)),
+        tmp_path,
+        measures=["nDCG@10", "Answered"],
+    ).run()
+    assert math.isnan(values(result, "nDCG@10")["taille"])
+    assert math.isnan(values(result, "Answered")["taille"])
+    assert "taille" not in result.rankings(result.names[0])
+    assert result.errors["stage"].tolist() == ["rewrite"]
+
+
+def test_a_system_without_any_value_of_a_measure_stands_in_the_table(
+    dataset: Dataset, embedder: Counting, tmp_path: Path
+) -> None:
+    class Silent(Reader):
+        def stream(self, prompt: Prompt, **options: Any) -> Iterator[str]:
+            yield abstention(prompt.language)
+
+    systems = {"reads": answering(embedder, Reader()), "silent": answering(embedder, Silent())}
+    nothing = dataclasses.replace(dataset, queries=[*dataset.queries, Query("none", "Xyzzy?", answerable=False)])
+    result = experiment(nothing, systems, tmp_path, measures=["CitationPrecision", "nDCG@10", "Abstention"]).run()
+    assert math.isnan(result.systems.set_index("system").loc["silent", "CitationPrecision"])
+    assert result.compare().set_index("system").loc["silent", "n"] == 0
+    assert "silent" in repr(result)
+    assert "silent" in result.report(tmp_path / "report.html").read_text(encoding="utf-8")
+    assert result.rankings("reads")["none"] == []  # BM25 finds nothing, and that is no failure
+    reranked = dataclasses.replace(systems["reads"], reranker=Backwards())
+    assert experiment(nothing, reranked, tmp_path).run().errors.empty
+
+
+@dataclasses.dataclass(frozen=True)
+class Backwards:
+    """A reranker of a user's own."""
+
+    depth: int = 2
+
+    def scores(self, question: str, texts: Sequence[str], *, cancelled: Any = None) -> list[float]:
+        return [float(at) for at in range(len(texts))]
+
+
+def test_reranking_changes_the_order_of_the_best(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+    plain = System(embedder=embedder, retriever=BM25(), label="plain")
+    one = experiment(dataset, [plain, dataclasses.replace(plain, reranker=Backwards(), label="backwards")], tmp_path)
+    result = one.run()
+    assert one.cells.computed["retrieve"] == one.cells.computed["rerank"] == 4
+    for query in dataset.queries:
+        before, after = result.rankings("plain")[query.id], result.rankings("backwards")[query.id]
+        places = [[(p.document_id, p.start) for p in ranking] for ranking in (before, after)]
+        assert places[1][:2] == places[0][:2][::-1]
+        assert places[1][2:] == places[0][2:]
+        assert [p.score for p in after] == sorted((p.score for p in after), reverse=True)
+
+
+def test_scores_that_are_none_are_a_failure_and_are_not_kept(
+    dataset: Dataset, embedder: Counting, tmp_path: Path
+) -> None:
+    wrong = [math.nan]
+
+    class Mine:
+        depth = 5
+
+        def identity(self) -> str:
+            return "mine"
+
+        def scores(self, question: str, texts: Sequence[str], *, cancelled: Any = None) -> list[float]:
+            return [*wrong, *range(len(texts))][: len(texts)]
+
+    one = experiment(dataset, System(label="mine", embedder=embedder, retriever=BM25(), reranker=Mine()), tmp_path)
+    result = one.run()
+    assert result.errors["stage"].tolist() == ["rerank"] * 4
+    assert values(result, "nDCG@10") == pytest.approx(
+        dict.fromkeys(["k1", "rrf", "taille", "accents"], math.nan), nan_ok=True
+    )
+    wrong.clear()
+    assert one.run().errors.empty
+
+
+def test_an_embedder_is_known_without_a_cache_too(dataset: Dataset, tmp_path: Path) -> None:
+    class Trained(Counting):
+        def __init__(self, version: str) -> None:
+            super().__init__()
+            self.version = version
+
+        def fingerprint(self, kind: Any) -> str | None:
+            return self.version
+
+    class Plain(Counting):
+        def __init__(self, scale: float) -> None:
+            super().__init__()
+            self.scale = scale
+
+        fingerprint = None  # type: ignore[assignment]
+
+    for first, second in ((Trained("one"), Trained("two")), (Plain(1.0), Plain(2.0))):
+        folder = tmp_path / type(first).__name__
+        for each in (first, second):
+            one = experiment(dataset, System(embedder=each, retriever=Dense()), folder, cache=False)
+            one.run()
+            assert one.cells.computed["retrieve"] == 4
+
+
+def test_who_stops_makes_no_other_call(tmp_path: Path) -> None:
+    made: list[int] = []
+
+    def call(cancelled: Callable[[], bool]) -> int:
+        made.append(1)
+        return 1
+
+    def interrupted(stage: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    asking = calls.Calls(Cells(tmp_path / "cells.db"), at_once=1, tell=interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        asking.compute("answer", {str(number): call for number in range(5_000)})
+    assert len(made) < 5_000
+
+
+def test_a_run_that_cannot_be_written_down_has_failed(
+    dataset: Dataset, embedder: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise RagkitError("the disk is full")
+
+    monkeypatch.setattr(Run, "record", full)
+    told = Told()
+    with pytest.raises(RagkitError, match="disk is full"):
+        experiment(dataset, System(embedder=embedder, retriever=BM25()), tmp_path, publisher=told).run()
+    assert [info.state for info in RunStore(tmp_path / "runs").list()] == ["failed"]
+    assert isinstance(told.events[-1], messages.ExperimentProgress)
+    assert told.events[-1].state == "failed"
+
+
+def test_a_document_with_nothing_but_a_title_is_ranked(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+    bare = dataclasses.replace(dataset.documents[0], id="bare.md", text="", title="BM25 k1")
+    more = dataclasses.replace(dataset, documents=[*dataset.documents, bare])
+    result = experiment(more, System(embedder=embedder, retriever=Dense(), chunker=None), tmp_path).run()
+    assert any(passage.document_id == "bare.md" for passage in result.rankings(result.names[0])["k1"])
+    assert all(0 <= value <= 1 for value in values(result, "SpanRecall@3").values())
+
+
+def test_choices_anywhere(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+    system = answering(embedder, Reader(), k=choose(1, 5), reranker=choose(None, Backwards()))
+    names = [each.name for each in experiment(dataset, system, tmp_path).systems]
+    assert len(names) == len(set(names)) == 4
+    assert any("k=1" in name and "Backwards()" in name for name in names)
+    with pytest.raises(InputError, match="k must be"):
+        System(k=0)
+
+
+def test_a_run_is_in_the_store(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+    system = System(embedder=embedder, retriever=choose(BM25(), BM25(depth=50)))
+    result = experiment(dataset, system, tmp_path, name="stored").run()
+    store = RunStore(tmp_path / "runs")
+    (info,) = store.list()
+    assert (info.name, info.kind, info.state) == ("stored", "experiment", "done")
+    assert info.provenance.data == {"pages": dataset.digest()}
+    assert info.recorded["best"] in result.names
+    assert set(info.settings["systems"]) == set(result.names)
+    run = store.get(info.id)
+    assert run.tables() == ["comparisons", "queries", "systems"]
+    assert run.read_table("queries").equals(result.queries)
+    llm = Reader(fails={"": 99}, error=LLMAuthenticationError("another key", model="reader", base_url=""))
+    with pytest.raises(LLMAuthenticationError):
+        experiment(dataset, answering(embedder, llm), tmp_path, measures=ANSWERS).run()
+    assert [each.state for each in store.list()] == ["done", "failed"]
+    experiment(dataset, system, tmp_path, record=False).run()
+    assert len(store.list()) == 2
+
+
+def billing(connection: Connection) -> None:
+    """Answer a prompt, and say what it cost: 100 tokens in, 20 out."""
+    connection.start_stream()
+    connection.say("Yes [1].", finish="stop")
+    connection.event(
+        {
+            "id": "x",
+            "object": "chat.completion.chunk",
+            "choices": [],
+            "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
+        }
+    )
+    connection.end_stream()
+
+
+def test_a_spent_budget_pauses_and_resumes(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+    with RawServer(billing) as server:
+        budget = Budget(0.00075, name="test", folder=tmp_path / "runs")
+        llm = Metered(OpenAILLM("m", base_url=server.url, max_tokens=20), price=Price(0, 15), budget=budget)
+        running = experiment(dataset, answering(embedder, llm), tmp_path, measures=ANSWERS, at_once=2).start()
+        with pytest.raises(BudgetError, match="raise_to"):
+            running.result(timeout_seconds=60)
+        assert "paused" in repr(running)
+        assert len(server.connections) == 2  # 300 millionths each
+        assert budget.spent == pytest.approx(2 * 300e-6)
+        budget.raise_to(1.0)
+        running.resume()
+        result = running.result(timeout_seconds=60)
+        assert "done" in repr(running)
+        running.add(System(label="late", embedder=embedder, retriever=Dense()))  # it goes on
+        assert running.result(timeout_seconds=60).names[-1] == "late"
+        assert len(server.connections) == 4  # none was asked twice
+        assert budget.spent == pytest.approx(4 * 300e-6)
+        assert result.systems["cost"].item() == pytest.approx(4 * 300e-6)
+        assert result.systems["tokens"].item() == 120
+        assert "cost of all answers" in result.plot("tradeoff", measure="Answered", against="cost").axes[0].get_xlabel()

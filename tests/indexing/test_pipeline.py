@@ -1,0 +1,228 @@
+"""Reading, cutting, embedding and writing at the same time: what it makes is what one after the other would make."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ragkit.chunking.context import passage_text
+from ragkit.chunking.structure import StructureChunker
+from ragkit.embedding.base import Kind, Vectors
+from ragkit.embedding.cache import EmbeddingCache
+from ragkit.embedding.hashed import HashEmbedder
+from ragkit.errors import CancelledError, EmbeddingError, InputError
+from ragkit.indexing.index import Index
+from ragkit.indexing.pipeline import Belt
+from ragkit.indexing.report import Progress
+from tests.indexing.test_index import CountingEmbedder, folder, index_at, state, write  # noqa: F401  # folder is a fixture
+
+
+class Cached(CountingEmbedder):
+    def fingerprint(self, kind: Kind) -> str | None:
+        return "test"
+
+
+@pytest.fixture
+def many(folder: Path) -> Path:  # noqa: F811
+    """More than a few windows."""
+    for number in range(100, 300):
+        write(folder / f"page{number}.md", number, sections=number % 7)
+    rows = (json.dumps({"_id": str(n), "text": f"row number {n} stands here. " * (n % 9 + 1)}) for n in range(300))
+    (folder / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def test_every_text_gets_its_own_vector(tmp_path: Path, many: Path) -> None:
+    """They are embedded in the order of their lengths, in windows, and each once."""
+    embedder = CountingEmbedder()
+    index = index_at(tmp_path / "index", embedder)
+    report = index.update(many)
+    assert len(embedder.embedded) == len(set(embedder.embedded)) == report.embedded
+    for chunks in index.records.snapshot().chunks.values():
+        vectors = index.store.get([each.vector_id for each in chunks])
+        for each in chunks:
+            title = index.records.document(each.chunk.document_id).title  # type: ignore[union-attr]
+            expected = HashEmbedder.embed(embedder, [passage_text(title, each.chunk)])[0]
+            assert np.allclose(vectors[each.vector_id], expected, atol=1e-6)
+
+
+def test_texts_are_embedded_in_the_order_of_their_lengths(tmp_path: Path, many: Path) -> None:
+    embedder = CountingEmbedder()
+    index_at(tmp_path / "index", embedder).update(many)
+    tokens = embedder.count_tokens(embedder.embedded)
+    turns = sum(b > a for a, b in itertools.pairwise(tokens))
+    assert turns < 12  # one where each window begins
+
+
+def test_in_an_executor_it_is_the_same(tmp_path: Path, many: Path) -> None:
+    index_at(tmp_path / "here", HashEmbedder(dimension=64)).update(many)
+    here = state(index_at(tmp_path / "here", HashEmbedder(dimension=64)))
+    context = multiprocessing.get_context("spawn")
+    for name, executor in (
+        ("threads", ThreadPoolExecutor(3)),
+        ("processes", ProcessPoolExecutor(2, mp_context=context)),
+    ):
+        with executor:
+            index = index_at(tmp_path / name, HashEmbedder(dimension=64))
+            report = index.update(many, executor=executor)
+            assert report.embedded > 500
+        assert state(index) == here
+
+
+class Broken(HashEmbedder):
+    def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Vectors:
+        raise EmbeddingError("broken", "told to fail")
+
+
+class Unpicklable(HashEmbedder):
+    def __init__(self) -> None:
+        super().__init__(dimension=8)
+        self.lock = threading.Lock()
+
+
+def test_what_fails_in_an_executor_fails_here(tmp_path: Path, many: Path) -> None:
+    with ThreadPoolExecutor(2) as executor:
+        with pytest.raises(EmbeddingError, match="told to fail"):
+            index_at(tmp_path / "a", Broken(dimension=8)).update(many, executor=executor)
+        with pytest.raises(InputError, match="__getstate__"):
+            index_at(tmp_path / "b", Unpicklable()).update(many, executor=executor)
+
+
+def test_only_the_changed_chunks_of_a_document_are_embedded(tmp_path: Path, many: Path) -> None:
+    cache = EmbeddingCache(tmp_path / "cache.db")
+    chunker = StructureChunker(max_tokens=40)
+    Index(tmp_path / "index", embedder=Cached(), chunker=chunker, cache=cache).update(many)
+    page = many / "page100.md"
+    write(page, 100, sections=12)
+    page.write_text(page.read_text().replace("number100x11", "a word that is new"))
+    embedder = Cached()
+    report = Index(tmp_path / "index", embedder=embedder, chunker=chunker, cache=cache).update(many)
+    assert report.updated == 1
+    assert report.chunks > report.embedded == len(embedder.embedded)
+    assert sum("a word that is new" in text for text in embedder.embedded) == 1
+
+
+def test_what_was_embedded_before_a_stop_is_not_embedded_again(tmp_path: Path, many: Path) -> None:
+    """Also of the window that was not committed."""
+    cache = EmbeddingCache(tmp_path / "cache.db")
+    first, second = Cached(fail_after=400), Cached()
+    chunker = StructureChunker(max_tokens=40)
+    with pytest.raises(EmbeddingError):
+        Index(tmp_path / "index", embedder=first, chunker=chunker, cache=cache).update(many)
+    index = Index(tmp_path / "index", embedder=second, chunker=chunker, cache=cache)
+    index.update(many)
+    assert not set(first.embedded) & set(second.embedded)
+    index_at(tmp_path / "fresh").update(many)
+    assert state(index) == state(index_at(tmp_path / "fresh"))
+
+
+def test_another_index_with_other_chunks_takes_the_texts_it_shares(tmp_path: Path, many: Path) -> None:
+    cache = EmbeddingCache(tmp_path / "cache.db")
+    seen: set[str] = set()
+    for name, size in (("small", 20), ("large", 60), ("small again", 20)):
+        embedder = Cached()
+        Index(tmp_path / name, embedder=embedder, chunker=StructureChunker(max_tokens=size), cache=cache).update(many)
+        assert not seen & set(embedder.embedded)
+        seen |= set(embedder.embedded)
+    assert embedder.embedded == []
+
+
+def test_totals_are_known_early_and_meet_the_truth(tmp_path: Path, many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ragkit.indexing.pipeline._MAX_WINDOW", 64)  # so that reading cannot run far ahead
+    monkeypatch.setattr("ragkit.indexing.report._TELL_SECONDS", 0.0)
+    told: list[Progress] = []
+    report = index_at(tmp_path / "index").update(many, on_progress=told.append)
+    first = next(p for p in told if p.chunks_total)
+    assert first.documents_total == 207 + 300  # lines are counted before rows are read
+    assert first.chunks_done < report.chunks / 2
+    assert 0.4 < first.chunks_total / report.chunks < 2.5  # type: ignore[operator]
+    done = [p.chunks_done for p in told]
+    assert done == sorted(done)
+    assert all(p.chunks_total is None or p.chunks_done <= p.chunks_total for p in told)
+    assert (told[-1].chunks_done, told[-1].chunks_total) == (report.chunks, report.chunks)
+    assert told[-1].documents_done == told[-1].documents_total == 507
+
+
+class Slow(HashEmbedder):
+    def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Vectors:
+        time.sleep(0.02 * len(texts))
+        return super().embed(texts, kind=kind)
+
+
+def test_stopping_is_at_once_and_leaves_a_usable_index(tmp_path: Path, many: Path) -> None:
+    asked: list[float] = []
+
+    def cancelled() -> bool:
+        if time.monotonic() > began + 2.5:
+            asked.append(time.monotonic())
+        return bool(asked)
+
+    began = time.monotonic()
+    index = index_at(tmp_path / "index", Slow(dimension=64))
+    with pytest.raises(CancelledError):
+        index.update(many, cancelled=cancelled)
+    assert time.monotonic() - asked[0] < 5
+    assert not [t for t in threading.enumerate() if t.name == "ragkit-index"]
+    index_at(tmp_path / "index", HashEmbedder(dimension=64)).update(many)
+    index_at(tmp_path / "fresh", HashEmbedder(dimension=64)).update(many)
+    assert state(index_at(tmp_path / "index")) == state(index_at(tmp_path / "fresh"))
+
+
+class Short(HashEmbedder):
+    max_tokens = 10  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__(dimension=8)
+        self.max_tokens = 24
+        self.read: list[int] = []
+
+    def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Vectors:
+        self.read += self.count_tokens(texts)
+        return super().embed(texts, kind=kind)
+
+
+def test_headings_never_push_a_chunk_over_the_models_limit(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    headings = "".join(f"{'#' * n} a heading of quite some words at level {n}\n\n" for n in range(1, 5))
+    sentences = "".join(f"one two three four five six seven {n}. " for n in range(40))
+    (tmp_path / "docs" / "a.md").write_text(headings + sentences)
+    embedder = Short()
+    index = Index(tmp_path / "index", embedder=embedder, chunker=StructureChunker(max_tokens=20))
+    assert index.update(tmp_path / "docs").embedded > 5
+    assert max(embedder.read) <= 24
+    assert any(n > 20 for n in embedder.read)  # there is context where there is room
+
+
+def test_a_belt_is_bounded_in_order_and_torn_down_from_either_end() -> None:
+    belt: Belt[int] = Belt(10)
+    taken: list[int | None] = []
+
+    def fill() -> None:
+        for n in range(100):
+            belt.put(n, 4)
+
+    filling = threading.Thread(target=fill)
+    filling.start()
+    time.sleep(0.2)
+    assert filling.is_alive()  # two fit
+    taken = [belt.get(5) for _ in range(100)]
+    filling.join(5)
+    assert taken == list(range(100))
+    assert belt.get(0.01) is None
+    belt.put(1, 1_000)  # one always fits
+    with ThreadPoolExecutor(1) as executor:
+        waiting = executor.submit(belt.put, 2, 1)
+        belt.close()
+        with pytest.raises(CancelledError):
+            waiting.result(5)
+    with pytest.raises(CancelledError):
+        belt.get()

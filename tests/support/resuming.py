@@ -1,0 +1,209 @@
+"""Kills a process that runs an experiment, wherever it is, and holds what comes of it against an undisturbed run.
+
+``python -m tests.resuming COUNT SEED`` sends SIGKILL COUNT times at random moments. After each it looks at what is on
+disk: nothing that was there is gone, nothing that was there is computed again, and of what was computed only the last
+window, which was in flight, may be missing. A run that comes to its end must have found what an undisturbed run finds,
+bit for bit; then it begins from nothing. Every run is a fork of this process, which has run the experiment once, so
+that all is imported, and has nothing open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import random
+import shutil
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ragkit.chunking.structure import StructureChunker
+from ragkit.chunking.token import TokenChunker
+from ragkit.embedding.base import Kind, Vectors
+from ragkit.embedding.cache import EmbeddingCache
+from ragkit.embedding.hashed import HashEmbedder
+from ragkit.evaluation.dataset import Dataset
+from ragkit.evaluation.loading import load_dataset
+from ragkit.experiments import stages
+from ragkit.experiments.cells import Cells
+from ragkit.experiments.experiment import Experiment
+from ragkit.experiments.result import Result
+from ragkit.experiments.system import System
+from ragkit.retrieval.retrievers import BM25, Dense, Hybrid
+from ragkit.space import choose
+from tests.support.killing import forked
+
+DATA = Path(__file__).resolve().parents[2] / "data"
+# So that there are many windows.
+stages.WINDOW, stages._TEXTS, stages._CUT_TOGETHER = 8, 32, 4
+# Slow enough to be killed at it.
+SECONDS_A_TEXT = 0.0005
+SECONDS_A_WINDOW = 0.003
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """What runs computed, a line a window, written before the window is kept: a kill leaves the line."""
+
+    path: Path
+
+    def add(self, stage: str, what: Sequence[str]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps([stage, list(what)]) + "\n")
+
+    def read(self) -> list[tuple[str, list[str]]]:
+        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+        return [tuple(json.loads(line)) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+class Embedder(HashEmbedder):
+    """Cached, slow, and tells what it embeds."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(dimension=32)
+        self._log = log
+
+    def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Vectors:
+        if kind == "passage":
+            self._log.add("embed", texts)
+        time.sleep(SECONDS_A_TEXT * len(texts))
+        return super().embed(texts, kind=kind)
+
+    def fingerprint(self, kind: Kind) -> str | None:
+        return f"resuming {kind}"
+
+
+class LoggedCells(Cells):
+    """Cells that tell what is put."""
+
+    log: Log
+
+    def put(self, stage: str, values: Mapping[str, Any]) -> None:
+        self.log.add(stage, list(values))
+        time.sleep(SECONDS_A_WINDOW)
+        super().put(stage, values)
+
+
+class Silent:
+    """A publisher for nobody."""
+
+    def publish(self, event: object) -> None:
+        pass
+
+
+def run(dataset: Dataset, place: Path) -> None:
+    """Run the experiment in a place, and write down what it found."""
+    place.mkdir(exist_ok=True)
+    log = Log(place / "log.jsonl")
+    embedder = Embedder(log)
+    systems = System(
+        embedder=embedder,
+        retriever=choose(BM25(), Dense(), Hybrid()),
+        chunker=choose(StructureChunker(max_tokens=120), TokenChunker(max_tokens=100)),
+    )
+    cache, cells = EmbeddingCache(place / "embeddings.db"), LoggedCells(place / "cells.db")
+    cells.log = log
+    experiment = Experiment(
+        dataset,
+        systems,
+        measures=["nDCG@10", "AP", "SpanRecall@5"],
+        store=place,
+        cache=cache,
+        publisher=Silent(),  # type: ignore[arg-type]
+        progress=False,
+        record=False,
+    )
+    experiment.cells = cells
+    (place / "found.json").write_text(found(experiment.run()), encoding="utf-8")
+    cache.close()
+    cells.close()
+
+
+def found(result: Result) -> str:
+    """Everything but how long it took; JSON has every digit of a number."""
+    rankings = {
+        name: {
+            query_id: [(p.document_id, p.score, p.start, p.end) for p in passages]
+            for query_id, passages in result.rankings(name).items()
+        }
+        for name in result.names
+    }
+    return json.dumps([result.queries.to_dict("records"), rankings])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Kept:
+    """What is on disk: a cell's value or a vector, by its key."""
+
+    cells: dict[str, bytes]
+    vectors: dict[str, bytes]
+
+    @classmethod
+    def of(cls, place: Path, log: Log) -> Kept:
+        texts = sorted({text for stage, texts in log.read() if stage == "embed" for text in texts})
+        cache = EmbeddingCache(place / "embeddings.db")
+        vectors = {texts[at]: v.tobytes() for at, v in cache.get("resuming passage", texts).items()}
+        cache.close()
+        return cls(dict(_cells(place / "cells.db")), vectors)
+
+    def has(self, stage: str, key: str) -> bool:
+        return key in (self.vectors if stage == "embed" else self.cells)
+
+
+def _cells(path: Path) -> Iterator[tuple[str, bytes]]:
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'cells'").fetchall():
+            yield from db.execute("SELECT key, value FROM cells")
+
+
+def check(before: Kept, after: Kept, computed: Sequence[tuple[str, list[str]]]) -> int:
+    """Hold what one run computed against what was there, and is; return how much was lost in flight."""
+    assert before.cells.items() <= after.cells.items(), "cells are gone, or others"
+    assert before.vectors.items() <= after.vectors.items(), "vectors are gone, or others"
+    again = [key for stage, keys in computed for key in keys if before.has(stage, key)]
+    assert not again, f"computed again: {again[:3]}"
+    lost = [[key for key in keys if not after.has(stage, key)] for stage, keys in computed]
+    assert not any(lost[:-1]), f"lost, and not in flight: {[keys[:1] for keys in lost]}"
+    return len(lost[-1]) if lost else 0
+
+
+def main() -> int:
+    count, seed = map(int, sys.argv[1:])
+    chance = random.Random(seed)
+    dataset = load_dataset(DATA / "questions", corpus=DATA / "handbook").sample(48)
+    with tempfile.TemporaryDirectory(prefix="ragkit-resuming-") as name:
+        whole, place = Path(name) / "whole", Path(name) / "place"
+        run(dataset, whole)
+        expected = (whole / "found.json").read_text(encoding="utf-8")
+        shutil.rmtree(whole)
+        began = time.monotonic()
+        assert forked(lambda: run(dataset, whole)) == 0
+        longest = (time.monotonic() - began) / 3  # so that a run is killed several times on its way
+        killed = rounds = 0
+        while killed < count or place.exists():
+            place.mkdir(exist_ok=True)
+            log = Log(place / "log.jsonl")
+            before, said = Kept.of(place, log), len(log.read())
+            wait = chance.uniform(0, longest) if killed < count else None
+            code = forked(lambda: run(dataset, place), kill_after_seconds=wait)
+            assert code in (0, -9), f"ended with {code}"
+            after = Kept.of(place, log)
+            lost = check(before, after, log.read()[said:])
+            killed += code != 0
+            if code:
+                print(f"{killed} killed after {wait:.2f} s: {len(after.cells)} cells kept, {lost} lost", flush=True)
+                continue
+            assert (place / "found.json").read_text(encoding="utf-8") == expected, "the result differs"
+            shutil.rmtree(place)
+            rounds += 1
+        print(f"{killed} times killed, {rounds} times at the end: as an undisturbed run")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
