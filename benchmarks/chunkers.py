@@ -73,7 +73,7 @@ def table_of(result: Result) -> Table:
     for column in ("chunks", *MEASURES):
         table.add_column(column, justify="right")
     chunks = result.systems.set_index("system")["passages"]
-    values = {column: result.wide(measure) for column, measure in MEASURES.items()}
+    values = {column: result.per_query(measure) for column, measure in MEASURES.items()}
     for name in result.names:
         cells = []
         for wide in values.values():

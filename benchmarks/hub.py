@@ -321,16 +321,16 @@ def _idle(load: Load) -> Iterator[Figure]:
         before = rss_bytes(server.process.pid)
         load.do("join", "idle", server.port, listeners, token=TOKEN)
         load.do("rest", 3.0)
-        at_once = (rss_bytes(server.process.pid) - before) / listeners / 1_000
+        max_concurrency = (rss_bytes(server.process.pid) - before) / listeners / 1_000
         load.do("rest", 30.0)  # each has been pinged
         later = (rss_bytes(server.process.pid) - before) / listeners / 1_000
         load.do("leave", "idle")
         load.do("leave", "warm-up")
     yield Figure(
         f"memory, each of {listeners:,} idle listeners",
-        f"{max(at_once, later):.1f} kB ({at_once:.1f} at once, {later:.1f} after a ping)",
+        f"{max(max_concurrency, later):.1f} kB ({max_concurrency:.1f} at once, {later:.1f} after a ping)",
         f"<= {MAX_IDLE_KB:g} kB",
-        max(at_once, later) <= MAX_IDLE_KB,
+        max(max_concurrency, later) <= MAX_IDLE_KB,
     )
 
 

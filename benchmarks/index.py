@@ -221,7 +221,7 @@ def unchanged(folder: Path) -> Iterator[Figure]:
         for turn in range(5):
             for each in list(found.values())[:: 1 if turn % 2 else -1]:
                 outcome = each.do(Job(str(folder / "documents"), str(folder / each.name), model="hash"))
-                if (outcome.written, outcome.skipped) != (0, DOCUMENTS):
+                if (outcome.written, outcome.unchanged) != (0, DOCUMENTS):
                     raise RuntimeError(f"{each.name} found something to do: {outcome}")
                 took[each.name].append(outcome.seconds)
     ours, theirs = (statistics.median(took[name]) for name in took)

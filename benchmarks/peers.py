@@ -120,7 +120,7 @@ def ragkit() -> Callable[[Job], tuple[int, int]]:
         report = index.update(job.source)
         if report.failed:
             raise RuntimeError(str(report))
-        return report.chunks, report.skipped
+        return report.chunks, report.unchanged
 
     return do
 

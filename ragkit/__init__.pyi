@@ -17,7 +17,7 @@ from .engine.answer import Citation as Citation
 from .engine.engine import RAGEngine as RAGEngine
 from .engine.extractive import ExtractiveLLM as ExtractiveLLM
 from .errors import RagkitError as RagkitError
-from .evaluation.beir import write_dataset as write_dataset
+from .evaluation.beir import save_dataset as save_dataset
 from .evaluation.dataset import Dataset as Dataset
 from .evaluation.judges import Faithfulness as Faithfulness
 from .evaluation.judges import Relevance as Relevance
@@ -25,15 +25,15 @@ from .evaluation.loading import load_dataset as load_dataset
 from .evaluation.measures import SpanIoU as SpanIoU
 from .evaluation.measures import SpanPrecision as SpanPrecision
 from .evaluation.measures import SpanRecall as SpanRecall
-from .evaluation.synthesis import make_questions as make_questions
+from .evaluation.synthesis import generate_questions as generate_questions
 from .experiments.experiment import Experiment as Experiment
 from .experiments.system import System as System
-from .experiments.tuning import search as search
+from .experiments.tuning import tune as tune
 from .indexing.report import IndexReport as IndexReport
 from .llm.base import LLM as LLM
 from .llm.base import ScriptedLLM as ScriptedLLM
 from .llm.limits import Budget as Budget
-from .llm.metering import Metered as Metered
+from .llm.metering import MeteredLLM as MeteredLLM
 from .llm.metering import Price as Price
 from .llm.openai import OpenAILLM as OpenAILLM
 from .retrieval.base import Hit as Hit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from ragkit.errors import CancelledError
+from ragkit.errors import OperationCancelled
 
 __all__ = ["never", "wait"]
 
@@ -22,12 +22,12 @@ def wait(seconds: float, cancelled: Callable[[], bool] = never) -> None:
     """Sleep, and ask about twenty times a second whether somebody has cancelled.
 
     Raises:
-        CancelledError: `cancelled` said so.
+        OperationCancelled: `cancelled` said so.
     """
     ends = time.monotonic() + seconds
     while True:
         if cancelled():
-            raise CancelledError("The answer was cancelled.")
+            raise OperationCancelled("The answer was cancelled.")
         if (left := ends - time.monotonic()) <= 0:
             return
         time.sleep(min(left, _POLL_SECONDS))

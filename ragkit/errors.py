@@ -12,7 +12,7 @@
     │   ├── IndexCorruptError               its files are damaged
     │   ├── EmptyIndexError                 a question was put to an index without documents
     │   └── IndexWriteError                 the disk refused (full, read-only)
-    ├── CancelledError                      somebody stopped the work
+    ├── OperationCancelled                      somebody stopped the work
     ├── EmbeddingError
     │   └── EmbedderNotFoundError           no such model here, and none could be fetched
     ├── RerankingError                      a reranker's model cannot be loaded, or failed
@@ -23,7 +23,7 @@
     │   ├── LLMRateLimitError
     │   └── LLMResponseError                it answered, but not as an OpenAI-compatible server does
     ├── BudgetError                         the next call could cost more than is left
-    ├── CellsError                          what experiments keep cannot be read or written
+    ├── ResultCacheError                          what experiments keep cannot be read or written
     ├── ServerError
     │   ├── ServerNotFoundError             no running Jupyter server could be found
     │   ├── AmbiguousServerError            more than one could be meant
@@ -42,8 +42,6 @@ from pathlib import Path
 __all__ = [
     "AmbiguousServerError",
     "BudgetError",
-    "CancelledError",
-    "CellsError",
     "DocumentError",
     "EmbedderNotFoundError",
     "EmbeddingError",
@@ -63,8 +61,10 @@ __all__ = [
     "LLMTimeoutError",
     "MissingExtraError",
     "NoDocumentsError",
+    "OperationCancelled",
     "RagkitError",
     "RerankingError",
+    "ResultCacheError",
     "ServerConnectionError",
     "ServerError",
     "ServerNotFoundError",
@@ -219,7 +219,7 @@ class IndexWriteError(IndexingError):
         )
 
 
-class CancelledError(RagkitError):
+class OperationCancelled(RagkitError):
     """The work was stopped on request; what it had committed is kept."""
 
 
@@ -320,7 +320,7 @@ class BudgetError(RagkitError):
         )
 
 
-class CellsError(RagkitError):
+class ResultCacheError(RagkitError):
     """The file that keeps what experiments have computed cannot be read or written."""
 
     def __init__(self, path: str | Path, detail: str) -> None:

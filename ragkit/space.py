@@ -3,7 +3,7 @@
     System(retriever=choose(BM25(), Hybrid()), chunker=TokenChunker(max_tokens=choose(128, 256)))
 
 stands for four systems. A dataclass that checks its fields leaves that to the values that are made of it
-(`is_open`), by `expand`, which makes all of them, or by `settle`, which makes one.
+(`has_choices`), by `expand`, which makes all of them, or by `resolve`, which makes one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from ragkit.errors import InputError
 
-__all__ = ["Choice", "Range", "between", "choose", "count", "expand", "is_open", "settle"]
+__all__ = ["Choice", "Range", "between", "choose", "count", "expand", "has_choices", "resolve"]
 
 _T = TypeVar("_T")
 _Number = TypeVar("_Number", int, float)
@@ -95,11 +95,11 @@ def between(low: _Number, high: _Number, *, step: _Number | None = None, log: bo
     return cast(_Number, found)
 
 
-def is_open(value: Any) -> bool:
+def has_choices(value: Any) -> bool:
     """Tell whether there is a choice or range in a value: in a dataclass's fields, in a list, tuple or dict."""
     if isinstance(value, Choice | Range):
         return True
-    return any(is_open(part) for part in _parts(value)[1])
+    return any(has_choices(part) for part in _parts(value)[1])
 
 
 def expand(value: _T) -> list[_T]:
@@ -120,7 +120,7 @@ def count(value: Any) -> float:
     return math.prod(count(part) for part in _parts(value)[1])
 
 
-def settle(value: _T, decide: _Decide) -> _T:
+def resolve(value: _T, decide: _Decide) -> _T:
     """Return a value with everything in it decided, from the outside in: what an option holds, once it is chosen.
 
     Args:
@@ -141,7 +141,7 @@ def _settle(value: Any, decide: _Decide, at: tuple[str | int, ...]) -> Any:
         return _settle(value.options[number], decide, (*at, number))
     if isinstance(value, Range):
         return decide(at, value)
-    if not is_open(value):
+    if not has_choices(value):
         return value
     names, parts, made_of = _parts(value)
     return made_of([_settle(part, decide, (*at, str(name))) for name, part in zip(names, parts, strict=True)])
@@ -153,10 +153,10 @@ def _expand(value: Any) -> Iterator[Any]:
             yield from _expand(option)
     elif isinstance(value, Range):
         raise InputError(
-            f"{value!r} stands for more numbers than can all be tried. Draw from it with ragkit.search(), or write "
+            f"{value!r} stands for more numbers than can all be tried. Draw from it with ragkit.tune(), or write "
             "choose() with the numbers that you want."
         )
-    elif not is_open(value):
+    elif not has_choices(value):
         yield value
     else:
         _, parts, made_of = _parts(value)

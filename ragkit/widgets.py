@@ -182,7 +182,7 @@ class Live(anywidget.AnyWidget):
 
     def _answer(self, engine: RAGEngine, content: messages.QueryContent, reply: Reply) -> None:
         try:
-            answer(engine.answer_query, content, reply, index=engine.corpus.name)
+            answer(engine.answer_query, content, reply, index=engine.document_index.name)
         finally:
             self._replies.pop(reply.id, None)
 

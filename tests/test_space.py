@@ -11,7 +11,7 @@ from ragkit.chunking.token import TokenChunker
 from ragkit.errors import InputError
 from ragkit.experiments.system import System, named
 from ragkit.retrieval.retrievers import BM25, Dense, Hybrid
-from ragkit.space import Choice, between, choose, count, expand, is_open, settle
+from ragkit.space import Choice, between, choose, count, expand, has_choices, resolve
 
 
 def test_choices_anywhere_make_a_sweep() -> None:
@@ -25,7 +25,7 @@ def test_choices_anywhere_make_a_sweep() -> None:
         for retriever in (BM25(), Hybrid(dense_weight=0.3), Hybrid(dense_weight=0.5))
         for size in (64, 128)
     ]
-    assert not any(map(is_open, found))
+    assert not any(map(has_choices, found))
 
 
 def test_what_is_chosen_is_checked_when_it_is_made() -> None:
@@ -48,7 +48,7 @@ def test_lists_and_dicts_hold_choices_too() -> None:
 
 def test_a_range_is_drawn_from_and_not_expanded() -> None:
     system = System(retriever=Hybrid(dense_weight=between(0, 1)))
-    assert is_open(system)
+    assert has_choices(system)
     for of_many in (expand, named):
         with pytest.raises(InputError, match=r"between\(0\.0, 1\.0\) stands for more numbers.*search\(\)"):
             of_many(system)
@@ -87,7 +87,7 @@ def test_what_an_option_holds_is_decided_when_it_is_chosen() -> None:
         asked[at] = repr(part)
         return len(part.options) - 1 if isinstance(part, Choice) else part.high
 
-    assert settle(system, last) == System(retriever=Hybrid(dense_weight=1.0, depth=90))
+    assert resolve(system, last) == System(retriever=Hybrid(dense_weight=1.0, depth=90))
     asked.pop(("retriever",))
     asked.pop(("chunker",))
     assert asked == {
@@ -95,7 +95,7 @@ def test_what_an_option_holds_is_decided_when_it_is_chosen() -> None:
         ("retriever", 1, "depth"): "choose(50, between(60, 90))",
         ("retriever", 1, "depth", 1): "between(60, 90)",
     }
-    first = settle(system, lambda at, part: 0)
+    first = resolve(system, lambda at, part: 0)
     assert (first.retriever, first.chunker) == (BM25(), TokenChunker(max_tokens=64))
 
 

@@ -98,7 +98,7 @@ def test_who_listens_gets_the_state_and_then_what_happens(publisher: Publisher, 
 def test_its_engine_answers_where_there_is_no_server(engine: RAGEngine) -> None:
     live = Said(engine)
     live.hear(kind="listen")
-    assert live.messages("snapshot")[0]["engines"][0]["index"] == engine.corpus.name
+    assert live.messages("snapshot")[0]["engines"][0]["index"] == engine.document_index.name
     live.ask(QUESTION, id="q")
     (response,) = eventually(lambda: live.messages("response"))
     assert response["id"] == "q"

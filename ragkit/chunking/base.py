@@ -52,7 +52,7 @@ class Chunker(Protocol):
     def name(self) -> str: ...
 
     def chunk(self, document: Document, *, embedder: Embedder) -> list[Chunk]:
-        """Cut one document.
+        """Splitter one document.
 
         Args:
             document: What to cut.

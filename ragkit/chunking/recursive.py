@@ -8,11 +8,11 @@ from __future__ import annotations
 import dataclasses
 
 from ragkit.chunking.base import Chunk, chunks_at, limit
-from ragkit.chunking.spans import Span, by, by_sentences, divide, pack, settle, trimmed, word_cuts
+from ragkit.chunking.spans import Span, by, by_sentences, divide, enforce_limit, pack, trimmed, word_cuts
 from ragkit.documents.document import Document
 from ragkit.embedding.base import Embedder
 from ragkit.errors import InputError
-from ragkit.space import is_open
+from ragkit.space import has_choices
 
 __all__ = ["RecursiveChunker"]
 
@@ -40,7 +40,7 @@ class RecursiveChunker:
     overlap_tokens: int = 0
 
     def __post_init__(self) -> None:
-        if not is_open(self):
+        if not has_choices(self):
             _check(self.max_tokens, self.overlap_tokens)
 
     @property
@@ -53,7 +53,7 @@ class RecursiveChunker:
         text, count = document.text, embedder.count_tokens
         pieces = _pieces(document, embedder, max_tokens=self.max_tokens)
         packed = pack(pieces, max_tokens=self.max_tokens, overlap_tokens=self.overlap_tokens)
-        return chunks_at(document, settle(text, packed, count, max_tokens=self.max_tokens))
+        return chunks_at(document, enforce_limit(text, packed, count, max_tokens=self.max_tokens))
 
 
 def _pieces(document: Document, embedder: Embedder, *, max_tokens: int) -> list[tuple[Span, int]]:

@@ -12,7 +12,7 @@ from ragkit.chunking.spans import Span, counted, fit, pack
 from ragkit.documents.document import Document
 from ragkit.embedding.base import Embedder
 from ragkit.errors import InputError
-from ragkit.space import is_open
+from ragkit.space import has_choices
 
 __all__ = ["SemanticChunker"]
 
@@ -40,7 +40,7 @@ class SemanticChunker:
     piece_tokens: int = 50
 
     def __post_init__(self) -> None:
-        if is_open(self):
+        if has_choices(self):
             return
         _check(self.max_tokens, 0)
         if not 1 <= self.piece_tokens <= self.max_tokens:

@@ -7,10 +7,10 @@ import itertools
 
 from ragkit.chunking.base import Chunk, chunks_at, limit
 from ragkit.chunking.recursive import _check
-from ragkit.chunking.spans import Span, by_sentences, divide, pack, settle, trimmed, word_cuts
+from ragkit.chunking.spans import Span, by_sentences, divide, enforce_limit, pack, trimmed, word_cuts
 from ragkit.documents.document import Document
 from ragkit.embedding.base import Embedder
-from ragkit.space import is_open
+from ragkit.space import has_choices
 
 __all__ = ["SentenceChunker"]
 
@@ -28,7 +28,7 @@ class SentenceChunker:
     overlap_tokens: int = 0
 
     def __post_init__(self) -> None:
-        if not is_open(self):
+        if not has_choices(self):
             _check(self.max_tokens, self.overlap_tokens)
 
     @property
@@ -42,7 +42,7 @@ class SentenceChunker:
         sentences = _cut_all(text, document.language)
         pieces = divide(text, sentences, word_cuts(self.max_tokens), count, max_tokens=self.max_tokens)
         packed = pack(pieces, max_tokens=self.max_tokens, overlap_tokens=self.overlap_tokens)
-        return chunks_at(document, settle(text, packed, count, max_tokens=self.max_tokens))
+        return chunks_at(document, enforce_limit(text, packed, count, max_tokens=self.max_tokens))
 
 
 def _cut_all(text: str, language: str) -> list[Span]:

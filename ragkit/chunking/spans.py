@@ -11,11 +11,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ragkit.chunking.segmentation import sentence_ends
 
-__all__ = ["Cut", "Span", "by", "by_sentences", "divide", "fit", "pack", "parts", "settle", "trimmed", "word_cuts"]
+__all__ = [
+    "Span",
+    "Splitter",
+    "by",
+    "by_sentences",
+    "divide",
+    "enforce_limit",
+    "fit",
+    "pack",
+    "parts",
+    "trimmed",
+    "word_cuts",
+]
 
 Span = tuple[int, int]
 CountTokens = Callable[[Sequence[str]], list[int]]
-Cut = Callable[[str], list[int]]
+Splitter = Callable[[str], list[int]]
 """Gives the offsets after which a text may be cut."""
 
 # A part counts at least this much for its length: some tokenizers take a word that they do not know, however long,
@@ -33,25 +45,25 @@ def trimmed(text: str, start: int, end: int) -> Span:
 
 
 def parts(text: str, span: Span, ends: Sequence[int]) -> list[Span]:
-    """Cut a span after these offsets of its text; white space between the parts belongs to none."""
+    """Splitter a span after these offsets of its text; white space between the parts belongs to none."""
     start, end = span
     bounds = [start, *(start + e for e in ends), end]
     found = [trimmed(text, a, b) for a, b in itertools.pairwise(bounds)]
     return [(a, b) for a, b in found if a < b]
 
 
-def by(pattern: str, *, every: int = 1) -> Cut:
-    """Cut after each match of a pattern, or after every n-th."""
+def by(pattern: str, *, every: int = 1) -> Splitter:
+    """Splitter after each match of a pattern, or after every n-th."""
     compiled = re.compile(pattern)
     return lambda text: [match.end() for match in compiled.finditer(text)][every - 1 :: every]
 
 
-def by_sentences(language: str) -> Cut:
-    """Cut after sentences, by the rules of a language (ISO 639-1; English if unknown)."""
+def by_sentences(language: str) -> Splitter:
+    """Splitter after sentences, by the rules of a language (ISO 639-1; English if unknown)."""
     return lambda text: sentence_ends(text, language)
 
 
-def word_cuts(max_tokens: int) -> list[Cut]:
+def word_cuts(max_tokens: int) -> list[Splitter]:
     """The last resorts: words, then characters."""
     return [
         # A few words at a time: one by one, the words of a 10 MB line would take longer than all the rest.
@@ -72,9 +84,9 @@ def counted(text: str, spans: Sequence[Span], count_tokens: CountTokens, *, max_
 
 
 def divide(
-    text: str, spans: Sequence[Span], cuts: Sequence[Cut], count_tokens: CountTokens, *, max_tokens: int
+    text: str, spans: Sequence[Span], cuts: Sequence[Splitter], count_tokens: CountTokens, *, max_tokens: int
 ) -> list[tuple[Span, int]]:
-    """Cut what is too long, by each cut in turn until all of it fits; return the parts with their tokens."""
+    """Splitter what is too long, by each cut in turn until all of it fits; return the parts with their tokens."""
     known = list(zip(spans, counted(text, spans, count_tokens, max_tokens=max_tokens), strict=True))
     for cut in cuts:
         if all(tokens <= max_tokens for _, tokens in known):
@@ -136,7 +148,7 @@ def fit(text: str, spans: Sequence[Span], count_tokens: CountTokens, *, max_toke
         yield from fit(text, [(a, b) for a, b in halves if a < b], count_tokens, max_tokens=max_tokens)
 
 
-def settle(text: str, spans: list[Span], count_tokens: CountTokens, *, max_tokens: int) -> list[Span]:
+def enforce_limit(text: str, spans: list[Span], count_tokens: CountTokens, *, max_tokens: int) -> list[Span]:
     """`fit` spans that may overlap, so that each goes on from the one before: halves may lie within a neighbour."""
     while (fitting := list(_advancing(fit(text, spans, count_tokens, max_tokens=max_tokens)))) != spans:
         spans = fitting  # each turn makes some shorter, and none longer

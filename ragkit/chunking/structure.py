@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from ragkit.chunking.base import Chunk, CountTokens, chunks_at, limit
-from ragkit.chunking.spans import Cut, by, by_sentences, counted, fit, parts, trimmed, word_cuts
+from ragkit.chunking.spans import Splitter, by, by_sentences, counted, fit, parts, trimmed, word_cuts
 from ragkit.documents.document import Document
 from ragkit.embedding.base import Embedder
 from ragkit.errors import InputError
-from ragkit.space import is_open
+from ragkit.space import has_choices
 
 __all__ = ["StructureChunker"]
 
@@ -40,7 +40,7 @@ class StructureChunker:
     max_tokens: int = 200
 
     def __post_init__(self) -> None:
-        if not is_open(self) and self.max_tokens < 1:
+        if not has_choices(self) and self.max_tokens < 1:
             raise InputError(f"max_tokens must be at least 1, not {self.max_tokens}.")
 
     @property
@@ -73,7 +73,13 @@ class StructureChunker:
         return [dataclasses.replace(p, tokens=tokens) for p, tokens in zip(pieces, counts, strict=True)]
 
     def _divided(
-        self, document: Document, pieces: list[_Piece], cut: Cut, count_tokens: CountTokens, *, is_for_code: bool = True
+        self,
+        document: Document,
+        pieces: list[_Piece],
+        cut: Splitter,
+        count_tokens: CountTokens,
+        *,
+        is_for_code: bool = True,
     ) -> list[_Piece]:
         """Split the pieces that are too long; count all the parts in one call."""
         parts: dict[int, list[_Piece]] = {}
@@ -243,8 +249,8 @@ def _linked(document: Document, pieces: list[_Piece]) -> list[_Piece]:
     return linked
 
 
-def _cut(document: Document, piece: _Piece, cut: Cut) -> list[_Piece]:
-    """Cut a piece into pieces."""
+def _cut(document: Document, piece: _Piece, cut: Splitter) -> list[_Piece]:
+    """Splitter a piece into pieces."""
     spans = parts(document.text, (piece.start, piece.end), cut(document.text[piece.start : piece.end]))
     last = len(spans) - 1
     return [

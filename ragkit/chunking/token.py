@@ -6,10 +6,10 @@ import dataclasses
 
 from ragkit.chunking.base import Chunk, chunks_at, limit
 from ragkit.chunking.recursive import _check
-from ragkit.chunking.spans import Span, settle, trimmed
+from ragkit.chunking.spans import Span, enforce_limit, trimmed
 from ragkit.documents.document import Document
 from ragkit.embedding.base import Embedder
-from ragkit.space import is_open
+from ragkit.space import has_choices
 
 __all__ = ["TokenChunker"]
 
@@ -30,7 +30,7 @@ class TokenChunker:
     overlap_tokens: int = 0
 
     def __post_init__(self) -> None:
-        if not is_open(self):
+        if not has_choices(self):
             _check(self.max_tokens, self.overlap_tokens)
 
     @property
@@ -44,7 +44,7 @@ class TokenChunker:
         spans: list[Span] = []
         for start, end in _segments(text):
             spans += self._windows(text, start, end, embedder)
-        return chunks_at(document, settle(text, spans, embedder.count_tokens, max_tokens=self.max_tokens))
+        return chunks_at(document, enforce_limit(text, spans, embedder.count_tokens, max_tokens=self.max_tokens))
 
     def _windows(self, text: str, start: int, end: int, embedder: Embedder) -> list[Span]:
         # Where a chunk may begin: at a token, and if it is not a whole chunk away, at one that begins a word.

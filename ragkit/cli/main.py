@@ -130,7 +130,7 @@ def index(
     typer.echo(f"Indexing '{path}' into '{folder}'")
     report = engine.index(path, rebuild=rebuild)
     typer.echo(printable(str(report)))
-    if report.failed and not (report.added or report.updated or report.skipped):
+    if report.failed and not (report.added or report.updated or report.unchanged):
         raise InputError(f"No document could be read from '{path}'. The reasons are above.")
     option = f" --index {shlex.quote(str(folder))}" if index_from_environment() != folder else ""
     typer.echo(f"The index is in '{folder}'. Next: ragkit ask{option} 'a question'")
@@ -217,7 +217,7 @@ def serve(
     engine = open_engine(folder, "ragkit serve", make_model=make_model, k=k)
     engine.retrieve("Is everything there?")  # what cannot work says so now, and the first question does not wait
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    documents, passages = engine.corpus.counts()
+    documents, passages = engine.document_index.counts()
     typer.echo(f"Serving '{folder}': {documents} documents, {passages} passages, {engine.llm.name}. Ctrl-C ends it.")
     serving = engine.serve()
     told, was_connected = "", False
@@ -343,7 +343,7 @@ def _as_json(answer: Answer, engine: RAGEngine, questions: tuple[str, ...]) -> d
         "abstained": answer.abstained,
         "sources": [dataclasses.asdict(citation) for citation in answer.citations],
         "follow_up_questions": list(questions),
-        "index": str(engine.corpus.path),
+        "index": str(engine.document_index.path),
         "model": answer.model,
         "language": answer.language,
         "seconds": round(answer.seconds, 3),

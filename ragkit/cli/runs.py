@@ -66,7 +66,7 @@ def sweep(
             "--parameter", "-p", metavar="NAME VALUE...", help="A parameter and its values; repeat for a grid."
         ),
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Notebooks at a time.")] = 1,
+    max_concurrency: Annotated[int, typer.Option("--max-concurrency", "-j", min=1, help="Notebooks at a time.")] = 1,
     store: StoreOption = None,
     data: Annotated[
         list[Path] | None,
@@ -96,7 +96,7 @@ def sweep(
             frame = run_sweep(
                 notebook,
                 parameters,
-                jobs=jobs,
+                max_concurrency=max_concurrency,
                 store=place,
                 kernel_name=kernel,
                 timeout_seconds=timeout,

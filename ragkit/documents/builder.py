@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from ragkit.documents.document import Document, Mark, Source
+from ragkit.documents.document import Document, Mark, SourceFile
 from ragkit.documents.encoding import clean
 from ragkit.documents.markup import markdown_headings
 from ragkit.errors import DocumentError
 
-__all__ = ["MAX_CHARACTERS", "Draft", "one_line", "reason_of"]
+__all__ = ["MAX_CHARACTERS", "DocumentBuilder", "one_line", "reason_of"]
 
 
 MAX_CHARACTERS = 20_000_000  # of text that one document may unfold to: a zip bomb ends here
@@ -18,7 +18,7 @@ _MAX_LABEL = 300
 _NO_TITLES = frozenset({"untitled", "untitled document", "(anonymous)", "none", "powerpoint presentation"})
 
 
-class Draft:
+class DocumentBuilder:
     """Text and marks of a document that is being read.
 
     Attributes:
@@ -27,7 +27,7 @@ class Draft:
         marks: What begins where.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: SourceFile) -> None:
         self.source = source
         self.size = 0
         self.marks: list[Mark] = []
@@ -110,7 +110,7 @@ def _title(title: str) -> str:
     return "" if line.lower() in _NO_TITLES or line.lower().endswith((".pdf", ".doc", ".docx", ".pptx")) else line
 
 
-def _name(source: Source) -> str:
+def _name(source: SourceFile) -> str:
     address = urlsplit(source.url)
     name = unquote(address.path).rstrip("/").rpartition("/")[2] if source.url else source.id.rpartition("/")[2]
     return one_line(name.rpartition(".")[0]) or one_line(name) or address.netloc or source.id

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from ragkit.errors import DocumentError
 
-__all__ = ["Document", "Found", "Mark", "Skipped", "Source", "printable_path"]
+__all__ = ["Document", "Found", "Mark", "Skipped", "SourceFile", "printable_path"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Document:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class SourceFile:
     """A file to load. There may be a hundred thousand of them: what can be derived is.
 
     Attributes:
@@ -153,7 +153,7 @@ class Found:
     """
 
     root: Path
-    sources: tuple[Source, ...]
+    sources: tuple[SourceFile, ...]
     failures: tuple[DocumentError, ...] = ()
     alone: bool = False
     skipped: tuple[Skipped, ...] = ()

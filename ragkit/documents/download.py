@@ -10,7 +10,7 @@ import weakref
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from ragkit.documents.document import Found, Source
+from ragkit.documents.document import Found, SourceFile
 from ragkit.documents.filetypes import kind_of_media_type
 from ragkit.errors import DocumentError
 
@@ -54,7 +54,7 @@ def download(url: str, *, max_bytes: int, timeout_seconds: float = DOWNLOAD_SECO
         name, size_bytes = _fetch(url, folder.path, max_bytes, time.monotonic() + timeout_seconds)
     except _Refused as refusal:
         return Found(root, (), (DocumentError(shown, str(refusal)),), alone=True)
-    source = Source(root=folder.path, name=name, size_bytes=size_bytes, url=shown)
+    source = SourceFile(root=folder.path, name=name, size_bytes=size_bytes, url=shown)
     return Found(root, (source,), alone=True, keeps=folder)
 
 

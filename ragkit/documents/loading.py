@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 from ragkit.documents.builder import reason_of
-from ragkit.documents.document import Document, Found, Source
+from ragkit.documents.document import Document, Found, SourceFile
 from ragkit.documents.filetypes import SUFFIXES, kind_of
 from ragkit.documents.formats.docx import read_docx
 from ragkit.documents.formats.epub import read_epub
@@ -25,11 +25,11 @@ from ragkit.documents.language import with_language
 from ragkit.documents.sources import find_sources
 from ragkit.errors import DocumentError
 
-__all__ = ["SUFFIXES", "TIMEOUT_SECONDS", "Found", "Loaded", "Source", "find_sources", "load", "parse", "read"]
+__all__ = ["SUFFIXES", "TIMEOUT_SECONDS", "Found", "Loaded", "SourceFile", "find_sources", "load", "parse", "read"]
 
 TIMEOUT_SECONDS = 120.0
 
-_Reader = Callable[[Source, float], Iterator[Document | DocumentError]]
+_Reader = Callable[[SourceFile, float], Iterator[Document | DocumentError]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Loaded:
     failures: tuple[DocumentError, ...] = ()
 
 
-def load(source: Source, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Loaded:
+def load(source: SourceFile, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Loaded:
     """Read one file whole; see `read`."""
     documents: list[Document] = []
     failures: list[DocumentError] = []
@@ -52,13 +52,13 @@ def load(source: Source, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Loaded:
     return Loaded(tuple(documents), tuple(failures))
 
 
-def read(source: Source, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[Document | DocumentError]:
+def read(source: SourceFile, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[Document | DocumentError]:
     """Read one file, and give its documents as they come, with their languages guessed; see `parse`."""
     for item in parse(source, timeout_seconds=timeout_seconds):
         yield with_language(item) if isinstance(item, Document) else item
 
 
-def parse(source: Source, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[Document | DocumentError]:
+def parse(source: SourceFile, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[Document | DocumentError]:
     """Read one file, and give its documents as they come, in languages unknown unless the file says.
 
     Args:

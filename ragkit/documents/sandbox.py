@@ -27,10 +27,10 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from ragkit.documents.document import Document, Source, printable_path
+from ragkit.documents.document import Document, SourceFile, printable_path
 from ragkit.documents.language import with_language
 from ragkit.documents.loading import TIMEOUT_SECONDS, parse
-from ragkit.errors import CancelledError, DocumentError
+from ragkit.errors import DocumentError, OperationCancelled
 
 __all__ = ["Reader", "hash_file"]
 
@@ -92,12 +92,12 @@ class Reader:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def read(self, source: Source) -> Iterator[Document | DocumentError]:
+    def read(self, source: SourceFile) -> Iterator[Document | DocumentError]:
         """See `ragkit.documents.read`.
 
         Raises:
             DocumentError: The file as a whole cannot be used; it may have taken the child down.
-            CancelledError: The reader was closed meanwhile.
+            OperationCancelled: The reader was closed meanwhile.
         """
         process = self._started()
         is_idle = False
@@ -122,7 +122,7 @@ class Reader:
                 self._end(process)
 
     def close(self) -> None:
-        """End the child, from any thread; a `read` that waits for it raises `CancelledError`."""
+        """End the child, from any thread; a `read` that waits for it raises `OperationCancelled`."""
         self._closed.set()
         with self._lock:
             process = self._process
@@ -132,7 +132,7 @@ class Reader:
     def _started(self) -> subprocess.Popen[bytes]:
         with self._lock:
             if self._closed.is_set():
-                raise CancelledError("Reading was stopped.")
+                raise OperationCancelled("Reading was stopped.")
             if self._process is None:
                 package = str(Path(__file__).resolve().parents[2])
                 paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -161,10 +161,10 @@ class Reader:
             if ends is not None and time.monotonic() > ends and self._process is not None:
                 self._process.kill()
 
-    def _loss(self, process: subprocess.Popen[bytes], source: Source) -> DocumentError | CancelledError:
+    def _loss(self, process: subprocess.Popen[bytes], source: SourceFile) -> DocumentError | OperationCancelled:
         """Say why the child is gone."""
         if self._closed.is_set():
-            return CancelledError("Reading was stopped.")
+            return OperationCancelled("Reading was stopped.")
         process.kill()
         code = process.wait()
         if code == -signal.SIGKILL:
@@ -224,13 +224,13 @@ def hash_file(path: Path) -> str:
 # ------------------------------------------------------------------------------------------- the child
 
 
-def _job(source: Source) -> _Job:
+def _job(source: SourceFile) -> _Job:
     return _Job(os.fsencode(source.root), os.fsencode(source.name), source.size_bytes, source.url)
 
 
-def _source(job: _Job) -> Source:
+def _source(job: _Job) -> SourceFile:
     root, name = Path(os.fsdecode(job.root)), os.fsdecode(job.name)
-    return Source(root=root, name=name, size_bytes=job.size_bytes, url=job.url)
+    return SourceFile(root=root, name=name, size_bytes=job.size_bytes, url=job.url)
 
 
 def main() -> None:

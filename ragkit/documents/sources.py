@@ -11,7 +11,7 @@ import stat
 from collections import defaultdict
 from pathlib import Path
 
-from ragkit.documents.document import Found, Skipped, Source, printable_path
+from ragkit.documents.document import Found, Skipped, SourceFile, printable_path
 from ragkit.documents.download import download
 from ragkit.documents.filetypes import SUFFIXES, kind_of
 from ragkit.documents.ignore import IGNORE_FILES, Rules, rules_above, with_rules_of
@@ -82,7 +82,7 @@ def _alone(root: Path, name: str, target: Path, max_bytes: int) -> Found:
         problem = f"cannot be read: {error.strerror}"
     if problem is not None:
         return Found(root, (), (DocumentError(printable_path(root / name), problem),), alone=True)
-    return Found(root, (Source(root=root, name=name, size_bytes=status.st_size),), alone=True)
+    return Found(root, (SourceFile(root=root, name=name, size_bytes=status.st_size),), alone=True)
 
 
 def _problem(name: str, status: os.stat_result, max_bytes: int) -> str | None:
@@ -102,7 +102,7 @@ class _Walk:
     def __init__(self, root: Path, max_bytes: int) -> None:
         self._root = root
         self._max_bytes = max_bytes
-        self._sources: dict[str, Source] = {}
+        self._sources: dict[str, SourceFile] = {}
         self._failures: list[DocumentError] = []
         self._links: list[str] = []
         self._skipped: defaultdict[str, list[str]] = defaultdict(list)
@@ -174,7 +174,7 @@ class _Walk:
         if problem := _problem(path, status, self._max_bytes):
             self._fail(path, problem)
         else:
-            self._sources[path] = Source(root=self._root, name=path, size_bytes=status.st_size)
+            self._sources[path] = SourceFile(root=self._root, name=path, size_bytes=status.st_size)
 
     def _follow(self) -> None:
         """Look where the links lead. A file and links to it are one document, under the file's own name."""
@@ -206,7 +206,7 @@ class _Walk:
                 self._fail(path, problem)
             else:
                 targets.add(target)
-                self._sources[path] = Source(root=self._root, name=path, size_bytes=status.st_size)
+                self._sources[path] = SourceFile(root=self._root, name=path, size_bytes=status.st_size)
 
     def _fail(self, path: str, reason: str) -> None:
         self._failures.append(DocumentError(printable_path(self._root / path), reason))

@@ -33,17 +33,17 @@ from ragkit.embedding.sentence_transformer import SentenceTransformerEmbedder
 from ragkit.engine.answer import Answer, cite, passages_of
 from ragkit.engine.extractive import ExtractiveLLM
 from ragkit.engine.follow_ups import FollowUps, follow_up
-from ragkit.errors import CancelledError, EmptyQuestionError, InputError, RagkitError
+from ragkit.errors import EmptyQuestionError, InputError, OperationCancelled, RagkitError
 from ragkit.indexing.index import Index
 from ragkit.indexing.integrity import IndexCheck
-from ragkit.indexing.report import IndexReport, Progress, ProgressBar
+from ragkit.indexing.report import IndexProgress, IndexReport, ProgressBar
 from ragkit.indexing.vector_store import VectorStore
-from ragkit.indexing.watcher import Refreshing
+from ragkit.indexing.watcher import IndexWatcher
 from ragkit.live import messages
 from ragkit.live.publisher import Publisher, Reply, Serving, default_publisher
 from ragkit.llm.base import LLM
 from ragkit.llm.prompt import Prompt
-from ragkit.retrieval.base import Hit, Reranker, Retriever, Rewriting
+from ragkit.retrieval.base import Hit, QueryRewriter, Reranker, Retriever
 from ragkit.retrieval.corpus import Passages
 from ragkit.retrieval.index_passages import IndexPassages
 from ragkit.retrieval.retrievers import Hybrid
@@ -64,9 +64,9 @@ class RAGEngine:
         llm: What words the answers. Default: `ExtractiveLLM`, which quotes and needs no model.
         chunker: How documents are cut. Default: `StructureChunker` within the embedder's limit.
         retriever: Default: `Hybrid`.
-        rewriting: Finds other texts to search with: `HyDE`, `MultiQuery`. Default: none.
+        rewriter: Finds other texts to search with: `HyDE`, `MultiQuery`. Default: none.
         reranker: Ranks the best passages anew: `CrossEncoderReranker`, `LLMReranker`. Default: none.
-        store: Where vectors lie. Default: an embedded ChromaDB in the index's folder.
+        vector_store: Where vectors lie. Default: an embedded ChromaDB in the index's folder.
         cache: Where texts that were embedded before are looked up. Default: one that all indexes of this user share;
             False for none.
         k: Passages per question.
@@ -91,9 +91,9 @@ class RAGEngine:
         llm: LLM | None = None,
         chunker: Chunker | None = None,
         retriever: Retriever | None = None,
-        rewriting: Rewriting | None = None,
+        rewriter: QueryRewriter | None = None,
         reranker: Reranker | None = None,
-        store: VectorStore | None = None,
+        vector_store: VectorStore | None = None,
         cache: EmbeddingCache | Literal[False] | None = None,
         k: int = 5,
         instructions: str = "",
@@ -104,17 +104,17 @@ class RAGEngine:
         self.embedder = embedder or SentenceTransformerEmbedder()
         self.llm: LLM = llm or ExtractiveLLM(self.embedder)
         self.retriever: Retriever = retriever or Hybrid()
-        self.rewriting = rewriting
+        self.rewriter = rewriter
         self.reranker = reranker
-        self.corpus = Index(
-            index, embedder=self.embedder, chunker=chunker or StructureChunker(), store=store, cache=cache
+        self.document_index = Index(
+            index, embedder=self.embedder, chunker=chunker or StructureChunker(), vector_store=vector_store, cache=cache
         )
         if k < 1:
             raise InputError(f"k must be at least 1, not {k}.")
         self.k = k
         self.instructions = instructions
         self.publisher = publisher or default_publisher()
-        self._cache = IndexPassages(self.corpus)
+        self._cache = IndexPassages(self.document_index)
         self._progress = progress
         self._wants_follow_ups = follow_ups
         self.llm_interface = FollowUps(
@@ -123,9 +123,9 @@ class RAGEngine:
         self._serving: Serving | None = None
 
     def __repr__(self) -> str:
-        documents, chunks = self.corpus.counts()
+        documents, chunks = self.document_index.counts()
         return (
-            f"RAGEngine({str(self.corpus.path)!r}: {documents} documents, {chunks} passages; "
+            f"RAGEngine({str(self.document_index.path)!r}: {documents} documents, {chunks} passages; "
             f"{self.embedder.name}; {self.llm.name}; {self.publisher.state})"
         )
 
@@ -141,7 +141,7 @@ class RAGEngine:
     ) -> IndexReport:
         """Make the index agree with a folder, a file or a web page; only what changed is embedded.
 
-        Progress is shown as a bar and told on the socket. Ctrl-C (or an interrupted kernel) stops it; what was
+        IndexProgress is shown as a bar and told on the socket. Ctrl-C (or an interrupted kernel) stops it; what was
         committed is kept, and the next call goes on.
 
         Args:
@@ -155,7 +155,7 @@ class RAGEngine:
 
         Raises:
             SourceNotFoundError, NoDocumentsError, IndexLockedError, IndexMismatchError, IndexWriteError,
-            EmbeddingError, CancelledError: See `ragkit.indexing.Index.update`.
+            EmbeddingError, OperationCancelled: See `ragkit.indexing.Index.update`.
         """
         return self._index(path, rebuild=rebuild, cancelled=cancelled, executor=executor, show=self._progress)
 
@@ -166,19 +166,19 @@ class RAGEngine:
         begun = False
         with ProgressBar(show, f"Indexing {Path(path).name or path}") as bar:
 
-            def tell(progress: Progress) -> None:
+            def tell(progress: IndexProgress) -> None:
                 nonlocal begun
                 begun = True
                 bar.show(progress)
-                self.publisher.publish(progress_event(progress, task_id, self.corpus.name))
+                self.publisher.publish(progress_event(progress, task_id, self.document_index.name))
 
             try:
-                report = self.corpus.update(
+                report = self.document_index.update(
                     path, rebuild=rebuild, on_progress=tell, cancelled=cancelled, executor=executor
                 )
             except RagkitError as error:
                 if not begun:  # a missing path, a lock: listeners hear of it too
-                    tell(Progress(state="failed", message=str(error), documents_total=0, chunks_total=0))
+                    tell(IndexProgress(state="failed", message=str(error), documents_total=0, chunks_total=0))
                 raise
         if self._serving is not None:
             self._serving.update(self.describe())
@@ -188,7 +188,7 @@ class RAGEngine:
         """`index` as a coroutine; cancelling it stops the indexing."""
         return await _in_thread(lambda cancelled: self.index(path, rebuild=rebuild, cancelled=cancelled))
 
-    def watch(self, path: str | Path, *, on_report: Callable[[IndexReport], None] | None = None) -> Refreshing:
+    def watch(self, path: str | Path, *, on_report: Callable[[IndexReport], None] | None = None) -> IndexWatcher:
         """Index a folder or file, and again whenever something in it changes, in the background.
 
         Args:
@@ -207,20 +207,20 @@ class RAGEngine:
         report = self.index(path)
         if on_report is not None:
             on_report(report)
-        return Refreshing(
+        return IndexWatcher(
             lambda cancelled: self._index(path, rebuild=False, cancelled=cancelled, executor=None, show=False),
             Path(path),
-            ignored=self.corpus.path,
+            ignored=self.document_index.path,
             on_report=on_report,
         )
 
     def verify(self) -> IndexCheck:
         """Compare records, vectors and files; see `ragkit.indexing.Index.verify`."""
-        return self.corpus.verify()
+        return self.document_index.verify()
 
     def repair(self) -> IndexCheck:
         """Make records and vectors agree again; see `ragkit.indexing.Index.repair`."""
-        return self.corpus.repair()
+        return self.document_index.repair()
 
     # --------------------------------------------------------------------------------- retrieve
 
@@ -240,7 +240,7 @@ class RAGEngine:
             EmptyQuestionError: The question has no words.
             EmptyIndexError: Nothing was indexed yet.
             LLMError, RerankingError: A model that rewrites or reranks failed.
-            CancelledError: ``cancelled`` said so.
+            OperationCancelled: ``cancelled`` said so.
         """
         if not question.strip():  # before a missing index is named
             raise EmptyQuestionError
@@ -248,7 +248,7 @@ class RAGEngine:
             question,
             self.passages(),
             retriever=self.retriever,
-            rewriting=self.rewriting,
+            rewriter=self.rewriter,
             reranker=self.reranker,
             k=self.k if k is None else k,
             cancelled=cancelled,
@@ -286,7 +286,7 @@ class RAGEngine:
             EmptyQuestionError: The question has no words.
             EmptyIndexError: Nothing was indexed yet.
             LLMError, RerankingError: A model failed; the message says how and what to do.
-            CancelledError: ``cancelled`` said so.
+            OperationCancelled: ``cancelled`` said so.
         """
         return self._ask(question, k=k, on_delta=on_delta, cancelled=cancelled, request_id=uuid.uuid4().hex)
 
@@ -328,12 +328,12 @@ class RAGEngine:
         if answer.abstained or not self._wants_follow_ups:
             answer._follow_ups.set_result(())
         else:
-            follow_up(answer, self.llm_interface, publisher=self.publisher, index=self.corpus.name)
+            follow_up(answer, self.llm_interface, publisher=self.publisher, index=self.document_index.name)
         return answer
 
     def language_of(self, question: str) -> str:
         """Guess a question's language: among English, French and the common languages of the corpus."""
-        return language_asked(question, self.passages().languages if self.corpus.exists else {})
+        return language_asked(question, self.passages().languages if self.document_index.exists else {})
 
     # ------------------------------------------------------------------------------------ serve
 
@@ -351,13 +351,13 @@ class RAGEngine:
     def describe(self) -> messages.Engine:
         """Return what listeners see of this engine."""
         # One engine an index and process: serving the same index again replaces the engine that did before.
-        place = hashlib.blake2b(str(self.corpus.path.resolve()).encode(), digest_size=6).hexdigest()
+        place = hashlib.blake2b(str(self.document_index.path.resolve()).encode(), digest_size=6).hexdigest()
         return messages.Engine(
             id=f"{self.publisher.origin.run_id[:100]}:{place}",
-            index=self.corpus.name,
+            index=self.document_index.name,
             llm=self.llm.name,
             embedder=self.embedder.name,
-            documents=self.corpus.counts()[0],
+            documents=self.document_index.counts()[0],
             origin=self.publisher.origin,
         )
 
@@ -374,10 +374,10 @@ class RAGEngine:
             )
         except EmptyQuestionError as error:
             reply.fail(messages.ErrorCode.EMPTY_QUESTION, str(error))
-        except CancelledError as error:
+        except OperationCancelled as error:
             reply.fail(messages.ErrorCode.CANCELLED, str(error))
         else:
-            reply.respond(response_content(answer, self.corpus.name))
+            reply.respond(response_content(answer, self.document_index.name))
 
 
 async def _in_thread(work: Callable[[Callable[[], bool]], _T]) -> _T:
@@ -393,7 +393,7 @@ async def _in_thread(work: Callable[[Callable[[], bool]], _T]) -> _T:
 _MAX_FAILURES_TOLD = 100
 
 
-def progress_event(progress: Progress, task_id: str, index: str) -> messages.IndexingProgress:
+def progress_event(progress: IndexProgress, task_id: str, index: str) -> messages.IndexingProgress:
     told = progress.failures[:_MAX_FAILURES_TOLD]
     return messages.IndexingProgress(
         task_id=task_id,

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from ragkit.cancellation import never
 from ragkit.embedding.base import Embedder
-from ragkit.errors import CancelledError
+from ragkit.errors import OperationCancelled
 from ragkit.llm.prompt import Prompt, _place, abstention
 from ragkit.retrieval.lexical import tokenize
 
@@ -355,7 +355,7 @@ class ExtractiveLLM:
     def stream(self, prompt: Prompt, *, cancelled: Callable[[], bool] = never) -> Iterator[str]:
         """See `LLM.stream`: a piece for each quote, or exactly `abstention`. Raises EmbeddingError too."""
         if cancelled():
-            raise CancelledError("The answer was cancelled.")
+            raise OperationCancelled("The answer was cancelled.")
         quotes = best_quotes(
             prompt.question,
             [passage.text for passage in prompt.passages],
@@ -369,5 +369,5 @@ class ExtractiveLLM:
             yield abstention(prompt.language)
         for position, quote in enumerate(quotes):
             if cancelled():
-                raise CancelledError("The answer was cancelled.")
+                raise OperationCancelled("The answer was cancelled.")
             yield ("\n\n" if position else "") + quote.cited(prompt.passages[quote.passage].number)

@@ -114,7 +114,7 @@ class FollowUps:
         return await asyncio.to_thread(self.generate, query, response)
 
     def generate(self, query: str, response: str | Answer, *, cancelled: Callable[[], bool] = never) -> list[str]:
-        """The same, for callers that do not await; raises `CancelledError` if ``cancelled`` said so to the model."""
+        """The same, for callers that do not await; raises `OperationCancelled` if ``cancelled`` said so."""
         passages = self._passages()
         language = self._language_of(query)
         hits = retrieve(query, passages, retriever=self._retriever, k=_AROUND)

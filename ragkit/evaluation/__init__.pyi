@@ -1,5 +1,5 @@
 from .answer_measures import evaluate_answers as evaluate_answers
-from .beir import write_dataset as write_dataset
+from .beir import save_dataset as save_dataset
 from .dataset import Dataset as Dataset
 from .dataset import GoldSpan as GoldSpan
 from .dataset import Query as Query
@@ -10,6 +10,6 @@ from .measures import SpanIoU as SpanIoU
 from .measures import SpanPrecision as SpanPrecision
 from .measures import SpanRecall as SpanRecall
 from .measures import evaluate as evaluate
-from .synthesis import make_questions as make_questions
+from .synthesis import generate_questions as generate_questions
 from .trec import read_run as read_run
 from .trec import write_run as write_run

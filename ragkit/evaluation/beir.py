@@ -17,10 +17,10 @@ from ragkit.evaluation.rows import Judgements, Spans, read_corpus, read_rows, ro
 from ragkit.evaluation.trec import read_qrels
 from ragkit.files import refused
 
-__all__ = ["read_beir", "write_dataset"]
+__all__ = ["read_beir", "save_dataset"]
 
 
-def write_dataset(dataset: Dataset, folder: str | Path) -> Path:
+def save_dataset(dataset: Dataset, folder: str | Path) -> Path:
     """Write a judged set, whole or not at all, so that `load_dataset` reads the same: its digest does not change.
 
     ``corpus.jsonl`` holds the documents with their headings and pages, ``queries.jsonl`` the questions with their

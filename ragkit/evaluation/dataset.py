@@ -14,7 +14,7 @@ from typing import TypeVar
 from ragkit.documents.document import Document
 from ragkit.errors import InputError
 from ragkit.evaluation.trec import as_grade
-from ragkit.hashing import digest
+from ragkit.hashing import hash_values
 
 __all__ = ["Dataset", "GoldSpan", "Query"]
 
@@ -126,15 +126,15 @@ class Dataset:
     def digest(self) -> str:
         """Return the hash of everything but the name."""
         spans = {query_id: [dataclasses.astuple(span) for span in found] for query_id, found in self.spans.items()}
-        return digest(self.documents_digest(), self.queries_digest(), self.qrels, spans)
+        return hash_values(self.documents_digest(), self.queries_digest(), self.qrels, spans)
 
     def documents_digest(self) -> str:
         """Return the hash of the documents, as far as they are indexed, in their order."""
-        return digest([[document.id, document.digest()] for document in self.documents])
+        return hash_values([[document.id, document.digest()] for document in self.documents])
 
     def queries_digest(self) -> str:
         """Return the hash of the queries, without what is right."""
-        return digest([dataclasses.astuple(query) for query in self.queries])
+        return hash_values([dataclasses.astuple(query) for query in self.queries])
 
     def head(self, n: int) -> Dataset:
         """Return the set with its first ``n`` queries, or as many as there are, and all documents."""

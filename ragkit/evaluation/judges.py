@@ -143,7 +143,7 @@ class Judge:
             cancelled: Asked many times a second; True stops the work.
 
         Raises:
-            CancelledError: ``cancelled`` said so.
+            OperationCancelled: ``cancelled`` said so.
             InputError: The answer abstained; see `applies`.
             LLMResponseError: The reply cannot be read, or names no statement.
             LLMError: There is no reply.

@@ -170,7 +170,7 @@ def row_document(row: Mapping[str, Any], where: str) -> Document:
 
 
 def _marks(given: list[Any], text: str, where: str) -> tuple[Mark, ...]:
-    """Read headings and pages, ``[start, "heading" or "page", label, level]`` each, as `write_dataset` writes them."""
+    """Read headings and pages, ``[start, "heading" or "page", label, level]`` each, as `save_dataset` writes them."""
     try:
         marks = [Mark(*each) for each in msgspec.convert(given, list[tuple[int, Literal["heading", "page"], str, int]])]
     except (msgspec.ValidationError, RecursionError) as error:

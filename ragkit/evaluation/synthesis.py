@@ -28,7 +28,7 @@ from ragkit.chunking.structure import StructureChunker
 from ragkit.documents.document import Document
 from ragkit.documents.language import detect_language, with_language
 from ragkit.embedding.hashed import HashEmbedder
-from ragkit.errors import CancelledError, InputError, LLMAuthenticationError, LLMError
+from ragkit.errors import InputError, LLMAuthenticationError, LLMError, OperationCancelled
 from ragkit.evaluation.dataset import Dataset, GoldSpan, Query
 from ragkit.llm.base import LLM
 from ragkit.llm.prompt import Passage, fenced
@@ -37,7 +37,7 @@ from ragkit.progress_bar import CellsBar
 from ragkit.retrieval.lexical import tokenize
 from ragkit.terminal import one_line
 
-__all__ = ["Rejected", "make_questions"]
+__all__ = ["Rejected", "generate_questions"]
 
 TRIES = 4  # drafts for each question that is wanted, at most
 _GIVE_UP = 5  # failures of the model in a row
@@ -111,7 +111,7 @@ class Rejected:
     reply: str
 
 
-def make_questions(
+def generate_questions(
     documents: Sequence[Document],
     llm: LLM,
     *,
@@ -144,13 +144,13 @@ def make_questions(
         All documents with their languages, and for each question a gold span and its words as the answer.
 
     Raises:
-        CancelledError: ``cancelled`` said so.
+        OperationCancelled: ``cancelled`` said so.
         InputError: The model answers prompts only, there is nothing to ask about, or no draft was any good.
         LLMError: The model failed every time; the last failure.
     """
     if not isinstance(n, int) or n < 1:
         raise InputError(f"n must be a whole number of at least 1, not {n!r}.")
-    model = generative(llm, "make_questions()")
+    model = generative(llm, "generate_questions()")
     documents = [with_language(document) for document in documents]
     kept: list[tuple[Query, GoldSpan]] = []
     asked: list[frozenset[str]] = []
@@ -160,7 +160,7 @@ def make_questions(
     with CellsBar(progress, name) as bar:
         for document, chunk in itertools.islice(_drawn(documents, seed), TRIES * n):
             if cancelled():
-                raise CancelledError("The drafting of questions was stopped.")
+                raise OperationCancelled("The drafting of questions was stopped.")
             tries += 1
             own = language or document.language
             reply, terms = "", frozenset[str]()

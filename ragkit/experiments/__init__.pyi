@@ -2,4 +2,4 @@ from .experiment import Experiment as Experiment
 from .experiment import Running as Running
 from .result import Result as Result
 from .system import System as System
-from .tuning import search as search
+from .tuning import tune as tune

@@ -1,7 +1,7 @@
 """What experiments ask of models: each call once, several at a time, its reply a cell as soon as it is there.
 
-A call that still fails after its retries is a `Failure`: it is told and counted, never kept and never scored, and the
-next run asks again. What makes every other call pointless (a spent budget, a wrong key, a server that answers none)
+A call that still fails after its retries is a `FailedCall`: it is told and counted, never kept and never scored, and
+the next run asks again. What makes every other call pointless (a spent budget, a wrong key, a server that answers none)
 ends them all; replies that are under way are waited for, because they are paid for.
 """
 
@@ -15,17 +15,17 @@ from typing import Any
 
 from ragkit.cancellation import never
 from ragkit.errors import (
-    CancelledError,
     LLMAuthenticationError,
     LLMConnectionError,
     LLMError,
     LLMRateLimitError,
     LLMTimeoutError,
+    OperationCancelled,
 )
-from ragkit.experiments.cells import Cells
+from ragkit.experiments.result_cache import ResultCache
 from ragkit.llm.metering import retrying
 
-__all__ = ["Call", "Calls", "Failure"]
+__all__ = ["Call", "Calls", "FailedCall"]
 
 PAUSE_SECONDS = 1.0  # before a call is made again, at first
 _POLL_SECONDS = 0.1
@@ -36,7 +36,7 @@ Call = Callable[[Callable[[], bool]], Any]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Failure:
+class FailedCall:
     """A call that failed.
 
     Attributes:
@@ -55,27 +55,27 @@ class Calls:
 
     Args:
         cells: Where replies are kept.
-        at_once: How many calls are under way at a time.
+        max_concurrency: How many calls are under way at a time.
         cancelled: Asked several times a second; True stops the calls under way.
         tell: Called with a stage, and how many of its calls are done and to do.
     """
 
     def __init__(
         self,
-        cells: Cells,
+        cells: ResultCache,
         *,
-        at_once: int = 4,
+        max_concurrency: int = 4,
         cancelled: Callable[[], bool] = never,
         tell: Callable[[str, int, int], None] = lambda stage, done, total: None,
     ) -> None:
         self._cells = cells
-        self._at_once = at_once
+        self._max_concurrency = max_concurrency
         self._cancelled = cancelled
         self._tell = tell
 
     def compute(
         self, stage: str, work: Mapping[str, Call], *, alone: bool = False
-    ) -> tuple[dict[str, Any], dict[str, Failure]]:
+    ) -> tuple[dict[str, Any], dict[str, FailedCall]]:
         """Make the calls whose replies no cell holds.
 
         Args:
@@ -87,12 +87,12 @@ class Calls:
             Key -> value, and key -> failure; each key is in one of them.
 
         Raises:
-            BudgetError, CancelledError, LLMAuthenticationError: At once; what was replied until then is kept.
+            BudgetError, OperationCancelled, LLMAuthenticationError: At once; what was replied until then is kept.
             LLMError: None of the first calls was answered.
         """
         found = self._cells.get(list(work))
         missing = {key: call for key, call in work.items() if key not in found}
-        failures: dict[str, Failure] = {}
+        failures: dict[str, FailedCall] = {}
         if not missing:
             return found, failures
         stopped = threading.Event()
@@ -102,7 +102,7 @@ class Calls:
             return stopped.is_set() or self._cancelled()
 
         with concurrent.futures.ThreadPoolExecutor(
-            1 if alone else self._at_once, thread_name_prefix=f"ragkit-{stage}"
+            1 if alone else self._max_concurrency, thread_name_prefix=f"ragkit-{stage}"
         ) as pool:
             waiting: dict[concurrent.futures.Future[Any], str] = {}
             try:
@@ -115,16 +115,16 @@ class Calls:
                         key = waiting.pop(future)
                         try:
                             found[key] = future.result()
-                        except (CancelledError, LLMError) as error:
+                        except (OperationCancelled, LLMError) as error:
                             if luck.hopeless is not None:
                                 raise luck.hopeless from None
-                            if isinstance(error, CancelledError):
+                            if isinstance(error, OperationCancelled):
                                 raise
-                            failures[key] = Failure(stage, type(error).__name__, str(error))
+                            failures[key] = FailedCall(stage, type(error).__name__, str(error))
                     if self._cancelled():
-                        raise CancelledError("The experiment was stopped. Run it again, and it goes on.")
+                        raise OperationCancelled("The experiment was stopped. Run it again, and it goes on.")
             except BaseException as error:
-                if isinstance(error, KeyboardInterrupt | CancelledError):
+                if isinstance(error, KeyboardInterrupt | OperationCancelled):
                     stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -141,7 +141,7 @@ class Calls:
         cancelled: Callable[[], bool],
     ) -> Any:
         if cancelled():
-            raise CancelledError("The experiment was stopped. Run it again, and it goes on.")
+            raise OperationCancelled("The experiment was stopped. Run it again, and it goes on.")
         try:
             value = retrying(lambda: call(cancelled), cancelled=cancelled, pause_seconds=PAUSE_SECONDS)
         except LLMError as error:

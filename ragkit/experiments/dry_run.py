@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ragkit.cancellation import never
 from ragkit.errors import InputError, LLMError
-from ragkit.experiments.calls import Call, Calls, Failure
-from ragkit.experiments.cells import Cells
+from ragkit.experiments.calls import Call, Calls, FailedCall
+from ragkit.experiments.result_cache import ResultCache
 from ragkit.llm.base import LLM, Message
 from ragkit.llm.metering import Price, Usage, likely_usage, most_usage
 from ragkit.llm.prompt import Prompt
@@ -193,16 +193,16 @@ class DryCalls(Calls):
         cancelled: True stops.
     """
 
-    def __init__(self, cells: Cells, estimate: Estimate, *, cancelled: Callable[[], bool] = never) -> None:
+    def __init__(self, cells: ResultCache, estimate: Estimate, *, cancelled: Callable[[], bool] = never) -> None:
         super().__init__(cells, cancelled=cancelled)
         self._estimate = estimate
 
     def compute(
         self, stage: str, work: Mapping[str, Call], *, alone: bool = False
-    ) -> tuple[dict[str, Any], dict[str, Failure]]:
+    ) -> tuple[dict[str, Any], dict[str, FailedCall]]:
         """See `Calls.compute`; what a reply that says nothing makes fail is a failure."""
         found = self._cells.get(list(work))
-        failures: dict[str, Failure] = {}
+        failures: dict[str, FailedCall] = {}
         for key, call in work.items():
             if key in found:
                 continue
@@ -210,7 +210,7 @@ class DryCalls(Calls):
             try:
                 found[key] = call(self._cancelled)
             except LLMError as error:
-                failures[key] = Failure(stage, type(error).__name__, str(error))
+                failures[key] = FailedCall(stage, type(error).__name__, str(error))
             else:
                 if self._estimate.calls == before:
                     self._cells.put(stage, {key: found[key]})

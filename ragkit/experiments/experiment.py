@@ -22,19 +22,19 @@ from typing import Any, Literal
 
 from ragkit.cancellation import never
 from ragkit.embedding.cache import CachedEmbedder, EmbeddingCache
-from ragkit.errors import BudgetError, CancelledError, InputError
+from ragkit.errors import BudgetError, InputError, OperationCancelled
 from ragkit.evaluation.dataset import Dataset
 from ragkit.evaluation.measures import Measure, check_gold, parse_measure
 from ragkit.experiments.calls import Calls
-from ragkit.experiments.cells import Cells
 from ragkit.experiments.dry_run import DryCalls, Estimate, dry
 from ragkit.experiments.fingerprint import identity
-from ragkit.experiments.progress import Live
+from ragkit.experiments.progress import ProgressReporter
 from ragkit.experiments.result import Result
+from ragkit.experiments.result_cache import ResultCache
 from ragkit.experiments.runner import Evaluation, Outcome
-from ragkit.experiments.stages import Cut, cut, records
-from ragkit.experiments.system import System, described, named
-from ragkit.hashing import digest
+from ragkit.experiments.stages import ChunkedCorpus, cut, records
+from ragkit.experiments.system import System, described, expand_systems
+from ragkit.hashing import hash_values
 from ragkit.live.publisher import Publisher, default_publisher
 from ragkit.progress_bar import CellsBar
 from ragkit.retrieval.corpus import Documents
@@ -60,7 +60,7 @@ class Experiment:
         cache: Where embeddings are kept; this user's cache if None, nowhere if False.
         publisher: Where progress goes; this process's own if None.
         progress: Whether to show a bar.
-        at_once: How many calls to language models are under way at a time.
+        max_concurrency: How many calls to language models are under way at a time.
         record: Whether each `run` leaves a run in the store.
         timed: Whether to measure how long retrieval takes for one question.
 
@@ -81,7 +81,7 @@ class Experiment:
         cache: EmbeddingCache | Literal[False] | None = None,
         publisher: Publisher | None = None,
         progress: bool = True,
-        at_once: int = 4,
+        max_concurrency: int = 4,
         record: bool = True,
         timed: bool = True,
     ) -> None:
@@ -96,18 +96,18 @@ class Experiment:
                 "experiment of its own; what is known is not computed again."
             )
         check_gold(self.measures, dataset)
-        self.systems = named(systems)
+        self.systems = expand_systems(systems)
         names = [system.name for system in self.systems]
         if baseline is not None and baseline not in names:
             raise InputError(f"The baseline '{baseline}' is none of the systems: {'; '.join(names)}.")
         self.baseline = baseline or names[0]
-        self.cells = Cells(Path(store) / "cells.db")
+        self.cells = ResultCache(Path(store) / "cells.db")
         self.publisher = publisher or default_publisher()
         self._cache = cache
         self._progress = progress
-        if at_once < 1:
-            raise InputError(f"at_once must be at least 1, not {at_once}.")
-        self._at_once = at_once
+        if max_concurrency < 1:
+            raise InputError(f"max_concurrency must be at least 1, not {max_concurrency}.")
+        self._max_concurrency = max_concurrency
         self._timed = timed
         self._runs = RunStore(store) if record else None
         self._lock = threading.Lock()  # over systems, which another thread may add to
@@ -126,7 +126,7 @@ class Experiment:
             InputError: A name is taken.
         """
         with self._lock:
-            self.systems += named(systems, taken=[system.name for system in self.systems])
+            self.systems += expand_systems(systems, taken=[system.name for system in self.systems])
 
     def run(
         self, *, cancelled: Callable[[], bool] = never, on_system: Callable[[Result], object] = lambda result: None
@@ -142,8 +142,8 @@ class Experiment:
         Raises:
             BudgetError: What the next call to a model could cost is more than is left. Nothing is lost: raise the
                 budget and run again.
-            CancelledError: ``cancelled`` said so.
-            CellsError, EmbeddingError, InputError: See `ragkit.experiments.stages`.
+            OperationCancelled: ``cancelled`` said so.
+            ResultCacheError, EmbeddingError, InputError: See `ragkit.experiments.stages`.
             LLMError: The model refuses the key, or answers nothing at all. Single calls that fail are in
                 `Result.errors` instead.
         """
@@ -151,14 +151,14 @@ class Experiment:
         on_system(result)
         questions = len({query.text for query in self.dataset.queries})
         with CellsBar(self._progress, self.name) as bar:
-            live = Live(self.name, self.publisher, bar, questions=questions)
+            live = ProgressReporter(self.name, self.publisher, bar, questions=questions)
             kept: Run | None = None
             try:
                 kept = self._begin_run()
                 live.tell("running", systems=len(self.systems), now=True)
-                calls = Calls(self.cells, at_once=self._at_once, cancelled=cancelled, tell=live.working)
+                calls = Calls(self.cells, max_concurrency=self._max_concurrency, cancelled=cancelled, tell=live.working)
                 corpus = records(self.dataset.documents)
-                held: dict[str, Cut] = {}
+                held: dict[str, ChunkedCorpus] = {}
                 while (system := self._next(result.names, held)) is not None:
                     live.tell("running", systems=len(self.systems))
                     cut = self._cut_by(system, held, cancelled)
@@ -170,7 +170,7 @@ class Experiment:
                     self._end_run(kept, result)
             except BaseException as error:
                 # A retriever of a user's own can raise anything: listeners hear of it.
-                is_stop = isinstance(error, KeyboardInterrupt | CancelledError | BudgetError)
+                is_stop = isinstance(error, KeyboardInterrupt | OperationCancelled | BudgetError)
                 message = str(error) or (
                     "Interrupted. Run it again, and it goes on." if is_stop else type(error).__name__
                 )
@@ -194,7 +194,7 @@ class Experiment:
             cancelled: As in `run`.
 
         Raises:
-            CancelledError, CellsError, EmbeddingError: As `run` does.
+            OperationCancelled, ResultCacheError, EmbeddingError: As `run` does.
             InputError: There is a model where it cannot be replaced.
         """
         found = Estimate()
@@ -202,9 +202,9 @@ class Experiment:
         calls = DryCalls(self.cells, found, cancelled=cancelled)
         corpus = records(self.dataset.documents)
         done: list[str] = []
-        held: dict[str, Cut] = {}
+        held: dict[str, ChunkedCorpus] = {}
         with CellsBar(self._progress, f"{self.name}, dry run") as bar:
-            live = Live(self.name, None, bar, questions=len(self.dataset.queries))
+            live = ProgressReporter(self.name, None, bar, questions=len(self.dataset.queries))
             live.tell("running", systems=len(self.systems))
             while (system := self._next(done, held)) is not None:
                 found.system = system.name
@@ -213,7 +213,7 @@ class Experiment:
                 done.append(system.name)
         return found
 
-    def _next(self, done: Sequence[str], held: Mapping[str, Cut]) -> System | None:
+    def _next(self, done: Sequence[str], held: Mapping[str, ChunkedCorpus]) -> System | None:
         """The next system to run: with the cut that is held, if there is one, so that vectors are in memory once."""
         with self._lock:
             waiting = [system for system in self.systems if system.name not in done]
@@ -228,10 +228,10 @@ class Experiment:
         self,
         system: System,
         measures: Sequence[Measure],
-        cut: Cut,
+        cut: ChunkedCorpus,
         corpus: Documents,
         calls: Calls,
-        live: Live,
+        live: ProgressReporter,
         cancelled: Callable[[], bool],
     ) -> Outcome:
         return Evaluation(
@@ -243,9 +243,9 @@ class Experiment:
         return self._embedders.setdefault(id(system.embedder), CachedEmbedder(system.embedder, self._cache))
 
     def _cut_key(self, system: System) -> str:
-        return digest(identity(system.chunker), identity(self._embedder(system)))
+        return hash_values(identity(system.chunker), identity(self._embedder(system)))
 
-    def _cut_by(self, system: System, held: dict[str, Cut], cancelled: Callable[[], bool]) -> Cut:
+    def _cut_by(self, system: System, held: dict[str, ChunkedCorpus], cancelled: Callable[[], bool]) -> ChunkedCorpus:
         key = self._cut_key(system)
         if key not in held:
             held.clear()  # and its vectors
@@ -320,7 +320,7 @@ class Running:
                 return "done"
             case BudgetError():
                 return "paused"
-            case CancelledError():
+            case OperationCancelled():
                 return "stopped"
             case _:
                 return "failed"
@@ -373,7 +373,7 @@ class Running:
         Raises:
             TimeoutError: It is not there yet.
             BudgetError: It is paused.
-            CancelledError: It was stopped.
+            OperationCancelled: It was stopped.
             RagkitError: What `Experiment.run` raised.
         """
         self._thread.join(timeout_seconds)

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from ragkit.errors import InputError
-from ragkit.hashing import digest
+from ragkit.hashing import hash_values
 
 __all__ = ["code_version", "identity"]
 
@@ -62,9 +62,9 @@ def _identity(value: Any, above: tuple[int, ...]) -> Any:
         return [_name(type(value)), value.name]
     if isinstance(value, Mapping):
         pairs = [[_identity(k, inside), _identity(v, inside)] for k, v in value.items()]
-        return {"mapping": sorted(pairs, key=lambda pair: digest(pair[0]))}
+        return {"mapping": sorted(pairs, key=lambda pair: hash_values(pair[0]))}
     if isinstance(value, set | frozenset):
-        return {"set": sorted((_identity(each, inside) for each in value), key=digest)}
+        return {"set": sorted((_identity(each, inside) for each in value), key=hash_values)}
     if isinstance(value, list | tuple):
         return [_identity(each, inside) for each in value]
     if isinstance(value, Path):
@@ -122,7 +122,7 @@ def code_version(thing: type | types.FunctionType) -> str:
         return version
     if isinstance(thing, type):
         return _class_version(thing)
-    return digest(_function(thing, ()))
+    return hash_values(_function(thing, ()))
 
 
 @functools.cache
@@ -130,7 +130,7 @@ def _module_version(name: str) -> str | None:
     """Return the version of a module of ragkit, of an installed package or of Python; None for a user's own."""
     package = name.partition(".")[0]
     if package == "ragkit":
-        return digest(_ragkit_modules(name.partition(".")[2]))
+        return hash_values(_ragkit_modules(name.partition(".")[2]))
     if (package in sys.stdlib_module_names and package != "__main__") or package == "builtins":
         return f"python {sys.version_info.major}.{sys.version_info.minor}"
     return _installed(package)
@@ -209,7 +209,7 @@ def _class_version(kind: type) -> str:
                     parts[f"{_name(base)}.{name}"] = _function(plain, (id(kind),))
             elif not (name.startswith("__") or isinstance(plain, types.MemberDescriptorType)):
                 parts[f"{_name(base)}.{name}"] = _identity(plain, (id(kind),))
-    return digest(parts)
+    return hash_values(parts)
 
 
 def _function(function: Any, above: tuple[int, ...]) -> Any:

@@ -10,14 +10,14 @@ from ragkit.live import messages
 from ragkit.live.publisher import Publisher
 from ragkit.progress_bar import CellsBar, Pace
 
-__all__ = ["Live"]
+__all__ = ["ProgressReporter"]
 
 _TELL_SECONDS = 0.25
 _LONGEST = 2_000  # characters of a message
 _MOST_ROWS = 200  # of a leaderboard that is told
 
 
-class Live:
+class ProgressReporter:
     """Tells how far one run is.
 
     A system counts one cell a question; texts to embed and calls to models, which are not known before, are added as
@@ -27,7 +27,7 @@ class Live:
         name: What listeners see.
         publisher: Tells the socket; None for nobody.
         bar: Shows it here.
-        questions: Cells of one system.
+        questions: ResultCache of one system.
     """
 
     def __init__(self, name: str, publisher: Publisher | None, bar: CellsBar, *, questions: int) -> None:

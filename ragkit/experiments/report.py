@@ -75,7 +75,7 @@ class Findings:
     settings: Mapping[str, Any]
     provenance: Provenance = dataclasses.field(default_factory=find_provenance)
 
-    def wide(self, measure: str) -> pd.DataFrame:
+    def per_query(self, measure: str) -> pd.DataFrame:
         """One row a query that the measure applies to, one column a system, the best first."""
         chosen = self.queries[self.queries["measure"] == measure]
         wide = chosen.pivot(index="query_id", columns="system", values="value")
@@ -123,7 +123,7 @@ def _parts(found: Findings, title: str) -> dict[str, Any]:
     """What the template puts in its places."""
     names = list(found.systems["system"])
     compared = found.baseline in names and len(names) > 1
-    wides = {measure: found.wide(measure) for measure in found.measures}
+    wides = {measure: found.per_query(measure) for measure in found.measures}
     tables = {m: compare(wide, baseline=found.baseline).to_dict("records") for m, wide in wides.items() if compared}
     shared, varied, settings = _settings([found.settings[name] for name in names])
     return {
@@ -288,7 +288,7 @@ def _fields(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 def _figures(found: Findings, *, compared: bool) -> dict[str, list[Markup]]:
     """The pictures of each section, for those who cannot see them with words."""
     measure, names = found.measures[0], list(found.systems["system"])
-    wide = found.wide(measure)
+    wide = found.per_query(measure)
     queries = wide.reset_index().melt("query_id", var_name="system").assign(measure=measure)
     drawn: dict[str, list[tuple[plots.Figure, str]]] = {"leaderboard": [], "differences": [], "tradeoff": []}
     if len(queries):

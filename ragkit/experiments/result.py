@@ -104,9 +104,9 @@ class Result:
             baseline: Another baseline.
             seed: Of what is drawn by chance.
         """
-        return compare(self.wide(measure), baseline=baseline or self.baseline, seed=seed)
+        return compare(self.per_query(measure), baseline=baseline or self.baseline, seed=seed)
 
-    def wide(self, measure: Any = None) -> pd.DataFrame:
+    def per_query(self, measure: Any = None) -> pd.DataFrame:
         """One row a query, one column a system: the values of one measure."""
         name = str(self.measures[0] if measure is None else measure)
         if name not in map(str, self.measures):
@@ -215,11 +215,11 @@ class Result:
 
     def row(self, name: str) -> dict[str, Any]:
         """A system's figures as plain values, for listeners; with its mean difference from the baseline."""
-        return self._row(name, self.wide())
+        return self._row(name, self.per_query())
 
     def leaderboard(self) -> list[dict[str, Any]]:
         """Every system's `row`, the best first."""
-        wide = self.wide()
+        wide = self.per_query()
         return [self._row(name, wide) for name in self.systems["system"]]
 
     def report(self, path: str | Path = "report.html", *, title: str | None = None) -> Path:

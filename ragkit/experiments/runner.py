@@ -25,21 +25,21 @@ from ragkit.chunking.context import passage_text
 from ragkit.engine.answer import Answer, cite, passages_of
 from ragkit.engine.extractive import ExtractiveLLM
 from ragkit.engine.follow_ups import FollowUps
-from ragkit.errors import CancelledError, LLMResponseError
+from ragkit.errors import LLMResponseError, OperationCancelled
 from ragkit.evaluation.answer_measures import AnswerMeasure, FollowUpQuality
 from ragkit.evaluation.dataset import Dataset, Query
 from ragkit.evaluation.judges import Judge
 from ragkit.evaluation.measures import Measure, Ranked
-from ragkit.experiments.calls import Call, Calls, Failure
-from ragkit.experiments.cells import Cells
+from ragkit.experiments.calls import Call, Calls, FailedCall
 from ragkit.experiments.fingerprint import code_version, identity
-from ragkit.experiments.progress import Live
-from ragkit.experiments.stages import Cut, Ranking, Retrieval, windows
+from ragkit.experiments.progress import ProgressReporter
+from ragkit.experiments.result_cache import ResultCache
+from ragkit.experiments.stages import ChunkedCorpus, Ranking, Retrieval, windows
 from ragkit.experiments.system import System, described
-from ragkit.hashing import digest
+from ragkit.hashing import hash_values
 from ragkit.indexing.records import DocumentRecord
 from ragkit.llm.base import LLM, Usage, drained
-from ragkit.llm.metering import Metered
+from ragkit.llm.metering import MeteredLLM
 from ragkit.llm.prompt import Prompt
 from ragkit.retrieval.base import Hit, Reranker
 from ragkit.retrieval.corpus import Documents, Passages
@@ -85,7 +85,7 @@ class Outcome:
     answers: Mapping[str, Answer]
     judgements: Sequence[Judged]
     follow_ups: Mapping[str, Mapping[str, bool]]
-    failures: Mapping[str, Sequence[Failure]]
+    failures: Mapping[str, Sequence[FailedCall]]
     facts: Mapping[str, Any]
 
 
@@ -111,11 +111,11 @@ class Evaluation:
         dataset: Dataset,
         measures: Sequence[Measure],
         *,
-        cut: Cut,
+        cut: ChunkedCorpus,
         corpus: Documents,
-        cells: Cells,
+        cells: ResultCache,
         calls: Calls,
-        live: Live,
+        live: ProgressReporter,
         cancelled: Callable[[], bool],
         timed: bool = True,
     ) -> None:
@@ -133,14 +133,14 @@ class Evaluation:
         self._llm: LLM = system.llm or ExtractiveLLM(cut.embedder.inner)  # which is timed
         self._queries = {query.text: query for query in reversed(dataset.queries)}
         self._questions = [query.text for query in dataset.queries if self._queries[query.text] is query]
-        self._failures: dict[str, list[Failure]] = {}
+        self._failures: dict[str, list[FailedCall]] = {}
 
     def run(self) -> Outcome:
         """Compute what no cell holds.
 
         Raises:
-            BudgetError, CancelledError, LLMError: See `ragkit.experiments.calls.Calls`.
-            CellsError, EmbeddingError, InputError: See `ragkit.experiments.stages`.
+            BudgetError, OperationCancelled, LLMError: See `ragkit.experiments.calls.Calls`.
+            ResultCacheError, EmbeddingError, InputError: See `ragkit.experiments.stages`.
         """
         rankings = self._reranked(self._retrieved(self._texts()))
         facts: dict[str, Any] = {"passages": len(self._cut.chunks), "latency_ms": self._latency()}
@@ -175,16 +175,16 @@ class Evaluation:
 
     def _texts(self) -> dict[str, list[str]]:
         """What is searched for each question."""
-        rewriting = self._system.rewriting
-        if rewriting is None:
+        rewriter = self._system.rewriter
+        if rewriter is None:
             return {question: [question] for question in self._questions}
-        method = identity(rewriting)
-        keys = {q: digest("rewrite", method, self._language(q), q) for q in self._questions}
+        method = identity(rewriter)
+        keys = {q: hash_values("rewrite", method, self._language(q), q) for q in self._questions}
         return self._ask(
             "rewrite",
             keys,
             lambda question: (
-                lambda cancelled: rewriting.rewrite(question, language=self._language(question), cancelled=cancelled)
+                lambda cancelled: rewriter.rewrite(question, language=self._language(question), cancelled=cancelled)
             ),
         )
 
@@ -204,7 +204,7 @@ class Evaluation:
             if all(text in known for text in window):
                 continue
             if self._cancelled():
-                raise CancelledError("The experiment was stopped. Run it again, and it goes on.")
+                raise OperationCancelled("The experiment was stopped. Run it again, and it goes on.")
             known |= self._retrieval.rank(window, self._passages(), known=known)
             self._live.ranked(sum(all(text in known for text in of_one) for of_one in texts.values()))
         return {
@@ -224,7 +224,9 @@ class Evaluation:
             ]
             for question, ranking in rankings.items()
         }
-        keys = {question: digest("rerank", method, question, of_one) for question, of_one in texts.items() if of_one}
+        keys = {
+            question: hash_values("rerank", method, question, of_one) for question, of_one in texts.items() if of_one
+        }
 
         def call(question: str) -> Call:
             return lambda cancelled: _checked(
@@ -275,7 +277,7 @@ class Evaluation:
                 instructions=self._system.instructions,
             )
             prompts[question] = prompt, hits
-            keys[question] = digest("answer", method, dataclasses.asdict(prompt))
+            keys[question] = hash_values("answer", method, dataclasses.asdict(prompt))
         return keys, prompts
 
     def _judged(self, measure: Judge, answers: Mapping[str, Answer]) -> list[Judged]:
@@ -284,7 +286,7 @@ class Evaluation:
         queries = {q: self._queries[q] for q, answer in answers.items() if measure.applies(self._queries[q], answer)}
         for repeat in range(1, measure.repeats + 1):
             keys = {
-                q: digest("judge", method, repeat, answers[q].id, answers[q].text, query.answers)
+                q: hash_values("judge", method, repeat, answers[q].id, answers[q].text, query.answers)
                 for q, query in queries.items()
             }
             replies = self._ask(
@@ -304,7 +306,7 @@ class Evaluation:
         It does if `ExtractiveLLM`, which abstains where nothing is close enough, finds something to quote.
         """
         method = [code_version(FollowUps), identity(self._llm), self._retrieval.key, self._system.k]
-        keys = {q: digest("follow-ups", method, a.id, a.text) for q, a in answers.items() if not a.abstained}
+        keys = {q: hash_values("follow-ups", method, a.id, a.text) for q, a in answers.items() if not a.abstained}
         if len(self._cells.get(list(keys.values()))) == len(set(keys.values())):
             return self._ask("follow-ups", keys, lambda question: lambda cancelled: {})
         extractive = ExtractiveLLM(self._cut.embedder)
@@ -318,7 +320,7 @@ class Evaluation:
 
             def answered(follow_up: str, cancelled: Callable[[], bool]) -> bool:
                 if cancelled():
-                    raise CancelledError("The experiment was stopped. Run it again, and it goes on.")
+                    raise OperationCancelled("The experiment was stopped. Run it again, and it goes on.")
                 hits = retrieve(follow_up, passages, retriever=retriever, k=self._system.k, similarities=False)
                 prompt = Prompt(question=follow_up, passages=passages_of(hits), language=self._language(question))
                 text = drained(extractive.stream(prompt))[0]
@@ -395,6 +397,6 @@ def _costs(llm: LLM, replies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if replies and all("input_tokens" in reply for reply in replies):
         usages = [Usage(reply["input_tokens"], reply["output_tokens"]) for reply in replies]
         facts["tokens"] = statistics.fmean(usage.input_tokens + usage.output_tokens for usage in usages)
-        if isinstance(llm, Metered):
+        if isinstance(llm, MeteredLLM):
             facts["cost"] = sum(llm.price.of(usage) for usage in usages)
     return facts

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from ragkit.errors import InputError, MissingExtraError
 from ragkit.experiments.system import System, described
-from ragkit.space import Choice, Range, count, settle
+from ragkit.space import Choice, Range, count, resolve
 
 __all__ = ["Draws", "Trial"]
 
@@ -99,7 +99,7 @@ class Draws:
         self._known: dict[tuple[Any, ...], Trial] = {}
         middle = _Middle()
         with contextlib.suppress(InputError):  # which the first draw will tell
-            settle(space, lambda at, part: _suggest(middle, at, part))
+            resolve(space, lambda at, part: _suggest(middle, at, part))
         self._study.enqueue_trial(middle.drawn)
 
     @property
@@ -123,7 +123,7 @@ class Draws:
             drawn: list[Any] = []
             error = ""
             try:
-                trial.system = settle(self._space, _noting(trial, drawn))
+                trial.system = resolve(self._space, _noting(trial, drawn))
             except InputError as problem:  # options that do not go together
                 error = str(problem)
             known = self._known.setdefault(tuple(drawn), trial)

@@ -5,7 +5,7 @@
 
 A stage's key is a hash of what it is (`ragkit.experiments.fingerprint`) and of the keys of what it reads, so that
 set-ups share what they have in common, and a change reaches what depends on it and nothing else. Embeddings are kept by
-`ragkit.embedding.cache`, which every index uses too; everything else by `ragkit.experiments.cells`.
+`ragkit.embedding.cache`, which every index uses too; everything else by `ragkit.experiments.result_cache`.
 
 Nothing depends on where a run was interrupted: what is computed together (a window of texts or of questions) is kept
 together, so that floating-point sums are made in the same order in every run.
@@ -28,15 +28,15 @@ from ragkit.chunking.context import embedded_texts, passage_text
 from ragkit.documents.document import Document
 from ragkit.embedding.base import Vectors
 from ragkit.embedding.cache import CachedEmbedder
-from ragkit.errors import CancelledError
-from ragkit.experiments.cells import Cells
+from ragkit.errors import OperationCancelled
 from ragkit.experiments.fingerprint import identity
-from ragkit.hashing import digest
+from ragkit.experiments.result_cache import ResultCache
+from ragkit.hashing import hash_values
 from ragkit.indexing.records import DocumentRecord, StoredChunk
 from ragkit.retrieval.base import Retriever
 from ragkit.retrieval.corpus import Documents, Passages
 
-__all__ = ["WINDOW", "Cut", "Ranking", "Retrieval", "cut"]
+__all__ = ["WINDOW", "ChunkedCorpus", "Ranking", "Retrieval", "cut"]
 
 WINDOW = 64  # questions that are embedded and searched together
 KEPT = 1_000  # passages of a ranking, at most
@@ -52,7 +52,7 @@ class Ranking:
     """A question's passages, best first.
 
     Attributes:
-        positions: Of the passages in `Cut.chunks`, shape (n,).
+        positions: Of the passages in `ChunkedCorpus.chunks`, shape (n,).
         scores: Shape (n,).
     """
 
@@ -70,7 +70,7 @@ class Ranking:
         return dict(zip(self.positions.tolist(), self.scores.tolist(), strict=True))
 
 
-class Cut:
+class ChunkedCorpus:
     """Documents cut by a chunker, for an embedder.
 
     Args:
@@ -123,7 +123,7 @@ class Cut:
             cancelled: Asked between windows.
 
         A search in them raises:
-            CancelledError: ``cancelled`` said so.
+            OperationCancelled: ``cancelled`` said so.
             EmbeddingError: The embedder failed.
         """
         if self._passages is None:
@@ -149,27 +149,27 @@ def cut(
     documents: Sequence[Document],
     chunker: Chunker | None,
     embedder: CachedEmbedder,
-    cells: Cells,
+    cells: ResultCache,
     *,
     cancelled: Callable[[], bool],
-) -> Cut:
-    """Cut documents, each once.
+) -> ChunkedCorpus:
+    """ChunkedCorpus documents, each once.
 
     Raises:
-        CancelledError: ``cancelled`` said so.
+        OperationCancelled: ``cancelled`` said so.
         InputError: The chunker's chunks are longer than what the embedder reads.
     """
-    method = digest("chunk", identity(chunker), identity(embedder))
+    method = hash_values("chunk", identity(chunker), identity(embedder))
     digests = [document.digest() for document in documents]
-    key = digest(method, [[d.id, own] for d, own in zip(documents, digests, strict=True)])
+    key = hash_values(method, [[d.id, own] for d, own in zip(documents, digests, strict=True)])
     if chunker is None:
         whole = [[Chunk(d.id, 0, len(d.text), d.text)] if d.text.strip() or d.title else [] for d in documents]
-        return Cut(documents, whole, embedder, whole=True, key=key)
+        return ChunkedCorpus(documents, whole, embedder, whole=True, key=key)
     chunks: list[list[Chunk]] = []
     for start in range(0, len(documents), _CUT_TOGETHER):
         _stop_if(cancelled)
         part = documents[start : start + _CUT_TOGETHER]
-        keys = [digest(method, each) for each in digests[start : start + _CUT_TOGETHER]]
+        keys = [hash_values(method, each) for each in digests[start : start + _CUT_TOGETHER]]
         known = cells.get(keys)
         fresh = {
             k: [[c.start, c.end, c.headings, c.page] for c in chunker.chunk(document, embedder=embedder)]
@@ -186,7 +186,7 @@ def cut(
                     for ordinal, (a, b, headings, page) in enumerate(spans)
                 ]
             )
-    return Cut(documents, chunks, embedder, whole=False, key=key)
+    return ChunkedCorpus(documents, chunks, embedder, whole=False, key=key)
 
 
 # ---------------------------------------------------------------------------------------- embed
@@ -228,15 +228,15 @@ class Retrieval:
         cells: Where rankings are kept.
     """
 
-    def __init__(self, retriever: Retriever, cut: Cut, cells: Cells) -> None:
+    def __init__(self, retriever: Retriever, cut: ChunkedCorpus, cells: ResultCache) -> None:
         self.retriever = retriever
         self.cut = cut
         self._cells = cells
-        self.key = digest("retrieve", identity(retriever), cut.key)
+        self.key = hash_values("retrieve", identity(retriever), cut.key)
 
     def known(self, questions: Sequence[str]) -> dict[str, Ranking]:
         """Return what was computed before: question -> ranking."""
-        keys = {digest(self.key, question): question for question in questions}
+        keys = {hash_values(self.key, question): question for question in questions}
         return {keys[key]: _decoded(value) for key, value in self._cells.get(list(keys)).items()}
 
     def rank(self, questions: Sequence[str], passages: Passages, *, known: Container[str] = ()) -> dict[str, Ranking]:
@@ -247,7 +247,7 @@ class Retrieval:
             if question in known:
                 continue
             found[question] = Ranking.of(self.retriever.scores(question, passages))
-        self._cells.put("retrieve", {digest(self.key, q): _encoded(ranking) for q, ranking in found.items()})
+        self._cells.put("retrieve", {hash_values(self.key, q): _encoded(ranking) for q, ranking in found.items()})
         return found
 
     def latency(self, questions: Sequence[str], passages: Passages) -> float:
@@ -265,12 +265,12 @@ class Retrieval:
                 _searched(self.retriever, question, passages, self.cut.embedder)[0] for question in others or [first]
             ]
             known = statistics.median(took) + (self._embedding([first, *others]) if asked else 0.0)
-            self._cells.put("latency", {digest("latency", self.key): known})
+            self._cells.put("latency", {hash_values("latency", self.key): known})
         return known
 
     def _embedding(self, questions: Sequence[str]) -> float:
         embedder = self.cut.embedder.inner
-        key = digest("latency", identity(embedder))
+        key = hash_values("latency", identity(embedder))
         known = self._cells.get([key])
         if key not in known:
             took = []
@@ -284,7 +284,7 @@ class Retrieval:
 
     def known_latency(self) -> float | None:
         """Return what was measured before."""
-        key = digest("latency", self.key)
+        key = hash_values("latency", self.key)
         return self._cells.get([key]).get(key)
 
 
@@ -323,4 +323,4 @@ def _decoded(value: Any) -> Ranking:
 
 def _stop_if(cancelled: Callable[[], bool]) -> None:
     if cancelled():
-        raise CancelledError("The experiment was stopped. Run it again, and it goes on.")
+        raise OperationCancelled("The experiment was stopped. Run it again, and it goes on.")

@@ -14,11 +14,11 @@ from ragkit.embedding.base import Embedder
 from ragkit.embedding.sentence_transformer import SentenceTransformerEmbedder
 from ragkit.errors import InputError
 from ragkit.llm.base import LLM
-from ragkit.retrieval.base import Reranker, Retriever, Rewriting
+from ragkit.retrieval.base import QueryRewriter, Reranker, Retriever
 from ragkit.retrieval.retrievers import Hybrid
-from ragkit.space import expand, is_open
+from ragkit.space import expand, has_choices
 
-__all__ = ["System", "named"]
+__all__ = ["System", "expand_systems"]
 
 
 @functools.cache
@@ -34,7 +34,7 @@ class System:
         retriever: Ranks passages. In an experiment its search is exact.
         chunker: Cuts documents into passages; None leaves them whole, and the embedder reads what it can of each.
         embedder: Embeds passages and questions.
-        rewriting: Makes of a question the texts that are searched for; None searches for the question.
+        rewriter: Makes of a question the texts that are searched for; None searches for the question.
         reranker: Puts the best passages into a better order; None leaves them in the retriever's.
         k: How many passages an answer is made from.
         instructions: Added to the model's prompt, for example ``"Answer in one sentence."``
@@ -45,7 +45,7 @@ class System:
     retriever: Retriever = dataclasses.field(default_factory=Hybrid)
     chunker: Chunker | None = dataclasses.field(default_factory=StructureChunker)
     embedder: Embedder = dataclasses.field(default_factory=_default_embedder)
-    rewriting: Rewriting | None = None
+    rewriter: QueryRewriter | None = None
     reranker: Reranker | None = None
     k: int = 5
     instructions: str = ""
@@ -53,7 +53,7 @@ class System:
     label: str = ""
 
     def __post_init__(self) -> None:
-        if not is_open(self) and not (isinstance(self.k, int) and self.k >= 1):
+        if not has_choices(self) and not (isinstance(self.k, int) and self.k >= 1):
             raise InputError(f"k must be a whole number of at least 1, not {self.k!r}.")
 
     @property
@@ -68,7 +68,7 @@ class System:
             parts.append(described(self.chunker))
         if self.embedder.name != _default_embedder().name:
             parts.append(self.embedder.name)
-        for stage in (self.rewriting, self.reranker, self.llm):
+        for stage in (self.rewriter, self.reranker, self.llm):
             if stage is not None:
                 parts.append(described(stage))
         if self.k != 5:
@@ -90,7 +90,9 @@ def described(value: Any) -> str:
     return f"{type(value).__name__}({', '.join(told)})"
 
 
-def named(systems: System | Iterable[System] | Mapping[str, System], *, taken: Iterable[str] = ()) -> list[System]:
+def expand_systems(
+    systems: System | Iterable[System] | Mapping[str, System], *, taken: Iterable[str] = ()
+) -> list[System]:
     """Expand the choices in systems, and give each a name of its own.
 
     Args:
@@ -113,7 +115,7 @@ def named(systems: System | Iterable[System] | Mapping[str, System], *, taken: I
     for system in given:
         if not isinstance(system, System):
             raise InputError(f"{system!r} is no System. Write System(retriever=...), and choose(...) for several.")
-        several = is_open(dataclasses.replace(system, label=""))
+        several = has_choices(dataclasses.replace(system, label=""))
         for one in expand(system):
             name = one.name
             if several and one.label:  # a label for all of a sweep: say which is which

@@ -39,21 +39,21 @@ from ragkit.experiments.result import Result
 from ragkit.experiments.sampling import Draws, Trial
 from ragkit.experiments.system import System
 from ragkit.live.publisher import Publisher
-from ragkit.space import is_open
+from ragkit.space import has_choices
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from ragkit.evaluation.plots import Figure
 
-__all__ = ["Search", "search"]
+__all__ = ["Tuning", "tune"]
 
 _KEPT = 3  # one set-up of so many goes on to the next rung, where so many times the questions are asked
 _RUNGS = 3
 _FEWEST = 10  # questions of a rung: with fewer, luck decides who goes on
 
 
-def search(
+def tune(
     dataset: Dataset,
     system: System,
     *,
@@ -69,9 +69,9 @@ def search(
     cache: EmbeddingCache | Literal[False] | None = None,
     publisher: Publisher | None = None,
     progress: bool = True,
-    at_once: int = 4,
+    max_concurrency: int = 4,
     cancelled: Callable[[], bool] = never,
-) -> Search:
+) -> Tuning:
     """Draw set-ups from a space, choose the best on train questions, and compare it with a baseline on test questions.
 
     Ctrl-C (or an interrupted kernel) stops it; run again with the same seed, it goes on.
@@ -94,12 +94,12 @@ def search(
             middle of every range, which is also the first trial.
         also: Measures that are reported on the test besides.
         store: See `ragkit.experiments.Experiment`; so are ``cache``, ``publisher``, ``progress``
-            and ``at_once``. The test leaves a run in the store.
+            and ``max_concurrency``. The test leaves a run in the store.
         cancelled: Asked several times a second; True stops the work.
 
     Raises:
-        CancelledError: ``cancelled`` said so.
-        BudgetError, CellsError, EmbeddingError, LLMError: See `ragkit.experiments.Experiment.run`.
+        OperationCancelled: ``cancelled`` said so.
+        BudgetError, ResultCacheError, EmbeddingError, LLMError: See `ragkit.experiments.Experiment.run`.
         InputError: There is nothing to draw, too few questions, or no set-up that could be measured. One that cannot
             be measured among others is a failed trial.
         MissingExtraError: Optuna is not installed.
@@ -108,17 +108,17 @@ def search(
         raise InputError(f"The method is 'random', 'tpe' or 'halving', not {method!r}.")
     if not isinstance(trials, int) or trials < 1:
         raise InputError(f"trials must be a whole number of at least 1, not {trials!r}.")
-    if not is_open(system):
+    if not has_choices(system):
         raise InputError(
             "There is nothing to search in this system. Write choose(...) or between(low, high) in place of a value, "
             "or compare systems with Experiment."
         )
-    if baseline is not None and is_open(baseline):
+    if baseline is not None and has_choices(baseline):
         raise InputError("The baseline is one system: it cannot hold choose() or between().")
     chosen_by, held_out = (dataset, test) if test is not None else dataset.split(train, seed=seed)
     chosen_by = _without(chosen_by, held_out)
     options: dict[str, Any] = {
-        "store": store, "cache": cache, "publisher": publisher, "progress": progress, "at_once": at_once
+        "store": store, "cache": cache, "publisher": publisher, "progress": progress, "max_concurrency": max_concurrency
     }  # fmt: skip
     draws = Draws(system, method, trials, seed)
     trying = _Trying(measure, options, cancelled)
@@ -152,7 +152,7 @@ def search(
         pair[f"best: {best.name}"] = best
     reported = Experiment(held_out, pair, measures=[measure, *also], name=f"{dataset.name}: test", **options)
     result = reported.run(cancelled=cancelled)
-    return Search(
+    return Tuning(
         draws.trials, best, baseline, result, method=method, train=chosen_by,
         computed=trying.computed + reported.cells.computed,
     )  # fmt: skip
@@ -161,7 +161,7 @@ def search(
 # ---------------------------------------------------------------------------------------- found
 
 
-class Search:
+class Tuning:
     """What a search found; shows itself as the comparison on the test questions.
 
     Attributes:

@@ -23,9 +23,9 @@ from ragkit.documents.loading import find_sources
 from ragkit.embedding.base import Embedder
 from ragkit.embedding.cache import CachedEmbedder, EmbeddingCache
 from ragkit.errors import EmptyIndexError, IndexLockedError, IndexMismatchError, IndexWriteError, InputError
-from ragkit.indexing.integrity import IndexCheck, check, mend
+from ragkit.indexing.integrity import IndexCheck, check, repair
 from ragkit.indexing.records import FORMAT, DocumentRecord, Records
-from ragkit.indexing.report import IndexReport, Progress
+from ragkit.indexing.report import IndexProgress, IndexReport
 from ragkit.indexing.update import Update
 from ragkit.indexing.vector_store import ChromaStore, VectorStore
 
@@ -41,7 +41,7 @@ class Index:
         path: The index's own folder; made by the first `update`.
         embedder: What embeds passages and questions. An index remembers its embedder and refuses another.
         chunker: What cuts documents into passages.
-        store: Where vectors lie; an embedded ChromaDB inside the folder if None.
+        vector_store: Where vectors lie; an embedded ChromaDB inside the folder if None.
         cache: Where what was embedded before is looked up; this user's own if None, nowhere if
             False.
 
@@ -55,13 +55,13 @@ class Index:
         *,
         embedder: Embedder,
         chunker: Chunker,
-        store: VectorStore | None = None,
+        vector_store: VectorStore | None = None,
         cache: EmbeddingCache | Literal[False] | None = None,
     ) -> None:
         self.path = Path(path)
         self.embedder = embedder if isinstance(embedder, CachedEmbedder) else CachedEmbedder(embedder, cache)
         self.chunker = chunker
-        self.store: VectorStore = store or ChromaStore(self.path / "vectors")
+        self.vector_store: VectorStore = vector_store or ChromaStore(self.path / "vectors")
         self._records: Records | None = None
         _refuse_foreign_folder(self.path)
 
@@ -88,7 +88,7 @@ class Index:
     def catch_up(self) -> None:
         """Make what other processes have written visible to the store of this one."""
         if self.records.changed_elsewhere():
-            self.store.refresh()
+            self.vector_store.refresh()
 
     def document(self, document_id: str) -> DocumentRecord | None:
         """Read one document as it was indexed."""
@@ -103,7 +103,7 @@ class Index:
         path: str | Path,
         *,
         rebuild: bool = False,
-        on_progress: Callable[[Progress], None] = lambda progress: None,
+        on_progress: Callable[[IndexProgress], None] = lambda progress: None,
         cancelled: Callable[[], bool] = lambda: False,
         executor: Executor | None = None,
     ) -> IndexReport:
@@ -126,7 +126,7 @@ class Index:
             IndexMismatchError: The index was made with another embedder or chunker.
             IndexWriteError: The disk is full or read-only.
             EmbeddingError: The embedder failed.
-            CancelledError: ``cancelled`` said so; what was committed is kept.
+            OperationCancelled: ``cancelled`` said so; what was committed is kept.
         """
         found = find_sources(path)
         with self._locked():
@@ -140,7 +140,7 @@ class Index:
                 found,
                 path=self.path,
                 records=self.records,
-                store=self.store,
+                vector_store=self.vector_store,
                 embedder=self.embedder,
                 chunker=self.chunker,
                 on_progress=on_progress,
@@ -157,7 +157,7 @@ class Index:
         """
         self._require()
         self.catch_up()
-        return check(self.records, self.store)
+        return check(self.records, self.vector_store)
 
     def repair(self) -> IndexCheck:
         """Make records and vectors agree: embed what has lost its vector, delete vectors that belong to nothing.
@@ -175,8 +175,8 @@ class Index:
         with self._locked():
             self.check()
             self.catch_up()
-            mend(self.records, self.store, self.embedder)
-            return check(self.records, self.store)
+            repair(self.records, self.vector_store, self.embedder)
+            return check(self.records, self.vector_store)
 
     def forget(self, path: str | Path) -> int:
         """Remove the documents of a folder that was indexed, also if the folder is no longer there.
@@ -198,7 +198,7 @@ class Index:
                 known = ", ".join(f"'{root}'" for root in roots) or "none"
                 raise InputError(f"'{path}' was not indexed here. Folders that were: {known}.")
             count = self.records.delete_root(roots[given])
-            self.records.sweep(self.store)
+            self.records.sweep(self.vector_store)
         return count
 
     # ------------------------------------------------------------------------------- internals
@@ -216,7 +216,7 @@ class Index:
 
     def _clear(self) -> None:
         self.records.clear()
-        self.store.clear()  # the dimension may change, and a collection keeps its first
+        self.vector_store.clear()  # the dimension may change, and a collection keeps its first
         self.records.swept(self.records.garbage())
 
     @contextlib.contextmanager

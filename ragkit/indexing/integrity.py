@@ -22,7 +22,7 @@ from ragkit.errors import DocumentError, IndexCorruptError
 from ragkit.indexing.records import Records, StoredChunk
 from ragkit.indexing.vector_store import VectorStore
 
-__all__ = ["IndexCheck", "check", "mend"]
+__all__ = ["IndexCheck", "check", "repair"]
 
 _AT_ONCE = 2_000
 _SHOWN = 5
@@ -106,7 +106,7 @@ def check(records: Records, store: VectorStore) -> IndexCheck:
     )
 
 
-def mend(records: Records, store: VectorStore, embedder: Embedder) -> None:
+def repair(records: Records, store: VectorStore, embedder: Embedder) -> None:
     """Make the store hold the vectors of the recorded passages, and no others. Under the index's lock."""
     try:
         stored = set(store.ids())

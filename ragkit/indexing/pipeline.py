@@ -32,16 +32,16 @@ import numpy as np
 
 from ragkit.chunking.base import Chunk, Chunker
 from ragkit.chunking.context import embedded_texts
-from ragkit.documents.document import Document, Source
+from ragkit.documents.document import Document, SourceFile
 from ragkit.documents.sandbox import Reader, hash_file
 from ragkit.embedding.base import Embedder, Vectors
 from ragkit.embedding.cache import CachedEmbedder
-from ragkit.errors import CancelledError, DocumentError, InputError
+from ragkit.errors import DocumentError, InputError, OperationCancelled
 from ragkit.indexing.records import DocumentRecord, Records, Replacement, SourceRecord, StoredChunk
 from ragkit.indexing.report import Meter
 from ragkit.indexing.vector_store import VectorStore
 
-__all__ = ["Belt", "Pipeline", "Place", "embed_there", "portable"]
+__all__ = ["BoundedQueue", "Pipeline", "Place", "embed_there", "portable"]
 
 
 _FIRST_WINDOW = 64  # chunks: the model begins when the first few files are read
@@ -89,7 +89,7 @@ class _Item:
 class _Outcome:
     """What became of one file once it has been read."""
 
-    source: Source
+    source: SourceFile
     failures: list[DocumentError]
     size_bytes: float = 0.0  # what no document of it accounts for
     unchanged: int = 0
@@ -125,12 +125,12 @@ class Pipeline:
 
     def __init__(
         self,
-        changed: Sequence[Source],
+        changed: Sequence[SourceFile],
         *,
         expected: Mapping[str, int],
         place: Place,
         records: Records,
-        store: VectorStore,
+        vector_store: VectorStore,
         embedder: CachedEmbedder,
         chunker: Chunker,
         meter: Meter,
@@ -139,14 +139,14 @@ class Pipeline:
         readers: int,
         executor: Executor | None = None,
     ) -> None:
-        self._place, self._expected, self._records, self._store = place, expected, records, store
+        self._place, self._expected, self._records, self._store = place, expected, records, vector_store
         self._embedder, self._chunker, self._meter = embedder, chunker, meter
         self._stop_if_asked, self._prepare, self._executor = stop_if_asked, prepare, executor
         self._todo = iter(changed)
         self._todo_lock = threading.Lock()
         self._readers = [Reader() for _ in range(max(1, min(readers, len(changed))))]
-        self._belt: Belt[_Item | _Outcome | _Ended | BaseException] = Belt(_MAX_WINDOW)
-        self._written: Belt[tuple[list[_Item], Vectors] | None] = Belt(1)
+        self._belt: BoundedQueue[_Item | _Outcome | _Ended | BaseException] = BoundedQueue(_MAX_WINDOW)
+        self._written: BoundedQueue[tuple[list[_Item], Vectors] | None] = BoundedQueue(1)
         self._problem: BaseException | None = None  # the writer's
         self._committed = 0  # documents, by the writer
         self._told = 0
@@ -203,13 +203,13 @@ class Pipeline:
                     break
                 self._read_one(reader, source)
             self._belt.put(_Ended())
-        except CancelledError:
+        except OperationCancelled:
             pass  # it was told to go
         except BaseException as error:
-            with contextlib.suppress(CancelledError):
+            with contextlib.suppress(OperationCancelled):
                 self._belt.put(error)
 
-    def _read_one(self, reader: Reader, source: Source) -> None:
+    def _read_one(self, reader: Reader, source: SourceFile) -> None:
         """Read a file, and put on the belt those of its documents that differ from what is recorded."""
         source_id = self._place.scope + source.id
         before = self._records.documents_of(self._place.root_id, source_id)
@@ -371,7 +371,7 @@ class Pipeline:
         try:
             while (window := self._written.get()) is not None:
                 self._write(*window)
-        except CancelledError:
+        except OperationCancelled:
             pass  # it was told to go
         except BaseException as error:
             self._problem = error
@@ -405,7 +405,7 @@ class Pipeline:
 T = TypeVar("T")
 
 
-class Belt(Generic[T]):
+class BoundedQueue(Generic[T]):
     """A queue between threads, bounded by weight, that can be torn down from either end."""
 
     def __init__(self, max_weight: int) -> None:
@@ -421,7 +421,7 @@ class Belt(Generic[T]):
             while self._weight and self._weight + weight > self._max_weight and not self._is_closed:
                 self._changed.wait()
             if self._is_closed:
-                raise CancelledError("Indexing was stopped.")
+                raise OperationCancelled("Indexing was stopped.")
             self._things.append((thing, weight))
             self._weight += weight
             self._changed.notify_all()
@@ -432,7 +432,7 @@ class Belt(Generic[T]):
             if not self._changed.wait_for(lambda: self._things or self._is_closed, timeout_seconds):
                 return None
             if self._is_closed:
-                raise CancelledError("Indexing was stopped.")
+                raise OperationCancelled("Indexing was stopped.")
             thing, weight = self._things.popleft()
             self._weight -= weight
             self._changed.notify_all()
@@ -441,7 +441,7 @@ class Belt(Generic[T]):
     def check(self) -> None:
         """Raise if it is closed."""
         if self._is_closed:
-            raise CancelledError("Indexing was stopped.")
+            raise OperationCancelled("Indexing was stopped.")
 
     def close(self) -> None:
         """Let everybody who waits go."""

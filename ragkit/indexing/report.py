@@ -13,7 +13,7 @@ from ragkit.errors import DocumentError
 from ragkit.progress_bar import Pace, _in_notebook
 from ragkit.terminal import one_line, printable
 
-__all__ = ["IndexReport", "Meter", "Progress", "ProgressBar"]
+__all__ = ["IndexProgress", "IndexReport", "Meter", "ProgressBar"]
 
 
 _TELL_SECONDS = 0.1
@@ -22,7 +22,7 @@ _REASONS_SHOWN = 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Progress:
+class IndexProgress:
     """How far an indexing task is.
 
     Attributes:
@@ -59,27 +59,27 @@ class IndexReport:
     Attributes:
         added: Documents that are new.
         updated: Documents that have changed.
-        skipped: Documents that have not.
+        unchanged: Documents that have not.
         deleted: Documents that are no longer there.
         failed: Which files, pages or rows could not be read, and why.
         chunks: Passages of the added and updated documents.
         embedded: How many of their texts the embedder was asked for; the others were known.
         seconds: How long it took.
-        passed_over: Files and folders that are no documents, or are not wanted, by reason.
+        skipped: Files and folders that are no documents, or are not wanted, by reason.
     """
 
     added: int
     updated: int
-    skipped: int
+    unchanged: int
     deleted: int
     failed: tuple[DocumentError, ...]
     chunks: int
     embedded: int
     seconds: float
-    passed_over: tuple[Skipped, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
 
     def __str__(self) -> str:
-        counts = f"{self.added} added, {self.updated} updated, {self.skipped} unchanged, {self.deleted} deleted"
+        counts = f"{self.added} added, {self.updated} updated, {self.unchanged} unchanged, {self.deleted} deleted"
         embedded = f"{self.embedded} passages embedded" if self.embedded == self.chunks else (
             f"{self.embedded} of {self.chunks} passages embedded, the others were known"
         )  # fmt: skip
@@ -87,9 +87,9 @@ class IndexReport:
         lines += [f"  not read: {one_line(str(error))}" for error in self.failed[:_FAILURES_SHOWN]]
         if len(self.failed) > _FAILURES_SHOWN:
             lines.append(f"  ... and {len(self.failed) - _FAILURES_SHOWN} more, in report.failed")
-        lines += [f"  passed over: {one_line(str(each))}" for each in self.passed_over[:_REASONS_SHOWN]]
-        if len(self.passed_over) > _REASONS_SHOWN:
-            lines.append(f"  ... and for {len(self.passed_over) - _REASONS_SHOWN} more reasons, in report.passed_over")
+        lines += [f"  passed over: {one_line(str(each))}" for each in self.skipped[:_REASONS_SHOWN]]
+        if len(self.skipped) > _REASONS_SHOWN:
+            lines.append(f"  ... and for {len(self.skipped) - _REASONS_SHOWN} more reasons, in report.skipped")
         return printable("\n".join(lines))
 
     def _repr_html_(self) -> str:
@@ -105,8 +105,8 @@ class Meter:
         on_progress: Who is told.
     """
 
-    def __init__(self, on_progress: Callable[[Progress], None]) -> None:
-        self.progress = Progress()
+    def __init__(self, on_progress: Callable[[IndexProgress], None]) -> None:
+        self.progress = IndexProgress()
         self.failed: list[DocumentError] = []
         self._on_progress = on_progress
         self._told = 0.0
@@ -157,7 +157,7 @@ class ProgressBar:
         if self._bar is not None:
             self._bar.close()
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: IndexProgress) -> None:
         """Show how far it is; nothing when there is nothing to embed."""
         if not self._wanted or progress.chunks_total == 0:
             self._wanted = False

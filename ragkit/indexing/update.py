@@ -13,14 +13,14 @@ from concurrent.futures import Executor
 from pathlib import Path, PurePosixPath
 
 from ragkit.chunking.base import Chunker
-from ragkit.documents.document import Source, printable_path
+from ragkit.documents.document import SourceFile, printable_path
 from ragkit.documents.loading import Found
 from ragkit.documents.sandbox import hash_file
 from ragkit.embedding.cache import CachedEmbedder
-from ragkit.errors import CancelledError, DocumentError, IndexMismatchError
+from ragkit.errors import DocumentError, IndexMismatchError, OperationCancelled
 from ragkit.indexing.pipeline import Pipeline, Place
 from ragkit.indexing.records import FORMAT, Records, SourceRecord
-from ragkit.indexing.report import IndexReport, Meter, Progress
+from ragkit.indexing.report import IndexProgress, IndexReport, Meter
 from ragkit.indexing.vector_store import VectorStore
 
 __all__ = ["Update"]
@@ -45,14 +45,14 @@ class Update:
         *,
         path: Path,
         records: Records,
-        store: VectorStore,
+        vector_store: VectorStore,
         embedder: CachedEmbedder,
         chunker: Chunker,
-        on_progress: Callable[[Progress], None],
+        on_progress: Callable[[IndexProgress], None],
         cancelled: Callable[[], bool],
         executor: Executor | None = None,
     ) -> None:
-        self.path, self.records, self.store = path, records, store
+        self.path, self.records, self.vector_store = path, records, vector_store
         self.embedder, self.chunker, self.executor = embedder, chunker, executor
         self.found = found  # for as long as it is read: it may keep a download
         self.root, self.sources, self.alone = found.root, found.sources, found.alone
@@ -60,7 +60,7 @@ class Update:
         self.cancelled = cancelled
         self.meter = Meter(on_progress)
         self.meter.failed.extend(found.failures)
-        self.skipped = 0
+        self.unchanged = 0
         self._is_fixed = False
 
     def run(self) -> IndexReport:
@@ -68,7 +68,7 @@ class Update:
         done, total = len(self.failed), len(self.sources) + len(self.failed)
         try:
             self.meter.tell(force=True, documents_done=done, documents_total=total)
-            self.records.sweep(self.store)
+            self.records.sweep(self.vector_store)
             place, absorbed = self._place()
             changed, expected, missing = self._compare(place)
             if not changed:
@@ -78,7 +78,7 @@ class Update:
                 expected=expected,
                 place=place,
                 records=self.records,
-                store=self.store,
+                vector_store=self.vector_store,
                 embedder=self.embedder,
                 chunker=self.chunker,
                 meter=self.meter,
@@ -91,7 +91,7 @@ class Update:
                 pipeline.run()
             deleted = pipeline.deleted + self._finish(place, pipeline, missing, absorbed)
         except BaseException as error:  # told to those who watch, then raised on: Ctrl-C and kernel restarts too
-            stopped = isinstance(error, CancelledError | KeyboardInterrupt)
+            stopped = isinstance(error, OperationCancelled | KeyboardInterrupt)
             message = "Stopped; what was done is kept." if stopped else str(error)
             state = "cancelled" if stopped else "failed"
             self.meter.tell(force=True, state=state, message=message, current_document=None)
@@ -101,13 +101,13 @@ class Update:
         return IndexReport(
             added=pipeline.added,
             updated=pipeline.updated,
-            skipped=self.skipped + pipeline.unchanged,
+            unchanged=self.unchanged + pipeline.unchanged,
             deleted=deleted,
             failed=tuple(self.meter.failed),
             chunks=chunks,
             embedded=pipeline.embedded,
             seconds=time.monotonic() - began,
-            passed_over=self.found.skipped,
+            skipped=self.found.skipped,
         )
 
     def _place(self) -> tuple[Place, list[int]]:
@@ -144,9 +144,9 @@ class Update:
         path = PurePosixPath(source_id)
         return any(printable_path(self.root / part) in self.failed for part in (path, *path.parents))
 
-    def _compare(self, place: Place) -> tuple[list[Source], dict[str, int], list[str]]:
+    def _compare(self, place: Place) -> tuple[list[SourceFile], dict[str, int], list[str]]:
         """Hash what is known; return what has to be read, how many documents that seems to be, and what is gone."""
-        changed: list[Source] = []
+        changed: list[SourceFile] = []
         expected: dict[str, int] = {}
         missing: list[str] = []
         for source, known, count in self._side_by_side(place):
@@ -160,7 +160,7 @@ class Update:
             try:
                 if known.hash and hash_file(source.path) == known.hash:
                     self.meter.failed.extend(DocumentError(s, r) for s, r in known.failures)
-                    self.skipped += count
+                    self.unchanged += count
                     found = count + len(known.failures)
                     self.meter.documents(done=found, total=found - 1)
                     continue
@@ -172,7 +172,7 @@ class Update:
             changed.append(source)
         return changed, expected, missing
 
-    def _side_by_side(self, place: Place) -> Iterator[tuple[Source | None, SourceRecord, int]]:
+    def _side_by_side(self, place: Place) -> Iterator[tuple[SourceFile | None, SourceRecord, int]]:
         """Give every source, on disk or recorded or both, with its number of recorded documents; both are sorted."""
         sources = iter(self.sources)
         source = next(sources, None)
@@ -215,12 +215,12 @@ class Update:
             self.records.delete(place.root_id, gone, missing)
         for other in absorbed:  # a folder inside this one: its files are here now, under this root's ids
             self.records.delete_root(other)
-        self.records.sweep(self.store)
+        self.records.sweep(self.vector_store)
         return len(pipeline.gone) + len(gone)
 
     def _stop_if_asked(self) -> None:
         if self.cancelled():
-            raise CancelledError("Indexing was stopped. What was done is kept; run it again to go on.")
+            raise OperationCancelled("Indexing was stopped. What was done is kept; run it again to go on.")
 
 
 def _count_lines(path: Path) -> int:

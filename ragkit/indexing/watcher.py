@@ -9,17 +9,17 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 
-from ragkit.errors import CancelledError, IndexLockedError, NoDocumentsError, RagkitError
+from ragkit.errors import IndexLockedError, NoDocumentsError, OperationCancelled, RagkitError
 from ragkit.indexing.report import IndexReport
 
-__all__ = ["Refreshing"]
+__all__ = ["IndexWatcher"]
 
 _log = logging.getLogger("ragkit")
-_living: weakref.WeakSet[Refreshing] = weakref.WeakSet()
+_living: weakref.WeakSet[IndexWatcher] = weakref.WeakSet()
 _STEP_SECONDS = 0.3  # of quiet after which changes count as one
 
 
-class Refreshing:
+class IndexWatcher:
     """Keeps an index as its folder is, in a thread, until it is stopped or the process ends.
 
     Use it in a ``with`` statement, call `stop`, or forget it.
@@ -54,7 +54,7 @@ class Refreshing:
         _living.add(self)
         self._thread.start()
 
-    def __enter__(self) -> Refreshing:
+    def __enter__(self) -> IndexWatcher:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -62,7 +62,7 @@ class Refreshing:
 
     def __repr__(self) -> str:
         state = "watching" if self.is_alive else "stopped"
-        return f"Refreshing({str(self._path)!r}, {state}{f', {self.error}' if self.error else ''})"
+        return f"IndexWatcher({str(self._path)!r}, {state}{f', {self.error}' if self.error else ''})"
 
     @property
     def is_alive(self) -> bool:
@@ -105,7 +105,7 @@ class Refreshing:
         """Index once; return whether it was possible, or at least will not become so by trying again."""
         try:
             report = self._index(self._stop.is_set)
-        except CancelledError:
+        except OperationCancelled:
             return True
         except IndexLockedError as error:
             self.error = error

@@ -40,9 +40,9 @@ from ragkit.live.messages import (
     encode,
 )
 from ragkit.live.outbox import Mailbox, Outbox
-from ragkit.live.serving import Desk, Send, Serving
+from ragkit.live.serving import QueryDispatcher, Send, Serving
 
-__all__ = ["Link"]
+__all__ = ["Connection"]
 
 GLANCE_SECONDS = 0.01  # between two looks into the mailbox while events come
 AWAKE_SECONDS = 5.0  # without events, before the thread sleeps and has to be woken
@@ -58,7 +58,7 @@ SEND_SECONDS = 60.0
 _log = logging.getLogger("ragkit.live.publisher")
 
 
-class Link:
+class Connection:
     """See the top of this module.
 
     Args:
@@ -85,7 +85,7 @@ class Link:
         self._find = find
         self._journal_dir = journal_dir
         self._loop = asyncio.get_running_loop()
-        self._desk = Desk()
+        self._desk = QueryDispatcher()
         self._socket: ClientConnection | None = None
         self._awake = asyncio.Event()
         self._outgoing = asyncio.Event()

@@ -38,7 +38,7 @@ from ragkit.live.outbox import Counts, Mailbox, Outbox, is_coalescable
 from ragkit.live.serving import AnswerQuery, Reply, Serving
 
 if TYPE_CHECKING:
-    from ragkit.live.connection import Link
+    from ragkit.live.connection import Connection
 
 __all__ = ["Counts", "Publisher", "Reply", "Serving", "default_publisher"]
 
@@ -87,7 +87,7 @@ class Publisher:
         self.watchers: list[Callable[[Broadcast], object]] = []
         self._mailbox = Mailbox()
         self._items = self._mailbox.items
-        self._link: Link | None = None
+        self._link: Connection | None = None
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._closed = False
@@ -204,10 +204,10 @@ class Publisher:
         return self._takes
 
     def _run(self) -> None:
-        from ragkit.live.connection import Link
+        from ragkit.live.connection import Connection
 
         async def work() -> None:
-            self._link = Link(
+            self._link = Connection(
                 self._mailbox,
                 Outbox(self.origin, max_events=self._max_queue, watchers=self.watchers),
                 Hello(publisher=self.id, origin=self.origin),
@@ -227,14 +227,14 @@ class Publisher:
             loop.run_until_complete(asyncio.sleep(0))
             loop.close()
 
-    def _do(self, action: Callable[[Link], None]) -> bool:
+    def _do(self, action: Callable[[Connection], None]) -> bool:
         """Have the thread do something; False if there is none any more."""
         if not self._takes and not self._start():
             return False
         self._mailbox.put(lambda: action(self._need_link()))
         return True
 
-    def _need_link(self) -> Link:
+    def _need_link(self) -> Connection:
         if self._link is None:
             raise RuntimeError("this runs in the publisher's thread only")
         return self._link

@@ -16,7 +16,7 @@ from types import TracebackType
 
 import msgspec
 
-from ragkit.errors import CancelledError, RagkitError
+from ragkit.errors import OperationCancelled, RagkitError
 from ragkit.live.messages import (
     DeltaContent,
     Engine,
@@ -30,7 +30,7 @@ from ragkit.live.messages import (
     ResponseDelta,
 )
 
-__all__ = ["AnswerQuery", "Desk", "Reply", "Send", "Serving"]
+__all__ = ["AnswerQuery", "QueryDispatcher", "Reply", "Send", "Serving"]
 
 _log = logging.getLogger("ragkit.live.serving")
 
@@ -135,7 +135,7 @@ class Serving:
         return f"Serving({self.engine.index!r}, id={self.engine.id!r})"
 
 
-class Desk:
+class QueryDispatcher:
     """The engines on offer and the answers under way; belongs to the publisher's thread.
 
     Args:
@@ -230,7 +230,7 @@ def answer(work: AnswerQuery, content: QueryContent, reply: Reply, *, index: str
     """
     try:
         work(content, reply)
-    except CancelledError as error:
+    except OperationCancelled as error:
         reply.fail(ErrorCode.CANCELLED, str(error) or "Stopped, as you asked.")
     except RagkitError as error:
         reply.fail(ErrorCode.ENGINE_FAILED, str(error))

@@ -24,9 +24,9 @@ from ragkit.live.messages import (
     encode,
 )
 
-__all__ = ["Progress", "State", "TaskKey", "task_name"]
+__all__ = ["SnapshotState", "TaskKey", "TaskProgress", "task_name"]
 
-Progress = IndexingProgress | ExperimentProgress
+TaskProgress = IndexingProgress | ExperimentProgress
 
 MAX_LIVE_TASKS = 1_000
 MAX_ENDED_TASKS = 20
@@ -39,18 +39,18 @@ SNAPSHOT_RESULT_BYTES = 65_536  # likewise, of a result: a leaderboard is its po
 TaskKey = tuple[str, str]  # publisher id (or "" for the hub's own), task name
 
 
-def task_name(event: Progress | ExperimentResult) -> str:
+def task_name(event: TaskProgress | ExperimentResult) -> str:
     """Name a task among those of its publisher: an experiment may have the id of an indexing."""
     return f"{event.__struct_config__.tag} {event.task_id}"
 
 
-class State:
+class SnapshotState:
     """The state as of the newest event."""
 
     def __init__(self) -> None:
         self.engines: list[Engine] = []
-        self._live: OrderedDict[TaskKey, Progress] = OrderedDict()
-        self._ended: OrderedDict[TaskKey, Progress] = OrderedDict()
+        self._live: OrderedDict[TaskKey, TaskProgress] = OrderedDict()
+        self._ended: OrderedDict[TaskKey, TaskProgress] = OrderedDict()
         self._follow_ups: deque[FollowUpQuestions] = deque(maxlen=MAX_FOLLOW_UPS)
         self._results: OrderedDict[TaskKey, ExperimentResult] = OrderedDict()
 
@@ -77,7 +77,7 @@ class State:
                     self._results.popitem(last=False)
         elif isinstance(event, EnginesChanged):
             self.engines = event.engines
-        elif isinstance(event, Progress):
+        elif isinstance(event, TaskProgress):
             key = (publisher, task_name(event))
             self._live.pop(key, None)
             self._ended.pop(key, None)
@@ -91,11 +91,11 @@ class State:
                     return self._live.popitem(last=False)[0]
         return None
 
-    def live_tasks(self) -> dict[TaskKey, Progress]:
+    def live_tasks(self) -> dict[TaskKey, TaskProgress]:
         """Return the newest event of each task that has not ended."""
         return dict(self._live)
 
-    def live_tasks_of(self, publisher: str) -> list[Progress]:
+    def live_tasks_of(self, publisher: str) -> list[TaskProgress]:
         """Return the newest event of each task of ``publisher`` that has not ended."""
         return [event for (owner, _), event in self._live.items() if owner == publisher]
 
@@ -112,7 +112,7 @@ class State:
         )
 
 
-def _in_short(event: Progress, size: int) -> Progress:
+def _in_short(event: TaskProgress, size: int) -> TaskProgress:
     # A thousand tasks with a hundred failures each would make a snapshot of many megabytes.
     large = size > SNAPSHOT_EVENT_BYTES
     if large and event.message is not None:

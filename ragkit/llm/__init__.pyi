@@ -3,7 +3,7 @@ from .base import GenerativeLLM as GenerativeLLM
 from .base import ScriptedLLM as ScriptedLLM
 from .base import Usage as Usage
 from .limits import Budget as Budget
-from .metering import Metered as Metered
+from .metering import MeteredLLM as MeteredLLM
 from .metering import Price as Price
 from .openai import OpenAILLM as OpenAILLM
 from .prompt import Passage as Passage

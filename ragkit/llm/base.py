@@ -63,7 +63,7 @@ class LLM(Protocol):
             cancelled: Asked many times a second, from the thread that iterates; True stops the work.
 
         Raises:
-            CancelledError: `cancelled` said so.
+            OperationCancelled: `cancelled` said so.
             LLMError: There is no answer, or not the whole of it.
         """
         ...

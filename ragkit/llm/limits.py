@@ -71,7 +71,7 @@ class Budget:
             return sum(self._sums(db))
 
     @property
-    def left(self) -> float:
+    def remaining(self) -> float:
         """What another call can cost."""
         return max(0.0, self.cap - self.spent)
 
@@ -93,7 +93,7 @@ class Budget:
 
         Raises:
             BudgetError: It does not fit.
-            CancelledError: `cancelled` said so while it waited.
+            OperationCancelled: `cancelled` said so while it waited.
             RagkitError: The file cannot be read or written.
         """
         while True:
@@ -227,7 +227,7 @@ class RateLimit:
         """Wait until a request with so many tokens fits, and count it.
 
         Raises:
-            CancelledError: `cancelled` said so.
+            OperationCancelled: `cancelled` said so.
         """
         while not self._turn.acquire(timeout=_POLL_SECONDS):
             wait(0, cancelled)

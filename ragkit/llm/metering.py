@@ -32,7 +32,7 @@ from ragkit.llm.base import LLM, GenerativeLLM, Message, Usage, drained
 from ragkit.llm.limits import Budget, RateLimit
 from ragkit.llm.prompt import Prompt
 
-__all__ = ["Budget", "Metered", "Price", "Usage", "likely_usage", "most_usage", "retrying"]
+__all__ = ["Budget", "MeteredLLM", "Price", "Usage", "likely_usage", "most_usage", "retrying"]
 
 T = TypeVar("T")
 
@@ -54,23 +54,23 @@ class Price:
     """What tokens cost, in any currency; budgets and costs are in the same.
 
     Attributes:
-        input: For a million tokens of messages. Discounts, as for cached tokens, are left out.
-        output: For a million tokens of replies.
+        input_per_million: For a million tokens of messages. Discounts, as for cached tokens, are left out.
+        output_per_million: For a million tokens of replies.
 
     Raises:
         InputError: A price that cannot be one.
     """
 
-    input: float
-    output: float
+    input_per_million: float
+    output_per_million: float
 
     def __post_init__(self) -> None:
-        if not all(math.isfinite(price) and price >= 0 for price in (self.input, self.output)):
-            raise InputError(f"Prices must be 0 or more, not {self.input} and {self.output}.")
+        if not all(math.isfinite(price) and price >= 0 for price in (self.input_per_million, self.output_per_million)):
+            raise InputError(f"Prices must be 0 or more, not {self.input_per_million} and {self.output_per_million}.")
 
     def of(self, usage: Usage) -> float:
         """Return what a usage costs."""
-        return (usage.input_tokens * self.input + usage.output_tokens * self.output) / 1e6
+        return (usage.input_tokens * self.input_per_million + usage.output_tokens * self.output_per_million) / 1e6
 
 
 def most_usage(messages: Sequence[Message], max_tokens: int) -> Usage:
@@ -91,7 +91,7 @@ def _bytes(messages: Sequence[Message]) -> int:
 # ------------------------------------------------------------------------------------- metered
 
 
-class Metered:
+class MeteredLLM:
     """An LLM that counts what it uses, keeps to rate limits, and never passes a budget. Threads can share it.
 
     What is not generative asks no server: it passes through, uncounted. A call counts once: requests that the LLM
@@ -133,7 +133,7 @@ class Metered:
         self._lock = threading.RLock()  # see Budget
 
     def __repr__(self) -> str:
-        return f"Metered({self.inner!r}, price={self.price!r}, budget={self.budget!r})"
+        return f"MeteredLLM({self.inner!r}, price={self.price!r}, budget={self.budget!r})"
 
     @property
     def name(self) -> str:
@@ -163,7 +163,7 @@ class Metered:
 
         Raises:
             BudgetError: It could cost more than is left, and was not made.
-            CancelledError: `cancelled` said so, also while it waited for a limit or a budget.
+            OperationCancelled: `cancelled` said so, also while it waited for a limit or a budget.
             RagkitError: The budget's file cannot be read or written.
         """
         if not self.generative:
@@ -255,7 +255,7 @@ def retrying(
 
     That is after a connection that was refused or cut, a time-out, a 429, a server error, and a reply that is none;
     not after a request that the server will refuse again (any other 4xx), a wrong key, or a spent budget. What a failed
-    call may have cost, a `Metered` LLM has counted.
+    call may have cost, a `MeteredLLM` LLM has counted.
 
     Args:
         call: Makes the call.
@@ -270,7 +270,7 @@ def retrying(
         What the call returned.
 
     Raises:
-        CancelledError: `cancelled` said so.
+        OperationCancelled: `cancelled` said so.
         MissingExtraError: tenacity is not installed.
         Exception: What the last call raised.
     """

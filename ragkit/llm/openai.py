@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any
 
 from ragkit.cancellation import _POLL_SECONDS, never
 from ragkit.errors import (
-    CancelledError,
     InputError,
     LLMAuthenticationError,
     LLMConnectionError,
@@ -35,6 +34,7 @@ from ragkit.errors import (
     LLMRateLimitError,
     LLMResponseError,
     LLMTimeoutError,
+    OperationCancelled,
 )
 from ragkit.llm.base import Message, Usage, drained
 from ragkit.llm.prompt import Prompt
@@ -127,7 +127,7 @@ class ChatClient:
             What the server says that the call used, as the generator's value; None if it does not say.
 
         Raises:
-            CancelledError: `cancelled` said so.
+            OperationCancelled: `cancelled` said so.
             LLMConnectionError: Refused, unreachable, or cut before the reply's end.
             LLMTimeoutError: No reply, or not the whole of it, within `timeout_seconds`.
             LLMAuthenticationError: The server wants another key.
@@ -157,7 +157,7 @@ class ChatClient:
                 with contextlib.suppress(queue.Empty):
                     item = items.get(timeout=_POLL_SECONDS)
                 if cancelled():
-                    raise CancelledError("The answer was cancelled.")
+                    raise OperationCancelled("The answer was cancelled.")
                 if item is None or isinstance(item, Usage):
                     return item
                 if isinstance(item, BaseException):

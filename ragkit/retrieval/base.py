@@ -10,7 +10,7 @@ from ragkit.chunking.base import Chunk
 from ragkit.indexing.records import DocumentRecord
 from ragkit.retrieval.corpus import Passages
 
-__all__ = ["Hit", "Reranker", "Retriever", "Rewriting", "Scores"]
+__all__ = ["Hit", "QueryRewriter", "Reranker", "Retriever", "Scores"]
 
 
 Scores = Mapping[int, float]
@@ -48,7 +48,7 @@ class Retriever(Protocol):
         ...
 
 
-class Rewriting(Protocol):
+class QueryRewriter(Protocol):
     """Finds the texts to search with for a question: `ragkit.retrieval.rewriting` has two."""
 
     def rewrite(self, question: str, *, language: str, cancelled: Callable[[], bool] = ...) -> list[str]:
@@ -61,7 +61,7 @@ class Rewriting(Protocol):
 
         Raises:
             LLMError: A language model did not give any.
-            CancelledError: ``cancelled`` said so.
+            OperationCancelled: ``cancelled`` said so.
         """
         ...
 
@@ -89,6 +89,6 @@ class Reranker(Protocol):
 
         Raises:
             RerankingError, LLMError: The model failed.
-            CancelledError: ``cancelled`` said so.
+            OperationCancelled: ``cancelled`` said so.
         """
         ...

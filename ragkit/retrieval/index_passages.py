@@ -41,7 +41,7 @@ class IndexPassages:
             Documents(snapshot.documents.values()),
             [snapshot.chunks[document_id] for document_id in snapshot.documents],
             embedder=self._index.embedder,
-            vectors=self._index.store,
+            vectors=self._index.vector_store,
             path=self._index.path,
             generation=snapshot.generation,
         )

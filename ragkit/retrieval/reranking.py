@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 from ragkit.cancellation import never
 from ragkit.documents.language import detect_language
 from ragkit.embedding.sentence_transformer import load_quietly, weights_revision
-from ragkit.errors import CancelledError, InputError, RerankingError
+from ragkit.errors import InputError, OperationCancelled, RerankingError
 from ragkit.llm.base import LLM
 from ragkit.llm.prompt import fenced
 from ragkit.llm.replies import generative, read, unreadable
-from ragkit.space import is_open
+from ragkit.space import has_choices
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
@@ -75,7 +75,7 @@ class CrossEncoderReranker:
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        if not is_open(self):
+        if not has_choices(self):
             _check_count("depth", self.depth)
             if self.batch_size is not None:
                 _check_count("batch_size", self.batch_size)
@@ -98,14 +98,14 @@ class CrossEncoderReranker:
 
         Raises:
             RerankingError: There is no such model, it is no cross-encoder, or it failed.
-            CancelledError: ``cancelled`` said so.
+            OperationCancelled: ``cancelled`` said so.
         """
         found = [0.0] * len(texts)
         longest_first = sorted(range(len(texts)), key=lambda at: -len(texts[at]))
         loaded = _loaded(str(self.model), self.device) if texts else None
         while loaded is not None and longest_first:
             if cancelled():
-                raise CancelledError("The reranking was cancelled.")
+                raise OperationCancelled("The reranking was cancelled.")
             size = self.batch_size or (256 if loaded.on_gpu else 16)
             batch, longest_first = longest_first[:size], longest_first[size:]
             for at, score in zip(batch, loaded.predict([(question, texts[at]) for at in batch]), strict=True):
@@ -193,7 +193,7 @@ class LLMReranker:
     depth: int = 20
 
     def __post_init__(self) -> None:
-        if not is_open(self):
+        if not has_choices(self):
             generative(self.llm, "LLMReranker")
             _check_count("depth", self.depth)
 
@@ -221,7 +221,7 @@ class LLMReranker:
         Raises:
             LLMResponseError: The reply holds no order of these passages.
             LLMError: There is no reply.
-            CancelledError: ``cancelled`` said so.
+            OperationCancelled: ``cancelled`` said so.
         """
         if not texts:
             return []

@@ -10,7 +10,7 @@ from ragkit.retrieval.base import Scores
 from ragkit.retrieval.corpus import Passages
 from ragkit.retrieval.fusion import reciprocal_rank_fusion, weighted_fusion
 from ragkit.retrieval.lexical import best_of, tokenize
-from ragkit.space import is_open
+from ragkit.space import has_choices
 
 __all__ = ["BM25", "Dense", "Hybrid"]
 
@@ -28,7 +28,7 @@ class BM25:
     depth: int = 100
 
     def __post_init__(self) -> None:
-        if not is_open(self) and self.over not in ("passages", "documents"):
+        if not has_choices(self) and self.over not in ("passages", "documents"):
             raise InputError(f"over must be 'passages' or 'documents', not {self.over!r}.")
 
     @property
@@ -86,7 +86,7 @@ class Hybrid:
     fusion: Literal["weighted", "rrf"] = "weighted"
 
     def __post_init__(self) -> None:
-        if is_open(self):
+        if has_choices(self):
             return
         if self.fusion not in ("weighted", "rrf"):
             raise InputError(f"fusion must be 'weighted' or 'rrf', not {self.fusion!r}.")

@@ -17,7 +17,7 @@ from ragkit.cancellation import never
 from ragkit.errors import InputError
 from ragkit.llm.base import LLM
 from ragkit.llm.replies import generative, read, unreadable
-from ragkit.space import is_open
+from ragkit.space import has_choices
 
 __all__ = ["HyDE", "MultiQuery"]
 
@@ -71,7 +71,7 @@ class HyDE:
     passages: int = 1
 
     def __post_init__(self) -> None:
-        if not is_open(self):
+        if not has_choices(self):
             generative(self.llm, "HyDE")
             _check_count("passages", self.passages)
 
@@ -81,12 +81,12 @@ class HyDE:
         return _messages(request, question)
 
     def rewrite(self, question: str, *, language: str, cancelled: Callable[[], bool] = never) -> list[str]:
-        """Return the question and the passages; see `ragkit.retrieval.Rewriting`.
+        """Return the question and the passages; see `ragkit.retrieval.QueryRewriter`.
 
         Raises:
             LLMResponseError: The reply holds no passage.
             LLMError: There is no reply.
-            CancelledError: ``cancelled`` said so.
+            OperationCancelled: ``cancelled`` said so.
         """
         reply = _reply(self.llm, "HyDE", self.messages(question, language=language), self.passages, cancelled)
         passages = _RULE.split(read(reply)) if self.passages > 1 else [read(reply)]
@@ -112,7 +112,7 @@ class MultiQuery:
     queries: int = 3
 
     def __post_init__(self) -> None:
-        if not is_open(self):
+        if not has_choices(self):
             generative(self.llm, "MultiQuery")
             _check_count("queries", self.queries)
 
@@ -121,12 +121,12 @@ class MultiQuery:
         return _messages(_in(_MULTI_QUERY, language).format(n=self.queries), question)
 
     def rewrite(self, question: str, *, language: str, cancelled: Callable[[], bool] = never) -> list[str]:
-        """Return the question and its other wordings; see `ragkit.retrieval.Rewriting`.
+        """Return the question and its other wordings; see `ragkit.retrieval.QueryRewriter`.
 
         Raises:
             LLMResponseError: The reply holds no wording.
             LLMError: There is no reply.
-            CancelledError: ``cancelled`` said so.
+            OperationCancelled: ``cancelled`` said so.
         """
         reply = _reply(self.llm, "MultiQuery", self.messages(question, language=language), self.queries, cancelled)
         lines = (

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 
 from ragkit.documents.language import detect_language
 from ragkit.errors import EmptyIndexError, EmptyQuestionError, InputError
-from ragkit.retrieval.base import Hit, Reranker, Retriever, Rewriting, Scores
+from ragkit.retrieval.base import Hit, QueryRewriter, Reranker, Retriever, Scores
 from ragkit.retrieval.corpus import Passages
 from ragkit.retrieval.fusion import best_first, fused, reranked
 
@@ -32,7 +32,7 @@ def retrieve(
     passages: Passages,
     *,
     retriever: Retriever,
-    rewriting: Rewriting | None = None,
+    rewriter: QueryRewriter | None = None,
     reranker: Reranker | None = None,
     k: int = 5,
     similarities: bool = True,
@@ -44,7 +44,7 @@ def retrieve(
         question: In any words.
         passages: The corpus.
         retriever: What ranks.
-        rewriting: Finds other texts to search with.
+        rewriter: Finds other texts to search with.
         reranker: Ranks the best anew.
         k: How many.
         similarities: Whether to look up each hit's cosine with the question, whatever it is ranked by.
@@ -55,7 +55,7 @@ def retrieve(
         InputError: k is less than 1.
         EmptyIndexError: There is nothing to search.
         EmbeddingError, LLMError, RerankingError: A model failed.
-        CancelledError: ``cancelled`` said so.
+        OperationCancelled: ``cancelled`` said so.
     """
     if not question.strip():
         raise EmptyQuestionError
@@ -64,9 +64,9 @@ def retrieve(
     if not len(passages):
         raise EmptyIndexError(passages.path)
     texts = [question]
-    if rewriting is not None:
+    if rewriter is not None:
         language = language_asked(question, passages.languages)
-        texts = rewriting.rewrite(question, language=language, cancelled=cancelled)
+        texts = rewriter.rewrite(question, language=language, cancelled=cancelled)
     scores: Scores = fused([retriever.scores(text, passages) for text in texts])
     if reranker is not None:
         read = [passages.text(p) for p in best_first(scores)[: reranker.depth]]

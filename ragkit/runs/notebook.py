@@ -16,7 +16,7 @@ import msgspec
 from ragkit.errors import InputError, MissingExtraError
 from ragkit.files import plain
 
-__all__ = ["Book", "grid"]
+__all__ = ["ParameterizedNotebook", "grid"]
 
 
 def grid(parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -46,7 +46,7 @@ def _parameter(name: str, value: Any) -> Any:
     return plain(value, name, nested=True)
 
 
-class Book:
+class ParameterizedNotebook:
     """A notebook with parameters: read once, and checked before anything runs.
 
     Attributes:

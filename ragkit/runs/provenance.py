@@ -16,7 +16,7 @@ from typing import Any
 
 from ragkit.errors import SourceNotFoundError
 
-__all__ = ["Git", "Process", "Provenance", "digest", "environment", "find_git", "find_provenance", "this_process"]
+__all__ = ["Git", "Process", "Provenance", "environment", "find_git", "find_provenance", "hash_path", "this_process"]
 
 GIT_TIMEOUT_SECONDS = 30.0
 _SAME_START_SECONDS = 10.0  # by so much a system's clock may be put right meanwhile
@@ -125,7 +125,7 @@ def find_git(folder: str | Path = ".") -> Git | None:
     return Git(commit, bool(diff), _hash(diff) if diff else None)
 
 
-def digest(path: str | Path) -> str:
+def hash_path(path: str | Path) -> str:
     """Hash the contents of a file, or of all files in a folder and their names.
 
     Hidden files and folders are left out.

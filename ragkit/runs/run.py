@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import msgspec
 from filelock import FileLock
 
-from ragkit.errors import CancelledError, InputError
+from ragkit.errors import InputError, OperationCancelled
 from ragkit.files import file_name, needs_pyarrow, plain, write_json, write_parquet
 from ragkit.runs.provenance import Process, Provenance
 
@@ -247,7 +247,7 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if error is None:
             self.finish()
-        elif isinstance(error, Exception) and not isinstance(error, CancelledError):
+        elif isinstance(error, Exception) and not isinstance(error, OperationCancelled):
             trace = "".join(traceback.format_exception(error))
             self.finish("failed", error=type(error).__name__, message=str(error), traceback=trace)
         else:

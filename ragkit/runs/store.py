@@ -115,7 +115,7 @@ class RunStore:
         newest = f" The newest: {', '.join(ids[-5:])}." if ids else " There is none at all."
         raise InputError(f"There is no run '{id}' in '{self.path}'.{newest}")
 
-    def frame(self, runs: Iterable[RunInfo] | None = None) -> pd.DataFrame:
+    def to_frame(self, runs: Iterable[RunInfo] | None = None) -> pd.DataFrame:
         """Return runs as a table, a row each; see `RunInfo.row`.
 
         Args:
@@ -171,7 +171,7 @@ class RunStore:
 
     def _flat(self, runs: Iterable[Run]) -> pd.DataFrame:
         """A table whose columns hold one type each, or else JSON."""
-        frame = self.frame(_look(run.path) for run in runs)
+        frame = self.to_frame(_look(run.path) for run in runs)
         for name, column in frame.items():
             if column.dtype == object and {type(value) for value in column.dropna()} - {str}:
                 frame[name] = [None if _is_missing(v) else msgspec.json.encode(v).decode() for v in column]

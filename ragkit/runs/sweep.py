@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ragkit.errors import CancelledError, InputError
+from ragkit.errors import InputError, OperationCancelled
 from ragkit.files import replacing
 from ragkit.live import messages
 from ragkit.live.publisher import Publisher, default_publisher
-from ragkit.runs.notebook import Book, grid
-from ragkit.runs.provenance import digest
+from ragkit.runs.notebook import ParameterizedNotebook, grid
+from ragkit.runs.provenance import hash_path
 from ragkit.runs.run import Run, RunInfo
 from ragkit.runs.store import RunStore
 
@@ -49,7 +49,7 @@ def sweep(
     notebook: str | Path,
     parameters: Mapping[str, Any],
     *,
-    jobs: int = 1,
+    max_concurrency: int = 1,
     store: RunStore | str | Path | None = None,
     kernel_name: str | None = None,
     timeout_seconds: float | None = None,
@@ -69,7 +69,7 @@ def sweep(
     Args:
         notebook: Its file; a cell of it is tagged "parameters". It is read once, and not changed.
         parameters: Name -> values to try (a single value stands for itself). The last varies fastest.
-        jobs: Notebooks at a time.
+        max_concurrency: Notebooks at a time.
         store: Where the runs go; `RunStore()` by default.
         kernel_name: Default: the notebook's.
         timeout_seconds: For each notebook, from its start; None for no limit.
@@ -91,19 +91,25 @@ def sweep(
         SourceNotFoundError: Something in ``data`` is not there.
         RagkitError: The store cannot be written.
     """
-    if jobs < 1:
-        raise InputError(f"jobs must be at least 1, not {jobs}.")
+    if max_concurrency < 1:
+        raise InputError(f"max_concurrency must be at least 1, not {max_concurrency}.")
     if timeout_seconds is not None and timeout_seconds <= 0:
         raise InputError(f"timeout_seconds must be more than 0, not {timeout_seconds:g}.")
-    book = Book(notebook, kernel_name=kernel_name)
+    book = ParameterizedNotebook(notebook, kernel_name=kernel_name)
     cells = grid(parameters)
     book.check(cells[0])
     folder = Path(cwd).expanduser().absolute() if cwd is not None else book.path.parent
     if not folder.is_dir():
         raise InputError(f"There is no folder '{folder}' to run the notebook in. Make it, or give another cwd.")
-    digests = {str(path): digest(path) for path in data}
+    digests = {str(path): hash_path(path) for path in data}
     store = store if isinstance(store, RunStore) else RunStore(store)
-    show = _Show(book.path.stem, cells, jobs=jobs, publisher=publisher or default_publisher(), on_row=on_row)
+    show = _Show(
+        book.path.stem,
+        cells,
+        max_concurrency=max_concurrency,
+        publisher=publisher or default_publisher(),
+        on_row=on_row,
+    )
 
     keys = [book.key(cell, digests) for cell in cells]
     done = {} if rerun else {info.settings.get("key"): info for info in store.list() if info.state == "done"}
@@ -118,7 +124,7 @@ def sweep(
     try:
         show.progress("running")
         while waiting or running:
-            while waiting and len(running) < jobs:
+            while waiting and len(running) < max_concurrency:
                 at = waiting.pop(0)
                 run = store.create(
                     name=book.path.stem,
@@ -143,11 +149,11 @@ def sweep(
         _stop(list(running.values()))
         for at, child in running.items():
             show.ended(at, child.run.info)
-        is_wanted = isinstance(error, KeyboardInterrupt | CancelledError)
+        is_wanted = isinstance(error, KeyboardInterrupt | OperationCancelled)
         show.progress("cancelled" if is_wanted else "failed", str(error) or type(error).__name__)
         raise
     show.finish()
-    return store.frame(show.infos()).drop(columns=["kind", "started"])
+    return store.to_frame(show.infos()).drop(columns=["kind", "started"])
 
 
 # ------------------------------------------------------------------------------------ processes
@@ -238,12 +244,17 @@ class _Show:
         name: str,
         cells: Sequence[Mapping[str, Any]],
         *,
-        jobs: int,
+        max_concurrency: int,
         publisher: Publisher,
         on_row: Callable[[int, dict[str, Any]], object] | None,
     ) -> None:
         self.id = uuid.uuid4().hex
-        self._name, self._jobs, self._publisher, self._on_row = name[:1_024], jobs, publisher, on_row
+        self._name, self._max_concurrency, self._publisher, self._on_row = (
+            name[:1_024],
+            max_concurrency,
+            publisher,
+            on_row,
+        )
         self._infos: list[RunInfo | None] = [None] * len(cells)
         self._seconds: list[float] = []
 
@@ -278,7 +289,7 @@ class _Show:
                 state=state,
                 cells_done=done,
                 cells_total=total,
-                eta_seconds=None if mean is None else round(mean * (total - done) / self._jobs, 1),
+                eta_seconds=None if mean is None else round(mean * (total - done) / self._max_concurrency, 1),
                 message=message,
             )
         )

@@ -149,7 +149,9 @@ class Journals:
                         count += isinstance(message, Publish) and self._manager.adopt(hello, message)
                     except RejectedError as problem:
                         refused.append(str(problem))
-                await self._manager.commits.settle()  # a larger journal than the disk takes at once waits in its file
+                await (
+                    self._manager.commits.wait_for_disk()
+                )  # a larger journal than the disk takes at once waits in its file
         self._manager.counters.adopted += count
         self._manager.expect(publisher)
         await asyncio.to_thread(path.unlink)

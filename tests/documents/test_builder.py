@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragkit.documents import builder
-from ragkit.documents.builder import Draft, one_line
-from ragkit.documents.document import Source
+from ragkit.documents.builder import DocumentBuilder, one_line
+from ragkit.documents.document import SourceFile
 from ragkit.errors import DocumentError
 
-SOURCE = Source(root=Path("/folder"), name="some.notes.md", size_bytes=1)
+SOURCE = SourceFile(root=Path("/folder"), name="some.notes.md", size_bytes=1)
 
 blocks = st.one_of(
     st.tuples(st.just("page"), st.integers(1, 99)),
@@ -22,7 +22,7 @@ blocks = st.one_of(
 
 @given(st.lists(blocks, max_size=12))
 def test_marks_stand_where_their_blocks_begin(given_blocks: list[tuple[str, object, int]]) -> None:
-    draft = Draft(SOURCE)
+    draft = DocumentBuilder(SOURCE)
     draft.add("The beginning.")
     for kind, value, *level in given_blocks:
         match kind:
@@ -47,8 +47,8 @@ def test_marks_stand_where_their_blocks_begin(given_blocks: list[tuple[str, obje
 
 
 def test_titles() -> None:
-    def title(given: str, heading: str = "", source: Source = SOURCE) -> str:
-        draft = Draft(source)
+    def title(given: str, heading: str = "", source: SourceFile = SOURCE) -> str:
+        draft = DocumentBuilder(source)
         draft.heading(heading, level=1)
         draft.add("text")
         return draft.finish(title=given).title
@@ -56,16 +56,16 @@ def test_titles() -> None:
     assert title("Given", "Heading") == "Given"
     assert title("Untitled", "Heading") == "Heading"
     assert title("report.docx") == "some.notes"
-    assert title("", source=Source(root=Path("/x"), name="README", size_bytes=1)) == "README"
+    assert title("", source=SourceFile(root=Path("/x"), name="README", size_bytes=1)) == "README"
     for url, name in (("http://host/a/b%20c.html?q=1", "b c"), ("http://host/", "host"), ("http://host/a/", "a")):
-        assert title("", source=Source(root=Path("/x"), name="download.html", size_bytes=1, url=url)) == name
+        assert title("", source=SourceFile(root=Path("/x"), name="download.html", size_bytes=1, url=url)) == name
 
 
 def test_text_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builder, "MAX_CHARACTERS", 100)
-    draft = Draft(SOURCE)
+    draft = DocumentBuilder(SOURCE)
     draft.add("x" * 60)
     with pytest.raises(DocumentError, match="too much text"):
         draft.add("x" * 60)
     with pytest.raises(DocumentError, match="empty"):
-        Draft(SOURCE).finish()
+        DocumentBuilder(SOURCE).finish()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ragkit.documents.document import Source
+from ragkit.documents.document import SourceFile
 from ragkit.documents.loading import find_sources, load
 from ragkit.errors import DocumentError
 from tests.support.reading import ENCODINGS, headings, one, read, refused
@@ -401,13 +401,13 @@ def test_jsonl_with_nothing_but_bad_rows(tmp_path: Path) -> None:
 
 def test_a_file_that_is_gone(tmp_path: Path) -> None:
     with pytest.raises(DocumentError, match="cannot be read: No such file"):
-        load(Source(root=tmp_path, name="gone.md", size_bytes=1))
+        load(SourceFile(root=tmp_path, name="gone.md", size_bytes=1))
 
 
 def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "x.md").mkdir()
     with pytest.raises(DocumentError, match="cannot be read: Is a directory"):
-        load(Source(root=tmp_path, name="x.md", size_bytes=1))
+        load(SourceFile(root=tmp_path, name="x.md", size_bytes=1))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -18,7 +18,7 @@ import pytest
 from ragkit.documents.document import Document
 from ragkit.documents.sandbox import Reader
 from ragkit.documents.sources import find_sources
-from ragkit.errors import CancelledError, DocumentError
+from ragkit.errors import DocumentError, OperationCancelled
 
 Parser = Callable[[str], None]
 
@@ -103,10 +103,10 @@ def test_closing_it_ends_a_read_that_waits(parser: Parser, folder: Path) -> None
     reader = Reader()
     threading.Timer(0.5, reader.close).start()
     began = time.monotonic()
-    with pytest.raises(CancelledError):
+    with pytest.raises(OperationCancelled):
         list(reader.read(find_sources(folder / "b.pdf").sources[0]))
     assert time.monotonic() - began < 20
-    with pytest.raises(CancelledError):
+    with pytest.raises(OperationCancelled):
         list(reader.read(find_sources(folder / "a.md").sources[0]))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ragkit.documents.document import Found, Source
+from ragkit.documents.document import Found, SourceFile
 from ragkit.documents.filetypes import kind_of
 from ragkit.documents.loading import SUFFIXES, find_sources
 from ragkit.errors import NoDocumentsError, SourceNotFoundError
@@ -235,7 +235,9 @@ def test_five_thousand_files_are_found_in_no_time(tmp_path: Path) -> None:
 def test_a_hundred_thousand_sources_are_light(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
-        kept = [Source(root=tmp_path, name=f"some/folder/file-{n:06}.md", size_bytes=1_000 + n) for n in range(100_000)]
+        kept = [
+            SourceFile(root=tmp_path, name=f"some/folder/file-{n:06}.md", size_bytes=1_000 + n) for n in range(100_000)
+        ]
         size, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

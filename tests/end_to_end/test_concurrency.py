@@ -13,7 +13,7 @@ import pytest
 from ragkit.chunking.structure import StructureChunker
 from ragkit.embedding.hashed import HashEmbedder
 from ragkit.indexing.index import Index
-from ragkit.retrieval.corpus import PassagesCache
+from ragkit.retrieval.index_passages import IndexPassages
 from ragkit.retrieval.retrievers import Dense, Hybrid
 from ragkit.retrieval.search import retrieve
 from tests.conftest import ROOT
@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_two_engines_of_one_process_see_each_others_work(tmp_path: Path, folder: Path) -> None:
     first, second = open_index(tmp_path), open_index(tmp_path)
-    one, two = PassagesCache(first), PassagesCache(second)
+    one, two = IndexPassages(first), IndexPassages(second)
     first.update(folder)
     assert retrieve("k1 and b", two.get(), retriever=Dense(), k=1)
     (folder / "new.md").write_text("# Papermill\n\nPapermill runs notebooks with parameters.\n")
@@ -39,13 +39,13 @@ def test_two_engines_of_one_process_see_each_others_work(tmp_path: Path, folder:
     for cache in (one, two, one):
         hits = retrieve("papermill notebooks parameters", cache.get(), retriever=Dense(), k=1)
         assert hits[0].document.id == "new.md"
-    assert first.update(folder).skipped == 5
+    assert first.update(folder).unchanged == 5
 
 
 def test_questions_during_indexing_are_answered(tmp_path: Path, folder: Path) -> None:
     index = open_index(tmp_path)
     index.update(folder)
-    cache = PassagesCache(open_index(tmp_path))
+    cache = IndexPassages(open_index(tmp_path))
     stop = threading.Event()
     problems: list[BaseException] = []
     asked = 0
@@ -78,7 +78,7 @@ def test_questions_during_indexing_are_answered(tmp_path: Path, folder: Path) ->
 def test_another_process_is_seen_and_does_not_disturb(tmp_path: Path, folder: Path) -> None:
     index = open_index(tmp_path)
     index.update(folder)
-    cache = PassagesCache(index)
+    cache = IndexPassages(index)
     assert len(cache.get().documents) == 4
     program = f"""
 from pathlib import Path
@@ -98,5 +98,5 @@ for number in range(3):
     # And what this process then writes lands beside it.
     (folder / "mine.md").write_text("# Mine\n\nWritten here at last.\n")
     assert index.update(folder).added == 1
-    index.store.refresh()
-    assert index.store.count() == index.counts()[1]
+    index.vector_store.refresh()
+    assert index.vector_store.count() == index.counts()[1]

@@ -92,7 +92,7 @@ def answers(root: Path, text: str) -> None:
 
 
 def papermill_sweep(root: Path, text: str) -> None:
-    sweep = RunStore(root / "runs").frame()
+    sweep = RunStore(root / "runs").to_frame()
     sweep = sweep[sweep["name"] == "05_one_setting"].set_index("state")
     assert sorted(sweep.index) == ["done", "done", "failed"]
     assert sweep.loc["done", "recall"].gt(0.7).all()

@@ -21,11 +21,11 @@ from ragkit import RAGEngine
 from ragkit.embedding.hashed import HashEmbedder
 from ragkit.engine.extractive import ExtractiveLLM
 from ragkit.errors import (
-    CancelledError,
     EmptyIndexError,
     EmptyQuestionError,
     InputError,
     LLMError,
+    OperationCancelled,
     SourceNotFoundError,
 )
 from ragkit.live.discovery import Server as HubServer
@@ -80,7 +80,7 @@ def test_index_ask_and_follow_up(engine: RAGEngine) -> None:
     assert not answer.abstained
     citation = answer.citations[0]
     assert citation.document_id == "bm25.md"
-    document = engine.corpus.document(citation.document_id)
+    document = engine.document_index.document(citation.document_id)
     assert document is not None
     assert document.text[citation.start : citation.end] == citation.text
     for start, end in citation.quotes:
@@ -110,7 +110,7 @@ def test_plain_calls_work_inside_a_running_loop_and_coroutines_beside_it(
         )
         task.cancel()
         assert answer.citations
-        assert report.skipped == 4
+        assert report.unchanged == 4
         assert len(hits) == 2
         assert ticks > 3  # the loop went on while the model took its 0.6 seconds
 
@@ -167,7 +167,7 @@ def test_rewriting_and_reranking_serve_retrieval_and_answers(
     plain.index(folder)
     found = plain.retrieve("Which knobs?", k=3)
     engine = make(
-        tmp_path, publisher, rewriting=imagined, reranker=LLMReranker(ScriptedLLM(["[2] > [1]"])), follow_ups=False
+        tmp_path, publisher, rewriter=imagined, reranker=LLMReranker(ScriptedLLM(["[2] > [1]"])), follow_ups=False
     )
     hits = engine.retrieve("Which knobs?", k=3)
     assert [hit.chunk for hit in hits] != [hit.chunk for hit in found]
@@ -175,11 +175,11 @@ def test_rewriting_and_reranking_serve_retrieval_and_answers(
     assert [hit.chunk for hit in engine.ask("Which knobs?", k=3).hits] == [hit.chunk for hit in hits]
 
 
-@pytest.mark.parametrize("stage", ["rewriting", "reranker"])
+@pytest.mark.parametrize("stage", ["rewriter", "reranker"])
 def test_a_failing_or_cancelled_stage_fails_the_answer(
     tmp_path: Path, folder: Path, publisher: Publisher, stage: str
 ) -> None:
-    kind: Any = {"rewriting": HyDE, "reranker": LLMReranker}[stage]
+    kind: Any = {"rewriter": HyDE, "reranker": LLMReranker}[stage]
     gone = ScriptedLLM(["[1]"], error=LLMError("the stream was cut", model="m", base_url="u"))
     engine = make(tmp_path, publisher, **{stage: kind(gone)})
     engine.index(folder)
@@ -188,7 +188,7 @@ def test_a_failing_or_cancelled_stage_fails_the_answer(
     with pytest.raises(LLMError, match="cut"):
         engine.retrieve(QUESTION)
     setattr(engine, stage, kind(ScriptedLLM(["[1]"], delay_seconds=DEADLINE_SECONDS)))
-    with pytest.raises(CancelledError):
+    with pytest.raises(OperationCancelled):
         engine.ask(QUESTION, cancelled=lambda: True)
 
     async def retrieve() -> None:

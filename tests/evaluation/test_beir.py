@@ -10,7 +10,7 @@ import pytest
 
 from ragkit.documents.document import Document, Mark
 from ragkit.errors import InputError, RagkitError
-from ragkit.evaluation.beir import write_dataset
+from ragkit.evaluation.beir import save_dataset
 from ragkit.evaluation.dataset import Dataset, GoldSpan, Query
 from ragkit.evaluation.loading import load_dataset
 
@@ -42,7 +42,7 @@ def changed(**fields: object) -> Dataset:
 
 
 def test_what_is_written_reads_the_same(tmp_path: Path) -> None:
-    folder = write_dataset(SET, tmp_path / "sets" / "élans")
+    folder = save_dataset(SET, tmp_path / "sets" / "élans")
     found = load_dataset(folder)
     assert found.digest() == SET.digest()
     assert found.name == SET.name
@@ -53,13 +53,13 @@ def test_what_is_written_reads_the_same(tmp_path: Path) -> None:
     assert found.documents[0].metadata == {"year": 1976, "journal": "Cervidae"}
     assert [path.name for path in sorted(folder.parent.iterdir())] == ["élans"]  # nothing of the work is left
     assert (
-        write_dataset(found, tmp_path / "again").joinpath("corpus.jsonl").read_bytes()
+        save_dataset(found, tmp_path / "again").joinpath("corpus.jsonl").read_bytes()
         == (folder / "corpus.jsonl").read_bytes()
     )
 
 
 def test_it_is_the_layout_of_beir(tmp_path: Path) -> None:
-    folder = write_dataset(SET, tmp_path / "set")
+    folder = save_dataset(SET, tmp_path / "set")
     lines = (folder / "qrels" / "test.tsv").read_text(encoding="utf-8").splitlines()
     assert lines[:2] == ["query-id\tcorpus-id\tscore", f"q 1\t{DOCUMENT.id}\t2"]
     (row, *_) = (json.loads(line) for line in (folder / "spans.jsonl").read_text(encoding="utf-8").split("\n") if line)
@@ -67,7 +67,7 @@ def test_it_is_the_layout_of_beir(tmp_path: Path) -> None:
 
 
 def test_a_set_without_spans_has_no_file_of_them(tmp_path: Path) -> None:
-    folder = write_dataset(changed(spans={}), tmp_path / "set")
+    folder = save_dataset(changed(spans={}), tmp_path / "set")
     assert not (folder / "spans.jsonl").exists()
     assert load_dataset(folder).digest() == changed(spans={}).digest()
 
@@ -86,20 +86,20 @@ def test_a_set_without_spans_has_no_file_of_them(tmp_path: Path) -> None:
 )
 def test_what_would_read_differently_is_refused(fields: dict[str, object], message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
-        write_dataset(changed(**fields), tmp_path / "set")
+        save_dataset(changed(**fields), tmp_path / "set")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
-    write_dataset(SET, tmp_path / "set")  # empty
+    save_dataset(SET, tmp_path / "set")  # empty
     with pytest.raises(InputError, match="something"):
-        write_dataset(SET, tmp_path / "set")
+        save_dataset(SET, tmp_path / "set")
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     with pytest.raises(InputError, match="something"):
-        write_dataset(SET, tmp_path / "file")
+        save_dataset(SET, tmp_path / "file")
     with pytest.raises(RagkitError, match="could not be written"):
-        write_dataset(SET, tmp_path / "file" / "set")
+        save_dataset(SET, tmp_path / "file" / "set")
     assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
 
 
@@ -116,7 +116,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     ],
 )
 def test_marks_that_are_none_are_refused(marks: object, tmp_path: Path) -> None:
-    folder = write_dataset(SET, tmp_path / "set")
+    folder = save_dataset(SET, tmp_path / "set")
     rows = [json.loads(line) for line in (folder / "corpus.jsonl").read_text(encoding="utf-8").split("\n") if line]
     rows[0]["marks"] = marks
     (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")

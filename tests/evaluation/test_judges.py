@@ -14,7 +14,7 @@ from ragkit.chunking.base import Chunk
 from ragkit.embedding.hashed import HashEmbedder
 from ragkit.engine.answer import Answer, cite
 from ragkit.engine.extractive import ExtractiveLLM
-from ragkit.errors import CancelledError, InputError, LLMResponseError
+from ragkit.errors import InputError, LLMResponseError, OperationCancelled
 from ragkit.evaluation.dataset import Query
 from ragkit.evaluation.judges import Faithfulness, Judgement, Relevance, summary
 from ragkit.evaluation.measures import parse_measure
@@ -192,7 +192,7 @@ def test_an_abstention_is_not_judged(kind: type[Faithfulness | Relevance]) -> No
 def test_a_judgement_can_be_stopped() -> None:
     stop = threading.Event()
     stop.set()
-    with pytest.raises(CancelledError):
+    with pytest.raises(OperationCancelled):
         Relevance(ScriptedLLM(['{"score": 5}'])).judge(QUERY, answered(), cancelled=stop.is_set)
 
 

@@ -13,7 +13,7 @@ from ragkit.errors import InputError
 from ragkit.evaluation.dataset import Dataset
 from ragkit.evaluation.judges import Relevance
 from ragkit.experiments.system import System
-from ragkit.llm.metering import Metered, Price
+from ragkit.llm.metering import MeteredLLM, Price
 from ragkit.llm.openai import OpenAILLM
 from ragkit.retrieval.retrievers import BM25
 from ragkit.retrieval.rewriting import HyDE
@@ -28,13 +28,13 @@ def dataset() -> Dataset:
     return pages()
 
 
-def model(url: str = "http://127.0.0.1:1/v1", **options: Any) -> Metered:
-    return Metered(OpenAILLM("m", base_url=url, max_tokens=20), price=Price(3, 15), **options)
+def model(url: str = "http://127.0.0.1:1/v1", **options: Any) -> MeteredLLM:
+    return MeteredLLM(OpenAILLM("m", base_url=url, max_tokens=20), price=Price(3, 15), **options)
 
 
 def test_nothing_is_asked_and_everything_is_counted(dataset: Dataset, tmp_path: Path) -> None:
     embedder, answering, judging = Counting(), model(), model()
-    systems = System(embedder=embedder, retriever=BM25(), llm=answering, k=choose(1, 2), rewriting=HyDE(answering))
+    systems = System(embedder=embedder, retriever=BM25(), llm=answering, k=choose(1, 2), rewriter=HyDE(answering))
     one = experiment(dataset, systems, tmp_path, measures=["Answered", Relevance(judging, repeats=3)])
     found = one.estimate()
     assert answering.requests == judging.requests == 0  # their server does not even exist
@@ -79,9 +79,9 @@ def test_a_model_that_cannot_be_replaced_is_not_asked_either(dataset: Dataset, t
             self.parts = {"inner": [Mine(llm)]}
             self.rewrite = lambda question, **options: [question]
 
-    for rewriting in (Mine(model()), Deep(model())):
-        system = System(label="mine", embedder=Counting(), rewriting=rewriting)
-        with pytest.raises(InputError, match=f"Make {type(rewriting).__name__} a dataclass"):
+    for rewriter in (Mine(model()), Deep(model())):
+        system = System(label="mine", embedder=Counting(), rewriter=rewriter)
+        with pytest.raises(InputError, match=f"Make {type(rewriter).__name__} a dataclass"):
             experiment(dataset, system, tmp_path).estimate()
 
 

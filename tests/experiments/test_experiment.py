@@ -15,7 +15,7 @@ import pytest
 from ragkit.chunking.structure import StructureChunker
 from ragkit.chunking.token import TokenChunker
 from ragkit.embedding.hashed import HashEmbedder
-from ragkit.errors import CancelledError, CellsError, InputError
+from ragkit.errors import InputError, OperationCancelled, ResultCacheError
 from ragkit.evaluation.dataset import Dataset
 from ragkit.evaluation.trec import read_run
 from ragkit.experiments.result import Result
@@ -146,7 +146,7 @@ def test_stopped_and_run_again_it_ends_the_same(dataset: Dataset, tmp_path: Path
         try:
             result = again.run(cancelled=lambda: next(asked) == stop_at)  # noqa: B023
             break
-        except CancelledError:
+        except OperationCancelled:
             continue
     assert result is not None
     assert stop_at > 3
@@ -231,7 +231,7 @@ def test_a_running_one_is_stopped(dataset: Dataset, embedder: Counting, tmp_path
     GO.set()
     running = experiment(dataset, sweep(embedder), tmp_path).start()
     running.stop()
-    with pytest.raises(CancelledError, match="it goes on"):
+    with pytest.raises(OperationCancelled, match="it goes on"):
         running.result()
 
 
@@ -273,7 +273,7 @@ def test_what_cannot_be_is_refused(dataset: Dataset, embedder: Counting, tmp_pat
 def test_a_damaged_file_of_cells_says_what_to_do(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "cells.db").write_bytes(b"not a database" * 100)
-    with pytest.raises(CellsError, match="delete it"):
+    with pytest.raises(ResultCacheError, match="delete it"):
         experiment(dataset, System(embedder=embedder), tmp_path).run()
 
 

@@ -18,7 +18,7 @@ from ragkit.embedding.hashed import HashEmbedder
 from ragkit.errors import InputError
 from ragkit.experiments import fingerprint as module
 from ragkit.experiments.fingerprint import code_version, identity
-from ragkit.hashing import digest
+from ragkit.hashing import hash_values
 from ragkit.retrieval.retrievers import BM25, Dense, Hybrid
 
 
@@ -30,7 +30,7 @@ def defined(source: str, name: str) -> Any:
 
 
 def same(a: Any, b: Any) -> bool:
-    return digest(identity(a)) == digest(identity(b))
+    return hash_values(identity(a)) == hash_values(identity(b))
 
 
 def test_values_are_what_they_are() -> None:
@@ -48,10 +48,10 @@ def test_values_are_what_they_are() -> None:
 
 
 def test_it_is_the_same_in_another_process() -> None:
-    program = "from ragkit.experiments.fingerprint import digest, identity; from ragkit.retrieval import Hybrid; "
-    program += "print(digest(identity([Hybrid(), {'x', 'y'}])))"
+    program = "from ragkit.experiments.fingerprint import hash_values, identity; from ragkit.retrieval import Hybrid; "
+    program += "print(hash_values(identity([Hybrid(), {'x', 'y'}])))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
-    assert done.stdout.strip() == digest(identity([Hybrid(), {"x", "y"}]))
+    assert done.stdout.strip() == hash_values(identity([Hybrid(), {"x", "y"}]))
 
 
 FUNCTION = """

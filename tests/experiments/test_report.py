@@ -52,7 +52,7 @@ class Setup:
     """Fields of all kinds, as a system has them."""
 
     retriever: Any = dataclasses.field(default_factory=Retriever)
-    rewriting: Any = None
+    rewriter: Any = None
     instructions: str = ""
     llm: Any = dataclasses.field(default_factory=Model)
     key: str = dataclasses.field(default="sk-secret", repr=False)
@@ -149,7 +149,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     settings = {
         HOSTILE: Setup(
-            label=HOSTILE, retriever=Retriever(depth=7), rewriting=Retriever(), instructions="One\nsentence."
+            label=HOSTILE, retriever=Retriever(depth=7), rewriter=Retriever(), instructions="One\nsentence."
         ),
         "BM25()": Setup(label="BM25()", instructions=HOSTILE),
     }
@@ -179,7 +179,7 @@ def test_the_leaderboard_holds_means_with_the_intervals_of_the_picture(path: Pat
     assert rows[0].startswith("1 Better()")
     assert rows[3].startswith("4 Worse()")
     assert sum("(baseline)" in row for row in rows) == 1
-    values = found.wide("nDCG@10")["Better()"]
+    values = found.per_query("nDCG@10")["Better()"]
     low, high = interval(values)
     assert f"{values.mean():.3f} [{low:.3f}, {high:.3f}]" in rows[0]
     assert "14.5" in rows[0]  # milliseconds
@@ -187,7 +187,7 @@ def test_the_leaderboard_holds_means_with_the_intervals_of_the_picture(path: Pat
 
 def test_only_what_the_test_bears_is_claimed(path: Path, found: Findings) -> None:
     page = read(path)
-    table = compare(found.wide("nDCG@10"), baseline="BM25()").set_index("system")
+    table = compare(found.per_query("nDCG@10"), baseline="BM25()").set_index("system")
     claims = {claim.split(" ", 1)[0]: claim for claim in map(words, page.xpath("//ul[1]/li")[:3])}
     better, worse, noise = (table.loc[name] for name in ("Better()", "Worse()", "Noise()"))
     end = f"p = {better.p_randomisation_holm:.3f} (randomisation, Holm; 30 questions)."
@@ -209,7 +209,7 @@ def test_only_what_the_test_bears_is_claimed(path: Path, found: Findings) -> Non
 
 def test_the_questions_that_differ_most_come_first(path: Path, found: Findings) -> None:
     rows = read(path).xpath("//table[caption[contains(., 'differ most')]]/tbody/tr")
-    wide = found.wide("nDCG@10")
+    wide = found.per_query("nDCG@10")
     apart = (wide.max(axis=1) - wide.min(axis=1)).sort_values(ascending=False, kind="stable")
     assert [row.xpath(".//small")[0].text_content() for row in rows] == list(apart.index[:20])
     first = next(query for query in found.dataset.queries if query.id == apart.index[0])
@@ -221,7 +221,7 @@ def test_every_setting_is_told_once(hostile: Path) -> None:
     page = read(hostile)
     (table,) = page.xpath("//table[caption[contains(., 'What differs')]]")
     assert [th.text_content() for th in table.xpath(".//thead//th")[1:]] == [
-        "retriever.depth", "rewriting", "rewriting.depth", "instructions",
+        "retriever.depth", "rewriter", "rewriter.depth", "instructions",
     ]  # fmt: skip
     cells = [[cell.text_content() for cell in row.xpath("td")] for row in table.xpath(".//tbody/tr")]
     assert cells[0][:3] == ["100", "None", "–"]

@@ -23,11 +23,11 @@ from ragkit.errors import (
 from ragkit.evaluation.dataset import Dataset, Query
 from ragkit.evaluation.judges import Faithfulness, Relevance
 from ragkit.experiments import calls
-from ragkit.experiments.cells import Cells
 from ragkit.experiments.result import Result
+from ragkit.experiments.result_cache import ResultCache
 from ragkit.experiments.system import System
 from ragkit.live import messages
-from ragkit.llm.metering import Budget, Metered, Price
+from ragkit.llm.metering import Budget, MeteredLLM, Price
 from ragkit.llm.openai import OpenAILLM
 from ragkit.llm.prompt import Prompt, abstention
 from ragkit.retrieval.retrievers import BM25, Dense
@@ -205,7 +205,7 @@ def test_a_server_that_fails_a_fifth_of_its_calls(dataset: Dataset, embedder: Co
     many = dataclasses.replace(dataset, queries=[*dataset.queries, *more])
     ways = ("500", "429", "html", "cut", "dropped")
     with BillingServer(failures=ways, every=5) as server:
-        llm = Metered(
+        llm = MeteredLLM(
             OpenAILLM("m", base_url=server.url, max_retries=0), price=Price(1, 1), budget=Budget(1, folder=tmp_path)
         )
         result = experiment(many, answering(embedder, llm), tmp_path, measures=ANSWERS).run()
@@ -223,7 +223,7 @@ def test_a_server_that_fails_a_fifth_of_its_calls(dataset: Dataset, embedder: Co
 def test_a_key_that_is_refused_ends_it_at_once(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
     llm = Reader(fails={"": 99}, error=LLMAuthenticationError("another key", model="reader", base_url=""))
     with pytest.raises(LLMAuthenticationError):
-        experiment(dataset, answering(embedder, llm), tmp_path, measures=ANSWERS, at_once=1).run()
+        experiment(dataset, answering(embedder, llm), tmp_path, measures=ANSWERS, max_concurrency=1).run()
     assert sum(llm.asked.values()) == 1
 
 
@@ -237,7 +237,7 @@ def test_a_server_that_answers_nothing_is_not_asked_for_ever(
     )
     llm = Reader(fails={"": 10_000})
     with pytest.raises(LLMConnectionError):
-        experiment(many, answering(embedder, llm), tmp_path, measures=ANSWERS, at_once=1).run()
+        experiment(many, answering(embedder, llm), tmp_path, measures=ANSWERS, max_concurrency=1).run()
     assert len(llm.asked) < 12
 
 
@@ -262,7 +262,7 @@ def test_a_judge_that_is_not_there_is_noticed_although_others_answer(
     )
     judge = Reader(fails={"": 10_000})
     with pytest.raises(LLMConnectionError):
-        experiment(more, answering(embedder, Reader()), tmp_path, measures=[Relevance(judge)], at_once=1).run()
+        experiment(more, answering(embedder, Reader()), tmp_path, measures=[Relevance(judge)], max_concurrency=1).run()
     assert judge.asked.total() == 3 * 8
 
 
@@ -345,7 +345,7 @@ def test_rewriting_searches_with_more_and_shares_the_question_itself(
 ) -> None:
     llm = Reader()
     plain = System(embedder=embedder, retriever=Dense(), label="plain")
-    more = System(embedder=embedder, retriever=Dense(), rewriting=MultiQuery(llm), label="more")
+    more = System(embedder=embedder, retriever=Dense(), rewriter=MultiQuery(llm), label="more")
     one = experiment(dataset, [plain, more], tmp_path)
     result = one.run()
     assert one.cells.computed["rewrite"] == 4
@@ -364,7 +364,7 @@ def test_a_question_that_could_not_be_rewritten_is_not_scored(
     llm = Reader(fails={"taille": 99})
     result = experiment(
         dataset,
-        System(embedder=embedder, retriever=BM25(), rewriting=MultiQuery(llm)),
+        System(embedder=embedder, retriever=BM25(), rewriter=MultiQuery(llm)),
         tmp_path,
         measures=["nDCG@10", "Answered"],
     ).run()
@@ -474,7 +474,7 @@ def test_who_stops_makes_no_other_call(tmp_path: Path) -> None:
     def interrupted(stage: str, done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    asking = calls.Calls(Cells(tmp_path / "cells.db"), at_once=1, tell=interrupted)
+    asking = calls.Calls(ResultCache(tmp_path / "cells.db"), max_concurrency=1, tell=interrupted)
     with pytest.raises(KeyboardInterrupt):
         asking.compute("answer", {str(number): call for number in range(5_000)})
     assert len(made) < 5_000
@@ -550,8 +550,8 @@ def billing(connection: Connection) -> None:
 def test_a_spent_budget_pauses_and_resumes(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
     with RawServer(billing) as server:
         budget = Budget(0.00075, name="test", folder=tmp_path / "runs")
-        llm = Metered(OpenAILLM("m", base_url=server.url, max_tokens=20), price=Price(0, 15), budget=budget)
-        running = experiment(dataset, answering(embedder, llm), tmp_path, measures=ANSWERS, at_once=2).start()
+        llm = MeteredLLM(OpenAILLM("m", base_url=server.url, max_tokens=20), price=Price(0, 15), budget=budget)
+        running = experiment(dataset, answering(embedder, llm), tmp_path, measures=ANSWERS, max_concurrency=2).start()
         with pytest.raises(BudgetError, match="raise_to"):
             running.result(timeout_seconds=60)
         assert "paused" in repr(running)

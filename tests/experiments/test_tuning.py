@@ -15,12 +15,12 @@ import pytest
 from ragkit.cancellation import never
 from ragkit.chunking.token import TokenChunker
 from ragkit.embedding.hashed import HashEmbedder
-from ragkit.errors import CancelledError, InputError, LLMResponseError, MissingExtraError
+from ragkit.errors import InputError, LLMResponseError, MissingExtraError, OperationCancelled
 from ragkit.evaluation.dataset import Dataset, Query
 from ragkit.evaluation.loading import load_dataset
 from ragkit.experiments.sampling import Trial
 from ragkit.experiments.system import System
-from ragkit.experiments.tuning import Search, _rungs, search
+from ragkit.experiments.tuning import Tuning, _rungs, tune
 from ragkit.live import messages
 from ragkit.retrieval.corpus import Passages
 from ragkit.retrieval.retrievers import BM25, Dense
@@ -77,10 +77,8 @@ class Told:
 HILL = System(retriever=Hill(between(0, 1)), chunker=TokenChunker(max_tokens=400), embedder=HashEmbedder(dimension=64))
 
 
-def find(dataset: Dataset, system: System, folder: Path, **options: Any) -> Search:
-    return search(
-        dataset, system, **{"store": folder, "cache": False, "publisher": Told(), "progress": False, **options}
-    )
+def find(dataset: Dataset, system: System, folder: Path, **options: Any) -> Tuning:
+    return tune(dataset, system, **{"store": folder, "cache": False, "publisher": Told(), "progress": False, **options})
 
 
 def kinds(*options: str) -> System:
@@ -99,13 +97,13 @@ def few(dataset: Dataset) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def halved(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Search:
+def halved(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Tuning:
     folder = tmp_path_factory.mktemp("halved")
     return find(dataset, HILL, folder, trials=9, test=dataset.head(3), method="halving")
 
 
 @pytest.fixture(autouse=True)
-def nothing_asked(halved: Search) -> None:
+def nothing_asked(halved: Tuning) -> None:
     ASKED.clear()
 
 
@@ -113,7 +111,7 @@ def nothing_asked(halved: Search) -> None:
 def test_stopped_and_run_again_it_computes_what_is_missing(dataset: Dataset, tmp_path: Path, method: Any) -> None:
     few = dataset.sample(36 if method == "halving" else 12)
     times = iter(range(1, 10_000))
-    with pytest.raises(CancelledError):
+    with pytest.raises(OperationCancelled):
         find(few, HILL, tmp_path, method=method, trials=6, cancelled=lambda: next(times) == 6)
     before = set(ASKED)
     assert before
@@ -156,7 +154,7 @@ def test_the_best_on_train_is_compared_on_test(few: Dataset, tmp_path: Path) -> 
     assert title in found._repr_html_()
 
 
-def test_halving_asks_fewer_questions_for_the_same_best(dataset: Dataset, halved: Search, tmp_path: Path) -> None:
+def test_halving_asks_fewer_questions_for_the_same_best(dataset: Dataset, halved: Tuning, tmp_path: Path) -> None:
     every = find(dataset, HILL, tmp_path, trials=9, test=dataset.head(3))
     assert halved.best == every.best != every.baseline
     assert list(halved.trials["retriever.height"]) == list(every.trials["retriever.height"])
@@ -190,16 +188,16 @@ def test_what_cannot_be_measured_has_failed(few: Dataset, tmp_path: Path, method
 
 def test_who_fails_at_questions_is_not_the_best(few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ragkit.experiments.calls.PAUSE_SECONDS", 0.0)
-    system = dataclasses.replace(HILL, retriever=choose(Hill(0.5), BM25()), rewriting=choose(Given(True), Given(False)))
+    system = dataclasses.replace(HILL, retriever=choose(Hill(0.5), BM25()), rewriter=choose(Given(True), Given(False)))
     found = find(few, system, tmp_path)
-    trials = found.trials.set_index(["retriever", "rewriting"])
+    trials = found.trials.set_index(["retriever", "rewriter"])
     assert len(trials) == 4
     assert set(trials["state"]) == {"done"}
-    errors = trials.xs("Given(fails=True)", level="rewriting")["error"]
+    errors = trials.xs("Given(fails=True)", level="rewriter")["error"]
     count = sum(len(query.text) % 2 for query in found.train.queries)
     assert 1 < count < 9
     assert set(errors) == {f"{count} of 10 questions failed."}
-    assert found.best == dataclasses.replace(HILL, retriever=BM25(), rewriting=Given(False))
+    assert found.best == dataclasses.replace(HILL, retriever=BM25(), rewriter=Given(False))
 
 
 def test_of_equals_the_first_is_best(few: Dataset, tmp_path: Path) -> None:
@@ -231,14 +229,14 @@ def test_it_is_told_live_as_one_task(few: Dataset, tmp_path: Path, method: Any) 
     assert [event.row["system"][:8] for event in results[:3]] == ["trial 0:", "trial 1:", "trial 2:"]
 
 
-def test_pictures(halved: Search, few: Dataset) -> None:
+def test_pictures(halved: Tuning, few: Dataset) -> None:
     long = "b" * 99
     states: Any = [("$x_1$", 0.3, "done"), ("\u202e", None, "failed"), (long, 0.5, "stopped"), (long, 0.4, "done")]
     trials = [
         Trial(number, {"k": number, "kind": kind, "exact": number > 1}, None, value=value, questions=9, state=state)
         for number, (kind, value, state) in enumerate(states)
     ]
-    found = Search(
+    found = Tuning(
         trials, halved.best, halved.baseline, halved.test, method="halving", train=few, computed=Counter()
     )  # fmt: skip
     stopped, done, best_so_far = found.plot().axes[0].lines

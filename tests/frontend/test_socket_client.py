@@ -645,7 +645,7 @@ def test_an_application_that_is_allowed_needs_eight_lines(
 
 
 def test_every_problem_is_explained() -> None:
-    source = (ROOT / "frontend" / "src" / "addresses.ts").read_text(encoding="utf-8")
+    source = (ROOT / "frontend" / "src" / "client" / "addresses.ts").read_text(encoding="utf-8")
     problems = re.findall(r"^  \| '(\w+)'", source, re.MULTILINE)
     assert len(problems) > 5
     table = PAGE.partition("| `problem` |")[2].partition("\n\n")[0]

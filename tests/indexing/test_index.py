@@ -24,17 +24,17 @@ from ragkit.chunking.structure import StructureChunker
 from ragkit.embedding.base import Kind, Vectors
 from ragkit.embedding.hashed import HashEmbedder
 from ragkit.errors import (
-    CancelledError,
     EmbeddingError,
     IndexCorruptError,
     IndexLockedError,
     IndexMismatchError,
     InputError,
     NoDocumentsError,
+    OperationCancelled,
     SourceNotFoundError,
 )
 from ragkit.indexing.index import Index, remove_index
-from ragkit.indexing.report import Progress
+from ragkit.indexing.report import IndexProgress
 from ragkit.retrieval.index_passages import IndexPassages
 
 
@@ -95,9 +95,9 @@ def state(index: Index) -> dict[str, list[tuple[int, int, str]]]:
     """What the index holds, by document; and every record has its vector and every vector its record."""
     stored = index.records.snapshot().chunks
     ids = {s.vector_id for chunks in stored.values() for s in chunks}
-    index.store.refresh()
-    assert index.store.count() == len(ids)
-    assert set(index.store.get(sorted(ids))) == ids
+    index.vector_store.refresh()
+    assert index.vector_store.count() == len(ids)
+    assert set(index.vector_store.get(sorted(ids))) == ids
     assert index.records.garbage() == []
     return {d: [(s.chunk.start, s.chunk.end, s.chunk.text) for s in chunks] for d, chunks in stored.items()}
 
@@ -106,19 +106,19 @@ def test_adds_skips_updates_and_deletes_by_content(tmp_path: Path, folder: Path)
     embedder = CountingEmbedder()
     index = index_at(tmp_path / "index", embedder)
     first = index.update(folder)
-    assert (first.added, first.updated, first.skipped, first.deleted, first.failed) == (7, 0, 0, 0, ())
+    assert (first.added, first.updated, first.unchanged, first.deleted, first.failed) == (7, 0, 0, 0, ())
     assert first.chunks == len(embedder.embedded) == index.counts()[1]
 
     os.utime(folder / "page0.md")  # a new date is not a change
     second = index.update(folder)
-    assert (second.added, second.updated, second.skipped, second.chunks) == (0, 0, 7, 0)
+    assert (second.added, second.updated, second.unchanged, second.chunks) == (0, 0, 7, 0)
 
     write(folder / "page1.md", 1001)
     (folder / "page2.md").unlink()
     write(folder / "new.md", 7)
     before = len(embedder.embedded)
     third = index.update(folder)
-    assert (third.added, third.updated, third.skipped, third.deleted) == (1, 1, 5, 1)
+    assert (third.added, third.updated, third.unchanged, third.deleted) == (1, 1, 5, 1)
     assert all("1001" in text or "number7x" in text or "Page 7" in text for text in embedder.embedded[before:])
     assert set(state(index)) == {"page0.md", "page1.md", "page3.md", "page4.md", "page5.md", "new.md", "sub/deep.md"}
 
@@ -137,7 +137,7 @@ def test_documents_and_offsets_are_kept_exactly(tmp_path: Path, folder: Path) ->
 def test_reopened_by_another_object_it_goes_on(tmp_path: Path, folder: Path) -> None:
     index_at(tmp_path / "index").update(folder)
     embedder = CountingEmbedder()
-    assert index_at(tmp_path / "index", embedder).update(folder).skipped == 7
+    assert index_at(tmp_path / "index", embedder).update(folder).unchanged == 7
     assert embedder.embedded == []
 
 
@@ -148,7 +148,7 @@ def test_stopped_in_the_middle_it_stays_usable_and_goes_on(tmp_path: Path, folde
     failing = CountingEmbedder(fail_after=200, error=error)
     index = index_at(tmp_path / "index", failing)
     failing.wait = lambda: index.counts()[0] > 0  # the writer may be slower
-    told: list[Progress] = []
+    told: list[IndexProgress] = []
     with pytest.raises(type(error)):
         index.update(folder, on_progress=told.append)
     assert told[-1].state == ("failed" if isinstance(error, EmbeddingError) else "cancelled")
@@ -157,7 +157,7 @@ def test_stopped_in_the_middle_it_stays_usable_and_goes_on(tmp_path: Path, folde
     embedder = CountingEmbedder()
     again = index_at(tmp_path / "index", embedder)
     report = again.update(folder)
-    assert report.skipped == documents  # ... and is not done again
+    assert report.unchanged == documents  # ... and is not done again
     assert len(embedder.embedded) == again.counts()[1] - chunks
     fresh = index_at(tmp_path / "fresh")
     fresh.update(folder)
@@ -208,7 +208,7 @@ def test_a_crash_between_any_two_steps_leaves_nothing_behind(tmp_path: Path, fol
         if side == "records":
             index._records = Interrupted(target, name, crash)  # type: ignore[assignment]
         else:
-            index.store = Interrupted(target, name, crash)  # type: ignore[assignment]
+            index.vector_store = Interrupted(target, name, crash)  # type: ignore[assignment]
         with pytest.raises(KeyboardInterrupt):
             index.update(folder)
         reader = index_at(tmp_path / "index")
@@ -233,9 +233,9 @@ class Interrupted:
 
 
 def test_cancelled_it_says_so_and_keeps_what_was_done(tmp_path: Path, folder: Path) -> None:
-    told: list[Progress] = []
+    told: list[IndexProgress] = []
     index = index_at(tmp_path / "index")
-    with pytest.raises(CancelledError, match="run it again"):
+    with pytest.raises(OperationCancelled, match="run it again"):
         index.update(folder, on_progress=told.append, cancelled=lambda: True)
     assert told[-1].state == "cancelled"
     assert index.update(folder).added == 7
@@ -246,7 +246,7 @@ def test_progress_ends_with_the_right_numbers(tmp_path: Path, folder: Path) -> N
         "".join(json.dumps({"_id": str(i), "text": f"row {i}"}) + "\n" for i in range(9))
     )
     (folder / "broken.pdf").write_bytes(b"%PDF-1.4 nothing more")
-    told: list[Progress] = []
+    told: list[IndexProgress] = []
     index = index_at(tmp_path / "index")
     report = index.update(folder, on_progress=told.append)
     assert told[0].state == "running"
@@ -285,7 +285,7 @@ def test_a_file_that_becomes_a_pipe_is_reported_and_not_waited_for(tmp_path: Pat
     index = index_at(tmp_path / "index")
     write(folder / "z.md", 26)
 
-    def swap(progress: Progress) -> None:
+    def swap(progress: IndexProgress) -> None:
         if (folder / "z.md").is_file():
             (folder / "z.md").unlink()
             os.mkfifo(folder / "z.md")
@@ -304,7 +304,7 @@ def test_one_file_its_folder_and_the_folder_above(tmp_path: Path, folder: Path) 
     report = index.update(folder)
     assert report.deleted == 0
     assert len(state(index)) == 7
-    assert index.update(tmp_path / "docs").skipped == 7
+    assert index.update(tmp_path / "docs").unchanged == 7
 
 
 def test_two_folders_with_the_same_file_names_live_together(tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_a_folder_named_like_a_part_of_another_takes_nobodys_ids(tmp_path: Path)
     index.update(tmp_path / "one")
     index.update(tmp_path / "notes")
     assert sorted(d.text.split()[1] for d in index.records.snapshot().documents.values()) == ["first", "second"]
-    assert index.update(tmp_path / "one").skipped == 1
+    assert index.update(tmp_path / "one").unchanged == 1
 
 
 def test_one_file_leaves_the_folders_beside_it(tmp_path: Path, folder: Path) -> None:
@@ -362,7 +362,7 @@ def test_what_is_passed_over_keeps_its_last_good_state(tmp_path: Path, folder: P
 def test_a_folder_swallowed_by_the_one_above_is_there_once_also_after_a_stop(tmp_path: Path, folder: Path) -> None:
     index = index_at(tmp_path / "index")
     index.update(folder / "sub")
-    with pytest.raises(CancelledError):
+    with pytest.raises(OperationCancelled):
         index.update(folder, cancelled=lambda: True)
     index.update(folder)
     assert len(state(index)) == 7
@@ -381,7 +381,7 @@ def test_progress_never_shows_more_done_than_there_is(tmp_path: Path, folder: Pa
     (folder / "a.jsonl").write_text("".join(rows))
     index = index_at(tmp_path / "index")
     index.update(folder)
-    told: list[Progress] = []
+    told: list[IndexProgress] = []
     now = itertools.count()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -477,7 +477,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, folder: Path) -> None:
         from ragkit.documents.language import detect_language
         from ragkit.errors import IndexWriteError
         index = index_at(Path({str(tmp_path / "index")!r}))
-        index.counts(), index.store.count()
+        index.counts(), index.vector_store.count()
         detect_language("The model of languages is read once, before there is a limit.")
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (700_000, 700_000))
@@ -545,12 +545,12 @@ def test_a_page_from_the_web_is_indexed_again_only_when_it_has_changed(tmp_path:
         index = index_at(tmp_path / "index")
         index.update(folder)
         assert index.update(address).added == 1
-        assert index.update(address).skipped == 1
+        assert index.update(address).unchanged == 1
         page["text"] = "Un été, le héron attend."
         assert index.update(address).updated == 1
         site.shutdown()
     (document,) = (d for d in index.records.snapshot().documents.values() if "héron" in d.text)
     assert document.source == address
     assert document.title == "Birds"
-    assert index.update(folder).skipped == 7  # neither knows of the other
+    assert index.update(folder).unchanged == 7  # neither knows of the other
     assert index.verify().is_current

@@ -33,10 +33,10 @@ def test_lost_damaged_and_surplus_vectors_are_found_and_mended(index: Index) -> 
     before = state(index)
     chunks = index.records.snapshot().chunks
     lost, damaged = chunks["page0.md"][0].vector_id, chunks["page1.md"][1].vector_id
-    good = index.store.get([lost, damaged])
-    index.store.delete([lost])
-    index.store.add([damaged], np.full((1, 64), 0.5, dtype=np.float32))
-    index.store.add(["nobody"], np.ones((1, 64), dtype=np.float32) / 8)
+    good = index.vector_store.get([lost, damaged])
+    index.vector_store.delete([lost])
+    index.vector_store.add([damaged], np.full((1, 64), 0.5, dtype=np.float32))
+    index.vector_store.add(["nobody"], np.ones((1, 64), dtype=np.float32) / 8)
     check = index.verify()
     assert check.missing == ("page0.md", "page1.md")
     assert check.surplus == 1
@@ -49,14 +49,14 @@ def test_lost_damaged_and_surplus_vectors_are_found_and_mended(index: Index) -> 
     assert after.is_current, str(after)
     assert len(embedder.embedded) == 2
     assert state(index) == before
-    mended = index.store.get([lost, damaged])
+    mended = index.vector_store.get([lost, damaged])
     for id_, vector in good.items():
         assert np.allclose(mended[id_], vector, atol=1e-6)
 
 
 def test_a_vector_database_that_cannot_be_opened_is_made_anew(tmp_path: Path, index: Index) -> None:
     before = state(index)
-    index.store.refresh()
+    index.vector_store.refresh()
     (tmp_path / "index" / "vectors" / "chroma.sqlite3").write_bytes(b"no database " * 1_000)
     again = index_at(tmp_path / "index")
     with pytest.raises(IndexCorruptError, match="repair"):
@@ -67,7 +67,7 @@ def test_a_vector_database_that_cannot_be_opened_is_made_anew(tmp_path: Path, in
 
 def test_a_vector_database_that_is_gone_is_made_anew(tmp_path: Path, index: Index) -> None:
     before = state(index)
-    index.store.refresh()
+    index.vector_store.refresh()
     shutil.rmtree(tmp_path / "index" / "vectors")
     again = index_at(tmp_path / "index")
     assert len(again.verify().missing) == 7
@@ -136,7 +136,7 @@ def test_a_folder_that_was_moved_is_the_same_folder(tmp_path: Path, index: Index
     assert isinstance(embedder, CountingEmbedder)
     embedder.embedded.clear()
     report = index.update(moved)
-    assert (report.added, report.updated, report.skipped, report.deleted) == (0, 1, 6, 0)
+    assert (report.added, report.updated, report.unchanged, report.deleted) == (0, 1, 6, 0)
     assert all("66" in text for text in embedder.embedded)
     assert state(index).keys() == before.keys()
     document = index.document("page1.md")

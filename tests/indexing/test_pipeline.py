@@ -19,10 +19,10 @@ from ragkit.chunking.structure import StructureChunker
 from ragkit.embedding.base import Kind, Vectors
 from ragkit.embedding.cache import EmbeddingCache
 from ragkit.embedding.hashed import HashEmbedder
-from ragkit.errors import CancelledError, EmbeddingError, InputError
+from ragkit.errors import EmbeddingError, InputError, OperationCancelled
 from ragkit.indexing.index import Index
-from ragkit.indexing.pipeline import Belt
-from ragkit.indexing.report import Progress
+from ragkit.indexing.pipeline import BoundedQueue
+from ragkit.indexing.report import IndexProgress
 from tests.indexing.test_index import CountingEmbedder, folder, index_at, state, write  # noqa: F401  # folder is a fixture
 
 
@@ -48,7 +48,7 @@ def test_every_text_gets_its_own_vector(tmp_path: Path, many: Path) -> None:
     report = index.update(many)
     assert len(embedder.embedded) == len(set(embedder.embedded)) == report.embedded
     for chunks in index.records.snapshot().chunks.values():
-        vectors = index.store.get([each.vector_id for each in chunks])
+        vectors = index.vector_store.get([each.vector_id for each in chunks])
         for each in chunks:
             title = index.records.document(each.chunk.document_id).title  # type: ignore[union-attr]
             expected = HashEmbedder.embed(embedder, [passage_text(title, each.chunk)])[0]
@@ -139,7 +139,7 @@ def test_another_index_with_other_chunks_takes_the_texts_it_shares(tmp_path: Pat
 def test_totals_are_known_early_and_meet_the_truth(tmp_path: Path, many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ragkit.indexing.pipeline._MAX_WINDOW", 64)  # so that reading cannot run far ahead
     monkeypatch.setattr("ragkit.indexing.report._TELL_SECONDS", 0.0)
-    told: list[Progress] = []
+    told: list[IndexProgress] = []
     report = index_at(tmp_path / "index").update(many, on_progress=told.append)
     first = next(p for p in told if p.chunks_total)
     assert first.documents_total == 207 + 300  # lines are counted before rows are read
@@ -168,7 +168,7 @@ def test_stopping_is_at_once_and_leaves_a_usable_index(tmp_path: Path, many: Pat
 
     began = time.monotonic()
     index = index_at(tmp_path / "index", Slow(dimension=64))
-    with pytest.raises(CancelledError):
+    with pytest.raises(OperationCancelled):
         index.update(many, cancelled=cancelled)
     assert time.monotonic() - asked[0] < 5
     assert not [t for t in threading.enumerate() if t.name == "ragkit-index"]
@@ -203,7 +203,7 @@ def test_headings_never_push_a_chunk_over_the_models_limit(tmp_path: Path) -> No
 
 
 def test_a_belt_is_bounded_in_order_and_torn_down_from_either_end() -> None:
-    belt: Belt[int] = Belt(10)
+    belt: BoundedQueue[int] = BoundedQueue(10)
     taken: list[int | None] = []
 
     def fill() -> None:
@@ -222,7 +222,7 @@ def test_a_belt_is_bounded_in_order_and_torn_down_from_either_end() -> None:
     with ThreadPoolExecutor(1) as executor:
         waiting = executor.submit(belt.put, 2, 1)
         belt.close()
-        with pytest.raises(CancelledError):
+        with pytest.raises(OperationCancelled):
             waiting.result(5)
-    with pytest.raises(CancelledError):
+    with pytest.raises(OperationCancelled):
         belt.get()

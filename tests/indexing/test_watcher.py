@@ -53,15 +53,15 @@ def test_changes_reach_the_index(engine: RAGEngine, folder: Path) -> None:  # no
 
 def test_what_changed_before_the_watch_began_is_found(engine: RAGEngine, folder: Path) -> None:  # noqa: F811
     reports: queue.Queue[IndexReport] = queue.Queue()
-    original = engine.corpus.update
+    original = engine.document_index.update
 
     def change_after(*args: object, **kwargs: object) -> IndexReport:
         report = original(*args, **kwargs)  # type: ignore[arg-type]
-        engine.corpus.update = original  # type: ignore[method-assign]
+        engine.document_index.update = original  # type: ignore[method-assign]
         write_one(folder / "late.md", "late")
         return report
 
-    engine.corpus.update = change_after  # type: ignore[method-assign,assignment]
+    engine.document_index.update = change_after  # type: ignore[method-assign,assignment]
     with engine.watch(folder, on_report=reports.put):
         assert reports.get(timeout=5).added == 7
         assert reports.get(timeout=30).added == 1
@@ -70,13 +70,13 @@ def test_what_changed_before_the_watch_began_is_found(engine: RAGEngine, folder:
 def test_an_index_inside_the_folder_does_not_wake_itself(folder: Path) -> None:  # noqa: F811
     engine = RAGEngine(folder / "index", embedder=HashEmbedder(dimension=64), progress=False)
     counted: list[str] = []
-    original = engine.corpus.update
+    original = engine.document_index.update
 
     def counting(*args: object, **kwargs: object) -> IndexReport:
         counted.append("")
         return original(*args, **kwargs)  # type: ignore[arg-type]
 
-    engine.corpus.update = counting  # type: ignore[method-assign,assignment]
+    engine.document_index.update = counting  # type: ignore[method-assign,assignment]
     with engine.watch(folder):
         eventually(lambda: len(counted) >= 2)
         write(folder / "page0.md", 55)
@@ -87,18 +87,18 @@ def test_an_index_inside_the_folder_does_not_wake_itself(folder: Path) -> None: 
 
 def test_a_failure_is_told_and_the_next_change_tries_again(engine: RAGEngine, folder: Path) -> None:  # noqa: F811
     with engine.watch(folder) as watching:
-        lock = filelock.FileLock(engine.corpus.path / "lock")
+        lock = filelock.FileLock(engine.document_index.path / "lock")
         with lock:
             write_one(folder / "held.md", "held")
             eventually(lambda: isinstance(watching.error, IndexLockedError))
             assert "IndexLocked" not in repr(watching)
-        eventually(lambda: engine.corpus.counts()[0] == 8)  # without another change
+        eventually(lambda: engine.document_index.counts()[0] == 8)  # without another change
         eventually(lambda: watching.error is None)
         for path in list(folder.rglob("*.md")):
             path.unlink()
         eventually(lambda: watching.error is not None)  # nothing is there any more
         write_one(folder / "again.md", "again")
-        eventually(lambda: watching.error is None and engine.corpus.counts()[0] == 1)
+        eventually(lambda: watching.error is None and engine.document_index.counts()[0] == 1)
 
 
 def test_a_folder_that_is_not_there_fails_at_once(engine: RAGEngine, tmp_path: Path) -> None:

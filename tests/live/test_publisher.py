@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from ragkit.errors import CancelledError, LLMError, RagkitError
+from ragkit.errors import LLMError, OperationCancelled, RagkitError
 from ragkit.live import connection
 from ragkit.live.discovery import Server
 from ragkit.live.messages import (
@@ -506,7 +506,7 @@ class Odd(RagkitError):
         (LLMError("Start the model.", model="m", base_url="u"), ErrorCode.ENGINE_FAILED, "Start the model."),
         (KeyError("k"), ErrorCode.ENGINE_FAILED, "KeyError: 'k'"),
         (SystemExit(3), ErrorCode.ENGINE_FAILED, "SystemExit: 3"),
-        (CancelledError("stopped"), ErrorCode.CANCELLED, "stopped"),
+        (OperationCancelled("stopped"), ErrorCode.CANCELLED, "stopped"),
         (None, ErrorCode.ENGINE_FAILED, "The engine ended without an answer. Ask again, or look at its notebook."),
     ],
 )
@@ -530,7 +530,7 @@ def test_cancel(hub: Hub, make: Callable[..., Publisher]) -> None:
     def answer(content: QueryContent, reply: Reply) -> None:
         begun.set()
         eventually(lambda: reply.cancelled)
-        raise CancelledError("stopped")
+        raise OperationCancelled("stopped")
 
     make(server=hub.server).serve(ENGINE, answer)
     eventually(lambda: hub.received(Offer))

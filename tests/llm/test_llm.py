@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from ragkit.embedding.hashed import HashEmbedder
 from ragkit.embedding.sentence_transformer import SentenceTransformerEmbedder
 from ragkit.engine.extractive import ExtractiveLLM
-from ragkit.errors import CancelledError, LLMConnectionError, LLMTimeoutError
+from ragkit.errors import LLMConnectionError, LLMTimeoutError, OperationCancelled
 from ragkit.experiments.fingerprint import identity
-from ragkit.hashing import digest
+from ragkit.hashing import hash_values
 from ragkit.llm.base import LLM, GenerativeLLM, ScriptedLLM, drained
 from ragkit.llm.openai import OpenAILLM
 from ragkit.llm.prompt import Passage, Prompt, abstention, is_abstention
@@ -163,7 +163,7 @@ def test_extractive_speaks_french(extractive: ExtractiveLLM) -> None:
 
 
 def test_extractive_is_cancelled(extractive: ExtractiveLLM) -> None:
-    with pytest.raises(CancelledError):
+    with pytest.raises(OperationCancelled):
         list(extractive.stream(prompt(BM25), cancelled=lambda: True))
 
 
@@ -204,7 +204,7 @@ def test_scripted_is_cancelled_in_its_delay() -> None:
     cancel = threading.Event()
     threading.Timer(0.05, cancel.set).start()
     started = time.monotonic()
-    with pytest.raises(CancelledError):
+    with pytest.raises(OperationCancelled):
         list(ScriptedLLM(["a"], delay_seconds=60).stream(prompt("x"), cancelled=cancel.is_set))
     assert time.monotonic() - started < 30
 
@@ -275,7 +275,7 @@ def test_what_changes_a_reply_is() -> None:
         ExtractiveLLM(HashEmbedder()), ExtractiveLLM(HashEmbedder(dimension=64)),
         ExtractiveLLM(HashEmbedder(), max_quotes=1), ExtractiveLLM(HashEmbedder(), min_relevance=0.1),
     ]  # fmt: skip
-    assert len({digest(identity(llm)) for llm in different}) == len(different)
+    assert len({hash_values(identity(llm)) for llm in different}) == len(different)
 
 
 def test_a_real_server_answers_a_prompt(real_llm_server: RealServer) -> None:

@@ -22,7 +22,6 @@ from ragkit.embedding.hashed import HashEmbedder
 from ragkit.engine.extractive import ExtractiveLLM
 from ragkit.errors import (
     BudgetError,
-    CancelledError,
     InputError,
     LLMAuthenticationError,
     LLMConnectionError,
@@ -30,13 +29,14 @@ from ragkit.errors import (
     LLMRateLimitError,
     LLMResponseError,
     LLMTimeoutError,
+    OperationCancelled,
     RagkitError,
 )
 from ragkit.experiments.fingerprint import identity
 from ragkit.llm import metering
 from ragkit.llm.base import LLM, GenerativeLLM, ScriptedLLM, Usage, drained
 from ragkit.llm.limits import Budget, RateLimit
-from ragkit.llm.metering import Metered, Price, likely_usage, most_usage, retrying
+from ragkit.llm.metering import MeteredLLM, Price, likely_usage, most_usage, retrying
 from ragkit.llm.openai import OpenAILLM
 from ragkit.llm.prompt import Passage, Prompt
 from tests.support.llm_servers import BillingServer, Connection, RawServer
@@ -106,7 +106,7 @@ def test_the_most_is_a_token_for_each_byte_and_more(content: str) -> None:
 
 
 def test_an_estimate_before_the_first_call() -> None:
-    llm = Metered(ScriptedLLM(["a"]), price=Price(1, 10))
+    llm = MeteredLLM(ScriptedLLM(["a"]), price=Price(1, 10))
     french = [{"role": "user", "content": "Les documents cités sont numérotés. " * 100}]
     assert likely_usage(french, 1000).input_tokens == pytest.approx(1000, rel=0.2)
     assert likely_usage(french, 50).output_tokens == 50
@@ -120,7 +120,7 @@ def test_an_estimate_before_the_first_call() -> None:
 
 def test_counts_what_the_server_bills() -> None:
     with BillingServer() as server:
-        llm = Metered(model(server), price=PRICE)
+        llm = MeteredLLM(model(server), price=PRICE)
         ask(llm)
         text, usage = drained(llm.stream(PROMPT))
         assert text.startswith("0 ")
@@ -132,7 +132,7 @@ def test_counts_what_the_server_bills() -> None:
 
 def test_a_server_that_does_not_say_counts_as_the_most() -> None:
     with BillingServer(tells_usage=False) as server:
-        llm = Metered(model(server), price=PRICE)
+        llm = MeteredLLM(model(server), price=PRICE)
         assert drained(llm.reply(MESSAGES, max_tokens=MAX_TOKENS))[1] is None
     assert llm.usage == most_usage(MESSAGES, MAX_TOKENS)
     assert llm.estimated == 1
@@ -141,7 +141,7 @@ def test_a_server_that_does_not_say_counts_as_the_most() -> None:
 @pytest.mark.parametrize("failing", ["500", "429", "401", "html"])
 def test_a_refused_call_costs_nothing(failing: str) -> None:
     with BillingServer(failures=[failing], every=1) as server:
-        llm = Metered(model(server), price=PRICE)
+        llm = MeteredLLM(model(server), price=PRICE)
         with pytest.raises(LLMError):
             ask(llm)
     assert (llm.requests, llm.failures, llm.estimated, llm.cost) == (1, 1, 0, 0)
@@ -150,7 +150,7 @@ def test_a_refused_call_costs_nothing(failing: str) -> None:
 @pytest.mark.parametrize("failing", ["cut", "dropped", "504"])
 def test_a_call_that_may_have_been_billed_counts_as_the_most(failing: str) -> None:
     with BillingServer(failures=[failing], every=1) as server:
-        llm = Metered(model(server), price=PRICE)
+        llm = MeteredLLM(model(server), price=PRICE)
         with pytest.raises(LLMError):
             ask(llm)
     assert (llm.requests, llm.failures, llm.estimated, llm.cost) == (1, 1, 1, MOST)
@@ -159,35 +159,35 @@ def test_a_call_that_may_have_been_billed_counts_as_the_most(failing: str) -> No
 def test_a_stream_that_is_left_counts_as_the_most(budgets: Callable[[float], Budget]) -> None:
     budget = budgets(10)
     with BillingServer() as server:
-        llm = Metered(model(server), price=PRICE, budget=budget)
+        llm = MeteredLLM(model(server), price=PRICE, budget=budget)
         stream = llm.reply(MESSAGES, max_tokens=MAX_TOKENS)
         assert budget.spent == 0, "it has not begun"
         next(stream)
         assert (budget.spent, llm.cost) == (MOST, 0)
         stream.close()
-        with pytest.raises(CancelledError):
+        with pytest.raises(OperationCancelled):
             llm.complete(MESSAGES, max_tokens=MAX_TOKENS, cancelled=lambda: True)
     assert budget.spent == llm.cost == pytest.approx(2 * MOST)
     assert (llm.requests, llm.failures, llm.estimated) == (2, 0, 2)
 
 
 def test_any_llm_can_be_metered() -> None:
-    scripted = Metered(ScriptedLLM(["It ", "ranks."]), price=PRICE)
+    scripted = MeteredLLM(ScriptedLLM(["It ", "ranks."]), price=PRICE)
     assert isinstance(scripted, LLM)
     assert isinstance(scripted, GenerativeLLM)
     assert (scripted.name, scripted.generative, scripted.max_tokens) == ("scripted", True, 1024)
     assert list(scripted.stream(PROMPT)) == ["It ", "ranks."]
     assert ask(scripted) == "It ranks."
     assert scripted.usage == most_usage(PROMPT.messages(), 1024) + most_usage(MESSAGES, MAX_TOKENS)
-    extractive = Metered(ExtractiveLLM(HashEmbedder()), price=PRICE)
+    extractive = MeteredLLM(ExtractiveLLM(HashEmbedder()), price=PRICE)
     assert list(extractive.stream(PROMPT))
     assert (extractive.generative, extractive.requests, extractive.cost) == (False, 0, 0)
 
 
 def test_what_it_costs_is_no_part_of_what_it_is() -> None:
     llm = ScriptedLLM(["a"])
-    assert identity(Metered(llm, price=PRICE, requests_per_minute=3)) == identity(llm)
-    assert identity(Metered(llm)) != identity(Metered(ScriptedLLM(["b"])))
+    assert identity(MeteredLLM(llm, price=PRICE, requests_per_minute=3)) == identity(llm)
+    assert identity(MeteredLLM(llm)) != identity(MeteredLLM(ScriptedLLM(["b"])))
 
 
 # ------------------------------------------------------------------------------------- budget
@@ -197,10 +197,10 @@ def test_what_it_costs_is_no_part_of_what_it_is() -> None:
 def test_threads_together_never_pass_the_cap(budgets: Callable[[float], Budget], failures: Sequence[str]) -> None:
     budget = budgets(8 * MOST)
     with BillingServer(failures=failures) as server, ThreadPoolExecutor(8) as pool:
-        llm = Metered(model(server), price=PRICE, budget=budget)
+        llm = MeteredLLM(model(server), price=PRICE, budget=budget)
         errors = list(pool.map(ask_until_paused, [llm] * 8))
     assert PRICE.of(server.total) <= budget.spent + 1e-9 <= budget.cap
-    assert budget.left < MOST, "nothing is held back when all calls have ended"
+    assert budget.remaining < MOST, "nothing is held back when all calls have ended"
     assert budget.spent == pytest.approx(llm.cost)
     assert llm.requests == len(server.connections)
     assert llm.failures == server.failed
@@ -213,7 +213,7 @@ def test_threads_together_never_pass_the_cap(budgets: Callable[[float], Budget],
 def test_a_paused_budget_is_raised_and_goes_on(budgets: Callable[[float], Budget]) -> None:
     budget = budgets(1.5 * MOST)
     with BillingServer() as server:
-        llm = Metered(model(server), price=PRICE, budget=budget)
+        llm = MeteredLLM(model(server), price=PRICE, budget=budget)
         error = ask_until_paused(llm)
         assert not isinstance(error, LLMError), "not an answer that failed"
         assert (error.name, error.spent, error.cap) == ("budget", budget.spent, budget.cap)
@@ -230,8 +230,8 @@ def test_a_paused_budget_is_raised_and_goes_on(budgets: Callable[[float], Budget
 def test_a_budget_goes_on_under_its_name(tmp_path: Path, budgets: Callable[[float], Budget]) -> None:
     first, again, other = budgets(1), budgets(2), Budget(1, name="other", folder=tmp_path)
     first.settle(first.reserve(0.75), 0.5)
-    assert (first.spent, first.left) == (0.5, 0.5)
-    assert (again.spent, again.left) == (0.5, 1.5)
+    assert (first.spent, first.remaining) == (0.5, 0.5)
+    assert (again.spent, again.remaining) == (0.5, 1.5)
     assert other.spent == 0
     with pytest.raises(BudgetError):
         first.reserve(0.75)
@@ -249,7 +249,7 @@ def test_a_call_waits_for_those_under_way_and_only_for_them(budgets: Callable[[f
     with pytest.raises(BudgetError):
         budget.reserve(1.1)
     waited = itertools.count()
-    with pytest.raises(CancelledError):
+    with pytest.raises(OperationCancelled):
         budget.reserve(0.2, cancelled=lambda: next(waited) == 3)
 
     def settle() -> bool:
@@ -308,10 +308,10 @@ def test_a_killed_process_has_spent_what_it_had_taken(tmp_path: Path, budgets: C
     with RawServer(behave) as server:
         program = f"""
 from ragkit.llm import OpenAILLM
-from ragkit.llm.limits import Budget; from ragkit.llm.metering import Metered, Price
+from ragkit.llm.limits import Budget; from ragkit.llm.metering import MeteredLLM, Price
 llm = OpenAILLM("tiny", base_url={server.url!r}, max_retries=0)
 budget = Budget({4 * MOST}, folder={str(tmp_path)!r})
-Metered(llm, price={PRICE!r}, budget=budget).complete({MESSAGES!r}, max_tokens={MAX_TOKENS})
+MeteredLLM(llm, price={PRICE!r}, budget=budget).complete({MESSAGES!r}, max_tokens={MAX_TOKENS})
 """
         child = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE)
         try:
@@ -322,7 +322,7 @@ Metered(llm, price={PRICE!r}, budget=budget).complete({MESSAGES!r}, max_tokens={
     budget = budgets(4 * MOST)
     assert budget.spent == MOST
     with BillingServer() as again:
-        llm = Metered(model(again), price=PRICE, budget=budget)
+        llm = MeteredLLM(model(again), price=PRICE, budget=budget)
         ask_until_paused(llm)
         assert PRICE.of(again.total) + MOST == pytest.approx(budget.spent)
         assert budget.spent <= budget.cap
@@ -352,7 +352,7 @@ def test_no_call_is_made_that_cannot_be_counted(tmp_path: Path, budgets: Callabl
     (tmp_path / "budgets.db").write_bytes(b"not a database " * 100)
     with BillingServer() as server:
         with pytest.raises(RagkitError, match=r"budgets\.db") as caught:
-            ask(Metered(model(server), price=PRICE, budget=budgets(1)))
+            ask(MeteredLLM(model(server), price=PRICE, budget=budgets(1)))
         assert isinstance(caught.value.__cause__, sqlite3.Error)
         assert not server.connections
 
@@ -379,7 +379,7 @@ class Clock:
 
     def sleep(self, seconds: float, cancelled: Callable[[], bool]) -> None:
         if cancelled():
-            raise CancelledError("The answer was cancelled.")
+            raise OperationCancelled("The answer was cancelled.")
         self.now += seconds
 
 
@@ -428,7 +428,7 @@ def test_the_minute_slides() -> None:
 def test_tokens_that_were_not_used_are_given_back(clock: Clock) -> None:
     most = most_usage(MESSAGES, MAX_TOKENS)
     with BillingServer() as server:
-        llm = Metered(model(server), tokens_per_minute=most.input_tokens + most.output_tokens + 20)
+        llm = MeteredLLM(model(server), tokens_per_minute=most.input_tokens + most.output_tokens + 20)
         ask(llm)
         ask(llm)
         assert clock.now == 1000
@@ -442,9 +442,9 @@ def test_waiting_for_a_limit_is_cancelled_and_costs_nothing(
     clock: Clock, budgets: Callable[[float], Budget], limits: dict[str, int]
 ) -> None:
     with BillingServer() as server:
-        llm = Metered(model(server), price=PRICE, budget=budgets(100), **limits)
+        llm = MeteredLLM(model(server), price=PRICE, budget=budgets(100), **limits)
         ask(llm)
-        with pytest.raises(CancelledError):
+        with pytest.raises(OperationCancelled):
             llm.complete(MESSAGES, max_tokens=MAX_TOKENS, cancelled=lambda: clock.now > 1005)
         assert clock.now == pytest.approx(1005.1, abs=0.1), "it is asked ten times a second and more"
         assert llm.requests == len(server.connections) == 1
@@ -458,7 +458,7 @@ def test_threads_share_a_limit() -> None:
     begun: list[int] = []
 
     def run(number: int) -> None:
-        with contextlib.suppress(CancelledError):
+        with contextlib.suppress(OperationCancelled):
             limit.take(1, cancelled=stop.is_set)
             begun.append(number)
 
@@ -518,7 +518,7 @@ def test_what_passes_is_tried_again(error: LLMError) -> None:
 @pytest.mark.parametrize(
     "error",
     [said(LLMAuthenticationError, 401), said(LLMResponseError, 400), said(LLMResponseError, 404), said(LLMError),
-     BudgetError("b", spent=1, cap=1, most=1), CancelledError("stop"), ValueError("a fault"), KeyboardInterrupt()],
+     BudgetError("b", spent=1, cap=1, most=1), OperationCancelled("stop"), ValueError("a fault"), KeyboardInterrupt()],
 )  # fmt: skip
 def test_what_does_not_pass_is_not(error: BaseException) -> None:
     call = Flaky(error)
@@ -548,14 +548,14 @@ def test_pauses_stop_growing_and_are_cancelled() -> None:
         longest_pause_seconds=0.004,
     )
     assert max(pauses) <= 0.005
-    with pytest.raises(CancelledError):
+    with pytest.raises(OperationCancelled):
         retrying(Flaky(said(LLMTimeoutError)), cancelled=lambda: True, pause_seconds=3600, longest_pause_seconds=3600)
 
 
 def test_a_server_that_comes_late_is_waited_for() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
-    llm = Metered(OpenAILLM("tiny", base_url=f"http://127.0.0.1:{port}/v1", max_retries=0), price=PRICE)
+    llm = MeteredLLM(OpenAILLM("tiny", base_url=f"http://127.0.0.1:{port}/v1", max_retries=0), price=PRICE)
     errors: list[LLMError] = []
     with pytest.raises(LLMConnectionError):
         retrying(lambda: ask(llm), on_retry=lambda error, _: errors.append(error), pause_seconds=0)

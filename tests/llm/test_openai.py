@@ -13,7 +13,6 @@ import pytest
 
 from ragkit.cancellation import wait
 from ragkit.errors import (
-    CancelledError,
     InputError,
     LLMAuthenticationError,
     LLMConnectionError,
@@ -21,6 +20,7 @@ from ragkit.errors import (
     LLMRateLimitError,
     LLMResponseError,
     LLMTimeoutError,
+    OperationCancelled,
 )
 from ragkit.llm.base import Usage, drained
 from ragkit.llm.metering import most_usage
@@ -427,7 +427,7 @@ def test_cancelling_hangs_up_at_once(pieces: int) -> None:
     received: list[str] = []
     with RawServer(behave) as server:
         chat = client(server.url, timeout_seconds=60)
-        with pytest.raises(CancelledError):
+        with pytest.raises(OperationCancelled):
             received.extend(chat.stream(MESSAGES, max_tokens=5, cancelled=got_request.is_set))
         server.wait()
         assert hung_up == [True]
@@ -457,7 +457,7 @@ def test_waiting_is_cancelled() -> None:
         asked.append(time.monotonic())
         return len(asked) == 3
 
-    with pytest.raises(CancelledError):
+    with pytest.raises(OperationCancelled):
         wait(3600, cancelled)
     wait(0)
 
@@ -559,7 +559,7 @@ def test_real_server_refuses_another_key(real_llm_server: RealServer) -> None:
 def test_real_server_is_cancelled_and_goes_on(real_llm_server: RealServer) -> None:
     chat = client(real_llm_server.url, timeout_seconds=120)
     received: list[str] = []
-    with pytest.raises(CancelledError):
+    with pytest.raises(OperationCancelled):
         received.extend(chat.stream(MESSAGES, max_tokens=1000, cancelled=lambda: len(received) >= 2))
     assert len(received) == 2
     assert ask(chat), "its only slot is free again"

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from ragkit.embedding.hashed import HashEmbedder
 from ragkit.engine.extractive import ExtractiveLLM
-from ragkit.errors import CancelledError, InputError, LLMResponseError, LLMTimeoutError, RerankingError
+from ragkit.errors import InputError, LLMResponseError, LLMTimeoutError, OperationCancelled, RerankingError
 from ragkit.experiments.fingerprint import identity
-from ragkit.hashing import digest
+from ragkit.hashing import hash_values
 from ragkit.llm.base import ScriptedLLM
 from ragkit.retrieval.base import Reranker
 from ragkit.retrieval.reranking import CrossEncoderReranker, LLMReranker
@@ -91,7 +91,7 @@ def test_threads_share_one_model_and_its_scores(bert: Path) -> None:
 
 def test_cancelling_stops_between_batches(bert: Path) -> None:
     asked = iter([False, False, True])
-    with pytest.raises(CancelledError):
+    with pytest.raises(OperationCancelled):
         CrossEncoderReranker(bert, batch_size=1).scores(QUESTION, TEXTS, cancelled=lambda: next(asked))
 
 
@@ -102,7 +102,7 @@ def test_a_cross_encoder_is_its_weights(bert: Path, tmp_path: Path) -> None:
     assert mine["weights"] != CrossEncoderReranker(other).identity()["weights"]
     depths: list[Reranker] = [*expand(CrossEncoderReranker(bert, depth=choose(10, 20)))]
     assert [each.depth for each in depths] == [10, 20]
-    assert len({digest(identity(each)) for each in depths}) == 2
+    assert len({hash_values(identity(each)) for each in depths}) == 2
     batched = CrossEncoderReranker(bert, depth=10, batch_size=4)
     assert identity(batched) == identity(depths[0])
 
@@ -204,7 +204,7 @@ def test_errors_and_cancelling_are_the_models() -> None:
     late = LLMTimeoutError("too late", model="m", base_url="u")
     with pytest.raises(LLMTimeoutError, match="too late"):
         LLMReranker(ScriptedLLM(["[1]"], error=late)).scores(QUESTION, TEXTS)
-    with pytest.raises(CancelledError):
+    with pytest.raises(OperationCancelled):
         LLMReranker(ScriptedLLM(["[1]"], delay_seconds=30)).scores(QUESTION, TEXTS, cancelled=lambda: True)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ragkit.chunking.structure import StructureChunker
 from ragkit.embedding.hashed import HashEmbedder
-from ragkit.errors import CancelledError, EmptyIndexError, EmptyQuestionError, InputError, LLMError
+from ragkit.errors import EmptyIndexError, EmptyQuestionError, InputError, LLMError, OperationCancelled
 from ragkit.indexing.index import Index
 from ragkit.llm.base import ScriptedLLM
 from ragkit.retrieval.base import Retriever
@@ -210,7 +210,7 @@ def test_rewriting_finds_what_the_question_alone_does_not(passages: Passages) ->
     question = "Which knobs?"
     assert retrieve(question, passages, retriever=BM25()) == []
     imagined = HyDE(ScriptedLLM(["BM25 has two parameters, k1 and b: k1 saturates, b normalizes by length."]))
-    hits = retrieve(question, passages, retriever=BM25(), rewriting=imagined)
+    hits = retrieve(question, passages, retriever=BM25(), rewriter=imagined)
     assert hits[0].document.id == "bm25.md"
     similarity = passages.similarities(question, range(len(passages)))
     position = {stored.chunk: p for p, stored in enumerate(passages.stored)}
@@ -220,7 +220,7 @@ def test_rewriting_finds_what_the_question_alone_does_not(passages: Passages) ->
 def test_a_rewriting_without_another_text_changes_nothing(passages: Passages) -> None:
     question = "reciprocal rank fusion"
     same = MultiQuery(ScriptedLLM([question]))
-    assert retrieve(question, passages, retriever=Hybrid(), rewriting=same) == retrieve(
+    assert retrieve(question, passages, retriever=Hybrid(), rewriter=same) == retrieve(
         question, passages, retriever=Hybrid()
     )
 
@@ -247,14 +247,14 @@ def test_a_reranker_reads_passages_under_their_titles_and_orders_hits(passages: 
     assert [hit.score for hit in after] == sorted((hit.score for hit in after), reverse=True)
 
 
-@pytest.mark.parametrize("stage", ["rewriting", "reranker"])
+@pytest.mark.parametrize("stage", ["rewriter", "reranker"])
 def test_a_failing_or_cancelled_model_ends_the_retrieval(passages: Passages, stage: str) -> None:
-    kind = {"rewriting": MultiQuery, "reranker": LLMReranker}[stage]
+    kind = {"rewriter": MultiQuery, "reranker": LLMReranker}[stage]
     broken: dict[str, object] = {stage: kind(ScriptedLLM(["[1]"], error=LLMError("gone", model="m", base_url="u")))}
     with pytest.raises(LLMError, match="gone"):
         retrieve("What is b?", passages, retriever=Hybrid(), **broken)  # type: ignore[arg-type]
     slow: dict[str, object] = {stage: kind(ScriptedLLM(["[1]"], delay_seconds=30))}
-    with pytest.raises(CancelledError):
+    with pytest.raises(OperationCancelled):
         retrieve("What is b?", passages, retriever=Hybrid(), cancelled=lambda: True, **slow)  # type: ignore[arg-type]
 
 

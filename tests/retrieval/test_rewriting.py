@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from ragkit.embedding.hashed import HashEmbedder
 from ragkit.engine.extractive import ExtractiveLLM
-from ragkit.errors import CancelledError, InputError, LLMResponseError, LLMTimeoutError
+from ragkit.errors import InputError, LLMResponseError, LLMTimeoutError, OperationCancelled
 from ragkit.experiments.fingerprint import identity
-from ragkit.hashing import digest
+from ragkit.hashing import hash_values
 from ragkit.llm.base import ScriptedLLM
-from ragkit.retrieval.base import Rewriting
+from ragkit.retrieval.base import QueryRewriter
 from ragkit.retrieval.rewriting import HyDE, MultiQuery
 from ragkit.space import choose, expand
 
@@ -111,7 +111,7 @@ def test_errors_and_cancelling_are_the_models(kind: Any) -> None:
     late = LLMTimeoutError("too late", model="m", base_url="u")
     with pytest.raises(LLMTimeoutError, match="too late"):
         kind(ScriptedLLM(["half"], error=late)).rewrite(QUESTION, language="en")
-    with pytest.raises(CancelledError):
+    with pytest.raises(OperationCancelled):
         kind(ScriptedLLM(["x"], delay_seconds=30)).rewrite(QUESTION, language="en", cancelled=lambda: True)
 
 
@@ -125,6 +125,9 @@ def test_bad_settings_are_refused(kind: Any) -> None:
 
 
 def test_settings_may_be_choices_and_tell_set_ups_apart() -> None:
-    every: list[Rewriting] = [*expand(HyDE(says("a"), choose(1, 2))), *expand(MultiQuery(choose(says("a"), says("b"))))]
-    assert len({digest(identity(each)) for each in every}) == 4
+    every: list[QueryRewriter] = [
+        *expand(HyDE(says("a"), choose(1, 2))),
+        *expand(MultiQuery(choose(says("a"), says("b")))),
+    ]
+    assert len({hash_values(identity(each)) for each in every}) == 4
     assert identity(HyDE(says("a"))) == identity(every[0])

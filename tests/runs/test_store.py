@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ragkit.errors import CancelledError, InputError, RagkitError, SourceNotFoundError
-from ragkit.runs.provenance import digest, find_git
+from ragkit.errors import InputError, OperationCancelled, RagkitError, SourceNotFoundError
+from ragkit.runs.provenance import find_git, hash_path
 from ragkit.runs.store import RunStore
 from tests.support.commands import environment, ragkit
 
@@ -104,7 +104,7 @@ def test_french_names_are_welcome(store: RunStore) -> None:
     run = store.create(name="évaluation")
     run.record(précision=0.5, résultats=pd.DataFrame({"requête": ["où ?"]}))
     assert run.tables() == ["résultats"]
-    assert store.frame()["précision"].tolist() == [0.5]
+    assert store.to_frame()["précision"].tolist() == [0.5]
 
 
 def test_what_was_recorded_before_a_crash_is_there_and_the_run_is_lost(store: RunStore, tmp_path: Path) -> None:
@@ -156,8 +156,8 @@ def test_how_a_block_ends_is_how_its_run_ends(store: RunStore) -> None:
         1 / 0  # noqa: B018
     with pytest.raises(KeyboardInterrupt), store.create(name="stopped") as stopped:
         raise KeyboardInterrupt
-    with pytest.raises(CancelledError), store.create(name="cancelled") as cancelled:
-        raise CancelledError("enough")
+    with pytest.raises(OperationCancelled), store.create(name="cancelled") as cancelled:
+        raise OperationCancelled("enough")
     info = failing.info
     assert (info.state, info.error, info.message) == ("failed", "ZeroDivisionError", "division by zero")
     assert "1 / 0" in str(info.traceback)
@@ -176,7 +176,7 @@ def test_a_damaged_run_hides_no_other(store: RunStore, damage: bytes) -> None:
     store.create(name="sound").finish()
     (broken.path / "run.json").write_bytes(damage)
     assert [info.state for info in store.list()] == ["damaged", "done"]
-    assert len(store.frame()) == 2
+    assert len(store.to_frame()) == 2
     with pytest.raises(InputError, match="cannot be read"):
         broken.record(a=1)
     assert (broken.path / "run.json").read_bytes() == damage
@@ -194,7 +194,7 @@ def test_runs_are_found_by_either_end_of_their_ids(store: RunStore) -> None:
 def test_columns_with_one_name_are_told_apart(store: RunStore) -> None:
     run = store.create(name="a", parameters={"k": 5, "state": "raw"})
     run.record(k=3, message="hello")
-    row = store.frame().iloc[0]
+    row = store.to_frame().iloc[0]
     assert (row["k"], row["recorded.k"], row["parameters.state"], row["state"]) == (5, 3, "raw", "running")
     assert (row["recorded.message"], row["message"]) == ("hello", None)
 
@@ -268,16 +268,16 @@ def test_a_digest_changes_with_contents_and_names(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     (folder / "sub").mkdir(parents=True)
     (folder / "sub" / "a.txt").write_text("a")
-    first = digest(folder)
+    first = hash_path(folder)
     (folder / ".DS_Store").write_text("noise")
     os.symlink(folder / "nowhere", folder / "link")
-    assert digest(folder) == first
+    assert hash_path(folder) == first
     (folder / "sub" / "a.txt").rename(folder / "sub" / "b.txt")
-    renamed = digest(folder)
+    renamed = hash_path(folder)
     (folder / "sub" / "b.txt").write_text("b")
-    assert len({first, renamed, digest(folder), digest(folder / "sub" / "b.txt")}) == 4
+    assert len({first, renamed, hash_path(folder), hash_path(folder / "sub" / "b.txt")}) == 4
     with pytest.raises(SourceNotFoundError):
-        digest(tmp_path / "nowhere")
+        hash_path(tmp_path / "nowhere")
 
 
 def test_the_commands(store: RunStore, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from websockets.sync.client import connect
 
 from ragkit.errors import InputError, SourceNotFoundError
 from ragkit.live import messages
-from ragkit.runs.notebook import Book, grid
+from ragkit.runs.notebook import ParameterizedNotebook, grid
 from ragkit.runs.store import RunStore
 from ragkit.runs.sweep import sweep
 from tests.server.live_server import TOKEN, start_server
@@ -102,7 +102,7 @@ def test_two_by_two_from_a_terminal_seen_live_with_one_that_fails(tmp_path: Path
     assert {message["origin"]["kind"] for message in heard} == {"cli"}
 
     store = RunStore(folder / "runs")
-    frame = store.frame().sort_values(["chunk_size", "retriever"])
+    frame = store.to_frame().sort_values(["chunk_size", "retriever"])
     assert frame["state"].tolist() == ["done", "done", "failed", "done"]
     assert frame["early"].tolist() == [64, 64, 128, 128]  # recorded before it failed
     assert frame["ndcg"].fillna(0).tolist() == [0.128, 0.128, 0, 0.256]
@@ -131,7 +131,7 @@ def test_what_ends_badly_is_a_row_and_nothing_is_left_running(tmp_path: Path) ->
     frame = sweep(
         notebook,
         {"retriever": ["die", "hybrid"]},
-        jobs=2,
+        max_concurrency=2,
         store=tmp_path / "runs",
         on_row=lambda at, row: seen.append((at, row["state"])),
     )
@@ -177,7 +177,7 @@ def test_stopped_it_ends_what_it_started_and_keeps_what_is_done(tmp_path: Path, 
         ({"notebook": "list.ipynb"}, "not a notebook"),
         ({"notebook": "cells.ipynb"}, "not a notebook"),
         ({"kernel_name": "nonsense"}, "no kernel 'nonsense'.*python3"),
-        ({"jobs": 0}, "at least 1"),
+        ({"max_concurrency": 0}, "at least 1"),
         ({"timeout_seconds": 0}, "more than 0"),
         ({"cwd": "nowhere"}, "no folder"),
     ],
@@ -202,7 +202,7 @@ def test_data_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 def test_what_a_result_depends_on(tmp_path: Path) -> None:
     def key(*cells: str, cell: dict[str, Any] | None = None, digests: dict[str, str] | None = None) -> str:
-        return Book(write_notebook(tmp_path / "n.ipynb", *cells)).key(cell or {"k": 1}, digests or {})
+        return ParameterizedNotebook(write_notebook(tmp_path / "n.ipynb", *cells)).key(cell or {"k": 1}, digests or {})
 
     first = key("a")
     assert key("a") == first
@@ -214,12 +214,14 @@ def test_what_a_result_depends_on(tmp_path: Path) -> None:
     again.cells[0].source = "other words"
     again.cells[1].outputs = [nbformat.v4.new_output("stream", text="seen")]
     nbformat.write(again, tmp_path / "o.ipynb")
-    assert Book(tmp_path / "m.ipynb").key({}, {}) == Book(tmp_path / "o.ipynb").key({}, {})
+    assert ParameterizedNotebook(tmp_path / "m.ipynb").key({}, {}) == ParameterizedNotebook(tmp_path / "o.ipynb").key(
+        {}, {}
+    )
 
 
 def test_parameters_are_found_where_papermill_does_not_look(tmp_path: Path) -> None:
     source = "%matplotlib inline\na: int = 1\nb = dict(x=1)\nc = d = 'x=y'\nlong = [\n  1,\n]\nif a:\n    e = -2.5"
-    book = Book(write_notebook(tmp_path / "n.ipynb", parameters=source))
+    book = ParameterizedNotebook(write_notebook(tmp_path / "n.ipynb", parameters=source))
     assert book.defaults == {"a": 1, "b": None, "c": "x=y", "d": None, "long": [1], "e": None}
 
 

@@ -141,7 +141,7 @@ def test_after_the_machine_went_down_a_new_epoch_begins(tmp_path: Path, monkeypa
 def test_another_server_gets_a_file_of_its_own(tmp_path: Path) -> None:
     archive, _ = opened(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from ragkit_server.archive import *\n"
+        "import sys; from pathlib import Path; from ragkit_server.history.archive import *\n"
         f"archive, _, _ = open_archive(Path({str(tmp_path)!r}), 'history', max_bytes=1, log_events=1, log_bytes=1)\n"
         "print(archive.path.name)"
     )

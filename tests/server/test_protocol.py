@@ -124,7 +124,7 @@ async def test_a_tornado_that_is_not_as_we_know_it_is_left_alone(monkeypatch: py
 
 
 ANOTHER_TORNADO = """
-import ragkit_server.protocol
+import ragkit_server.transport.protocol
 import tornado.websocket as websocket
 
 class Another(websocket.WebSocketProtocol13):

@@ -25,7 +25,7 @@ from ragkit.live.messages import (
     Since,
 )
 from ragkit_server.history.log import History
-from ragkit_server.hub.sessions import Ask, ListenerSession, PublisherSession, State, Stop
+from ragkit_server.hub.sessions import Ask, ListenerSession, PublisherSession, SessionState, Stop
 from ragkit_server.transport.frames import payloads
 
 HELLO = '{"type":"hello","publisher":"p","origin":{"kind":"cli","name":"c","run_id":"r"}}'
@@ -181,9 +181,9 @@ def test_replies_are_bounded_pieces_go_first_then_the_listener() -> None:
     assert session.backlogged
     assert session._reply_bytes < 11_000
     session.reply(Response(content=ResponseContent(answer="whole", sources=[]), id="1"))
-    assert session.state is State.OPEN
+    assert session.state is SessionState.OPEN
     session.reply(Response(content=ResponseContent(answer="x" * 10_000, sources=[]), id="2"))
-    assert session.state is State.CLOSING
+    assert session.state is SessionState.CLOSING
     assert session.close_code is not None
     assert session.close_code[0] == 1008
     assert session.data_to_send() == b""

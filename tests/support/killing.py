@@ -116,11 +116,11 @@ def compare(place: Path, folder: Path) -> None:
     }
     assert found == expected, f"records differ: {sorted(found.keys() ^ expected.keys()) or 'in their passages'}"
     ids = [s.vector_id for chunks in snapshot.chunks.values() for s in chunks]
-    assert set(index.store.ids()) == set(ids), "vectors without a passage, or passages without one"
+    assert set(index.vector_store.ids()) == set(ids), "vectors without a passage, or passages without one"
     for name, chunks in snapshot.chunks.items():
         texts, _ = embedded_texts(snapshot.documents[name].title, [s.chunk for s in chunks], embedder)
         vectors += list(HashEmbedder.embed(embedder, texts))
-    stored = index.store.get(ids)
+    stored = index.vector_store.get(ids)
     assert np.allclose(np.stack([stored[i] for i in ids]), np.stack(vectors), atol=1e-6), "vectors differ"
     again = index.update(folder)
     assert (again.added, again.updated, again.deleted, again.embedded) == (0, 0, 0, 0), f"not settled: {again}"

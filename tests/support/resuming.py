@@ -30,9 +30,9 @@ from ragkit.embedding.hashed import HashEmbedder
 from ragkit.evaluation.dataset import Dataset
 from ragkit.evaluation.loading import load_dataset
 from ragkit.experiments import stages
-from ragkit.experiments.cells import Cells
 from ragkit.experiments.experiment import Experiment
 from ragkit.experiments.result import Result
+from ragkit.experiments.result_cache import ResultCache
 from ragkit.experiments.system import System
 from ragkit.retrieval.retrievers import BM25, Dense, Hybrid
 from ragkit.space import choose
@@ -78,8 +78,8 @@ class Embedder(HashEmbedder):
         return f"resuming {kind}"
 
 
-class LoggedCells(Cells):
-    """Cells that tell what is put."""
+class LoggedCells(ResultCache):
+    """ResultCache that tell what is put."""
 
     log: Log
 

@@ -10,8 +10,8 @@ import zipfile
 from collections.abc import Iterator
 from typing import Any
 
-from ragkit.documents.builder import Draft
-from ragkit.documents.document import Document, Source
+from ragkit.documents.builder import DocumentBuilder
+from ragkit.documents.document import Document, SourceFile
 from ragkit.documents.formats.zipped import core_title, open_archive, parsed, part_of
 from ragkit.documents.markup import html_in_full
 from ragkit.errors import DocumentError
@@ -28,7 +28,7 @@ _STYLES = "\n".join(
 )
 
 
-def read_docx(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
+def read_docx(source: SourceFile, deadline: float) -> Iterator[Document | DocumentError]:
     """See `ragkit.documents.read`."""
     import mammoth
 
@@ -37,7 +37,7 @@ def read_docx(source: Source, deadline: float) -> Iterator[Document | DocumentEr
         file = _with_plain_equations(archive)
     no_pictures = mammoth.images.img_element(lambda image: {})
     html = mammoth.convert_to_html(file, style_map=_STYLES, convert_image=no_pictures).value
-    draft = Draft(source)
+    draft = DocumentBuilder(source)
     draft.add(html_in_full(html), is_markdown=True)
     if not draft.size and "<img" in html:
         raise DocumentError(source.where, "no text, only pictures; run OCR on it first")

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import unquote
 
-from ragkit.documents.builder import Draft, one_line, reason_of
-from ragkit.documents.document import Document, Source
+from ragkit.documents.builder import DocumentBuilder, one_line, reason_of
+from ragkit.documents.document import Document, SourceFile
 from ragkit.documents.encoding import decode
 from ragkit.documents.formats.zipped import open_archive, parsed, part_of
 from ragkit.documents.markup import html_in_full
@@ -23,7 +23,7 @@ _HTML = frozenset({"application/xhtml+xml", "text/html", "application/x-dtbook+x
 _OF_FONTS = frozenset({"http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC"})
 
 
-def read_epub(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
+def read_epub(source: SourceFile, deadline: float) -> Iterator[Document | DocumentError]:
     """See `ragkit.documents.read`."""
     with open_archive(source) as archive:
         if _is_encrypted(archive):
@@ -32,7 +32,7 @@ def read_epub(source: Source, deadline: float) -> Iterator[Document | DocumentEr
         title = one_line(tree.findtext(".//{*}metadata/{*}title") or "")
         items = {item.get("id"): item for item in tree.iterfind(".//{*}manifest/{*}item")}
         labels = _labels(archive, folder, items.values())
-        draft = Draft(source)
+        draft = DocumentBuilder(source)
         spine = [ref.get("idref") for ref in tree.iterfind(".//{*}spine/{*}itemref")]
         for number, idref in enumerate(spine, start=1):
             where = f"{source.where}, chapter {number}"
@@ -67,7 +67,7 @@ def _is_encrypted(archive: zipfile.ZipFile) -> bool:
     return any(method.get("Algorithm") not in _OF_FONTS for method in methods)
 
 
-def _package(archive: zipfile.ZipFile, source: Source) -> tuple[str, Any]:
+def _package(archive: zipfile.ZipFile, source: SourceFile) -> tuple[str, Any]:
     """The folder and the tree of what says which chapters there are."""
     container = part_of(archive, "META-INF/container.xml")
     root = parsed(container).find(".//{*}rootfile") if container else None

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ragkit.documents.builder import Draft, one_line
-from ragkit.documents.document import Document, Source
+from ragkit.documents.builder import DocumentBuilder, one_line
+from ragkit.documents.document import Document, SourceFile
 from ragkit.documents.encoding import clean, decode
 from ragkit.errors import DocumentError
 
@@ -20,7 +20,7 @@ __all__ = ["read_notebook"]
 _MAX_OUTPUT = 2_000  # characters of one output
 
 
-def read_notebook(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
+def read_notebook(source: SourceFile, deadline: float) -> Iterator[Document | DocumentError]:
     """See `ragkit.documents.read`."""
     content, _ = decode(source.path.read_bytes(), where=source.where)
     if not content.strip():
@@ -31,7 +31,7 @@ def read_notebook(source: Source, deadline: float) -> Iterator[Document | Docume
         raise DocumentError(source.where, f"damaged: not JSON ({one_line(str(error))})") from error
     if not isinstance(notebook, dict) or not any(isinstance(notebook.get(k), list) for k in ("cells", "worksheets")):
         raise DocumentError(source.where, "not a notebook: it holds no cells")
-    draft = Draft(source)
+    draft = DocumentBuilder(source)
     for kind, body, language, outputs in _cells(notebook):
         block = clean(body).strip("\n")
         if kind == "code" and block.strip():

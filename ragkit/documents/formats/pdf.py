@@ -7,8 +7,8 @@ import logging
 import time
 from collections.abc import Iterator
 
-from ragkit.documents.builder import MAX_CHARACTERS, Draft, reason_of
-from ragkit.documents.document import Document, Source
+from ragkit.documents.builder import MAX_CHARACTERS, DocumentBuilder, reason_of
+from ragkit.documents.document import Document, SourceFile
 from ragkit.errors import DocumentError
 
 __all__ = ["read_pdf"]
@@ -17,7 +17,7 @@ __all__ = ["read_pdf"]
 logging.getLogger("pypdf").addHandler(logging.NullHandler())
 
 
-def read_pdf(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
+def read_pdf(source: SourceFile, deadline: float) -> Iterator[Document | DocumentError]:
     """See `ragkit.documents.read`. A page is a program: what is read until the deadline is kept, the rest reported."""
     import pypdf
     from pypdf.errors import DependencyError, FileNotDecryptedError
@@ -38,7 +38,7 @@ def read_pdf(source: Source, deadline: float) -> Iterator[Document | DocumentErr
         raise DocumentError(
             source.where, "encrypted in a way that cannot be read here; save a copy without a password"
         ) from error
-    draft = Draft(source)
+    draft = DocumentBuilder(source)
     first_reason = ""
     for number, page in enumerate(pages, start=1):
         failure = None

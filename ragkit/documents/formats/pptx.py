@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ragkit.documents.builder import Draft, one_line, reason_of
-from ragkit.documents.document import Document, Source
+from ragkit.documents.builder import DocumentBuilder, one_line, reason_of
+from ragkit.documents.document import Document, SourceFile
 from ragkit.documents.formats.zipped import core_title, open_archive, parsed
 from ragkit.documents.markup import markdown_table
 from ragkit.errors import DocumentError
@@ -18,13 +18,13 @@ _TEXT = "{http://schemas.openxmlformats.org/drawingml/2006/main}t"
 _PARAGRAPH = "{http://schemas.openxmlformats.org/drawingml/2006/main}p"
 
 
-def read_pptx(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
+def read_pptx(source: SourceFile, deadline: float) -> Iterator[Document | DocumentError]:
     """See `ragkit.documents.read`."""
     import pptx
 
     with open_archive(source) as archive:
         title = core_title(archive)
-    draft = Draft(source)
+    draft = DocumentBuilder(source)
     slides = pptx.Presentation(str(source.path)).slides
     count = len(slides)
     for number in range(1, count + 1):

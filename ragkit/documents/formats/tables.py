@@ -12,8 +12,8 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from ragkit.documents.builder import MAX_CHARACTERS, Draft, one_line
-from ragkit.documents.document import Document, Source
+from ragkit.documents.builder import MAX_CHARACTERS, DocumentBuilder, one_line
+from ragkit.documents.document import Document, SourceFile
 from ragkit.documents.encoding import clean, lines
 from ragkit.errors import DocumentError
 
@@ -28,7 +28,7 @@ _ID_KEYS = ("_id", "id", "doc_id")
 _NUMBER = re.compile(r"[-+]?[\d\s.,:/%€$£-]+")
 
 
-def read_jsonl(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
+def read_jsonl(source: SourceFile, deadline: float) -> Iterator[Document | DocumentError]:
     """See `ragkit.documents.read`."""
     failures = 0
     is_empty = True
@@ -49,7 +49,7 @@ def read_jsonl(source: Source, deadline: float) -> Iterator[Document | DocumentE
         raise DocumentError(source.where, "empty: it holds no text")
 
 
-def _row(source: Source, number: int, line: str | None, seen: set[int]) -> Document:
+def _row(source: SourceFile, number: int, line: str | None, seen: set[int]) -> Document:
     where = f"{source.where}, line {number}"
     if line is None:
         raise DocumentError(where, f"longer than {MAX_CHARACTERS:,} characters")
@@ -82,7 +82,7 @@ def _row(source: Source, number: int, line: str | None, seen: set[int]) -> Docum
 # ---------------------------------------------------------------------------------------- tables
 
 
-def read_csv(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
+def read_csv(source: SourceFile, deadline: float) -> Iterator[Document | DocumentError]:
     """See `ragkit.documents.read`. The delimiter is the one by which the first lines have the most equal columns."""
     some = lines(source.path, where=source.where, max_characters=MAX_CHARACTERS)
     sample = list(itertools.islice(some, _SAMPLE_LINES))
@@ -109,7 +109,7 @@ def _delimiter(sample: Sequence[str]) -> str:
 
 
 def documents_of_sheets(
-    source: Source, sheets: Iterable[tuple[str, Iterable[Sequence[str]]]], *, title: str = ""
+    source: SourceFile, sheets: Iterable[tuple[str, Iterable[Sequence[str]]]], *, title: str = ""
 ) -> Iterator[Document | DocumentError]:
     """Write tables as text, in as many documents as it takes.
 
@@ -121,7 +121,7 @@ def documents_of_sheets(
     Raises:
         DocumentError: They hold no text.
     """
-    draft = Draft(source)
+    draft = DocumentBuilder(source)
     part = 0
     for name, rows in sheets:
         headers: list[str] | None = None
@@ -136,7 +136,7 @@ def documents_of_sheets(
             if draft.size and draft.size + len(line) > PART_CHARACTERS:
                 part += 1
                 yield draft.finish(title=title, part=f"part {part}")
-                draft, is_named = Draft(source), False
+                draft, is_named = DocumentBuilder(source), False
             if not is_named:
                 draft.heading(name, level=2)
                 is_named = True

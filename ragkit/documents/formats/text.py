@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ragkit.documents.builder import Draft
-from ragkit.documents.document import Document, Source
+from ragkit.documents.builder import DocumentBuilder
+from ragkit.documents.document import Document, SourceFile
 from ragkit.documents.encoding import decode
 from ragkit.documents.filetypes import CODE_SUFFIXES, kind_of
 from ragkit.documents.markup import front_matter_title, html_to_markdown, markdown_headings
@@ -15,32 +15,32 @@ from ragkit.errors import DocumentError
 __all__ = []
 
 
-def _read_text(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
+def _read_text(source: SourceFile, deadline: float) -> Iterator[Document | DocumentError]:
     kind = kind_of(source.name) or ""
     is_code = kind in CODE_SUFFIXES
     text, encoding = decode(source.path.read_bytes(), where=source.where, declares=is_code)
-    draft = Draft(source)
+    draft = DocumentBuilder(source)
     draft.marks += outline(text, kind)
     # A program is known by its file's name, not by its first function's.
     title = source.id.rpartition("/")[2] if is_code and not source.url and kind != ".tex" else ""
     yield draft.finish_as(text, title=title, encoding=encoding)
 
 
-def _read_markdown(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
+def _read_markdown(source: SourceFile, deadline: float) -> Iterator[Document | DocumentError]:
     text, encoding = decode(source.path.read_bytes(), where=source.where)
-    draft = Draft(source)
+    draft = DocumentBuilder(source)
     draft.marks += markdown_headings(text)
     has_top = any(mark.level == 1 for mark in draft.marks)
     yield draft.finish_as(text, title="" if has_top else front_matter_title(text), encoding=encoding)
 
 
-def _read_html(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
+def _read_html(source: SourceFile, deadline: float) -> Iterator[Document | DocumentError]:
     html, encoding = decode(source.path.read_bytes(), where=source.where, declares=True)
     if not html.strip():
         raise DocumentError(source.where, "empty: it holds no text")
     text, title = html_to_markdown(html)
     if not text.strip():
         raise DocumentError(source.where, "empty: the page shows no text (it may be made by a script)")
-    draft = Draft(source)
+    draft = DocumentBuilder(source)
     draft.marks += markdown_headings(text)
     yield draft.finish_as(text, title=title or next((mark.label for mark in draft.marks), ""), encoding=encoding)

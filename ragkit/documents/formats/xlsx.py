@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ragkit.documents.builder import reason_of
-from ragkit.documents.document import Document, Source
+from ragkit.documents.document import Document, SourceFile
 from ragkit.documents.formats.tables import documents_of_sheets
 from ragkit.documents.formats.zipped import core_title, open_archive
 from ragkit.errors import DocumentError
@@ -20,7 +20,7 @@ __all__ = ["read_xlsx"]
 _ROWS_AT_ONCE = 200
 
 
-def read_xlsx(source: Source, deadline: float) -> Iterator[Document | DocumentError]:
+def read_xlsx(source: SourceFile, deadline: float) -> Iterator[Document | DocumentError]:
     """See `ragkit.documents.read`. Of a formula, the value counts that was last computed."""
     import openpyxl
 
@@ -40,7 +40,7 @@ def read_xlsx(source: Source, deadline: float) -> Iterator[Document | DocumentEr
     yield from failures
 
 
-def _rows(source: Source, sheet: Any, deadline: float, failures: list[DocumentError]) -> Iterator[Sequence[str]]:
+def _rows(source: SourceFile, sheet: Any, deadline: float, failures: list[DocumentError]) -> Iterator[Sequence[str]]:
     """The rows that can be read; why there are no more of them goes to the failures."""
     done = 0
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import zipfile
 from typing import Any
 
-from ragkit.documents.document import Source
+from ragkit.documents.document import SourceFile
 from ragkit.errors import DocumentError
 
 __all__ = ["core_title", "open_archive", "parsed", "part_of"]
@@ -22,7 +22,7 @@ _STREAMED = ("xl/worksheets/", "xl/sharedStrings.xml")
 _COMPOUND_FILE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 
-def open_archive(source: Source) -> zipfile.ZipFile:
+def open_archive(source: SourceFile) -> zipfile.ZipFile:
     """Open an archive whose parts are of a bearable size.
 
     Raises:

@@ -17,7 +17,7 @@ from tornado.websocket import WebSocketHandler, WebSocketProtocol
 from ragkit.live.messages import ErrorCode
 from ragkit_server.hub.inbound import error
 from ragkit_server.hub.manager import WebSocketManager
-from ragkit_server.hub.sessions import ListenerSession, PublisherSession, State
+from ragkit_server.hub.sessions import ListenerSession, PublisherSession, SessionState
 from ragkit_server.transport.protocol import strict
 from ragkit_server.transport.socket import SocketTransport
 
@@ -96,7 +96,11 @@ class HubSocket(WebSocketMixin, WebSocketHandler, JupyterHandler):
         return self._until_read(self.session) if self.session is not None and self.session.backlogged else None
 
     async def _until_read(self, session: ListenerSession | PublisherSession) -> None:
-        while session.backlogged and session.state in (State.NEW, State.OPEN) and self._transport is not None:
+        while (
+            session.backlogged
+            and session.state in (SessionState.NEW, SessionState.OPEN)
+            and self._transport is not None
+        ):
             await self._transport.wait_drained()
             await asyncio.sleep(BACKLOG_SECONDS)  # replies may also wait for the archive
 

@@ -14,7 +14,7 @@ from tornado.web import HTTPError
 from ragkit.live.messages import ErrorCode, QueryContent, Since
 from ragkit_server.handlers.base import HubSocket
 from ragkit_server.hub.inbound import error
-from ragkit_server.hub.sessions import Ask, ListenerSession, PublisherSession, State, Stop
+from ragkit_server.hub.sessions import Ask, ListenerSession, PublisherSession, SessionState, Stop
 
 if TYPE_CHECKING:
     pass
@@ -70,7 +70,7 @@ class ListenerSocket(HubSocket):
             refusal = "You may listen here, but not ask. Ask the server's owner for the right to execute."
             session.reply(error(ErrorCode.NOT_AUTHORIZED, refusal, id=id))
             self.manager.wake(session)
-        elif session.state is State.OPEN:  # it may have left while its rights were looked up
+        elif session.state is SessionState.OPEN:  # it may have left while its rights were looked up
             self.manager.engines.ask(session, id, content)
         if (waiting := self.until_read()) is not None:
             await waiting
@@ -94,5 +94,5 @@ class EngineSocket(HubSocket):
     def on_message(self, message: str | bytes) -> Awaitable[None] | None:
         self.manager.receive(self.session, message)
         if self.manager.commits.backlogged:
-            return self.manager.commits.settle()
+            return self.manager.commits.wait_for_disk()
         return self.until_read()

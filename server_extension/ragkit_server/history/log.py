@@ -37,7 +37,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from ragkit.live.messages import TERMINAL, Broadcast, ExperimentResult, Gap, Origin, Snapshot, encode
-from ragkit.live.snapshot import Progress, State, TaskKey, task_name
+from ragkit.live.snapshot import SnapshotState, TaskKey, TaskProgress, task_name
 from ragkit_server.history.archive import Batch, Record, Stored
 from ragkit_server.history.numbers import Publishers
 from ragkit_server.transport.frames import text_frame
@@ -87,7 +87,7 @@ class History:
     ) -> None:
         self.epoch = epoch or secrets.token_hex(8)
         self.seq = 0
-        self.state = State()
+        self.state = SnapshotState()
         self.publishers = Publishers(stored.numbers if stored is not None else None)
         self.durable = stored is not None
         self._max_events = max_events
@@ -152,10 +152,10 @@ class History:
             seq=self._last + 1,
             topic=str(type(stamped).__struct_config__.tag),
             publisher=publisher,
-            task=task_name(stamped) if isinstance(stamped, Progress | ExperimentResult) else None,
+            task=task_name(stamped) if isinstance(stamped, TaskProgress | ExperimentResult) else None,
             # Newer results supersede older ones in the snapshot only.
             ended=isinstance(stamped, ExperimentResult)
-            or (isinstance(stamped, Progress) and stamped.state in TERMINAL),
+            or (isinstance(stamped, TaskProgress) and stamped.state in TERMINAL),
             payload=encode(stamped),
         )
         self._last += 1  # now that nothing can go wrong any more

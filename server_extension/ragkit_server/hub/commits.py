@@ -96,7 +96,7 @@ class Commits:
 
     @property
     def backlogged(self) -> bool:
-        """Whether so much waits for the disk that publishers should wait, too; see `settle`."""
+        """Whether so much waits for the disk that publishers should wait, too; see `wait_for_disk`."""
         return self.history.pending_bytes > MAX_PENDING_BYTES
 
     def _schedule(self) -> None:
@@ -138,7 +138,7 @@ class Commits:
             if not waiter[1].done():
                 waiter[1].set_result(None)
 
-    async def settle(self) -> None:
+    async def wait_for_disk(self) -> None:
         """Return when all that has been appended until now is safe."""
         if self.history.seq < self.history.last:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -212,7 +212,7 @@ class Commits:
         closed: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if self.history.has_pending and not self._writing:
             self._flush()
-        await self.settle()
+        await self.wait_for_disk()
 
         def done(result: BaseException | None) -> None:
             if not closed.done():  # whoever waited has given up

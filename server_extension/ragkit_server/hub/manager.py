@@ -43,8 +43,8 @@ from ragkit_server.hub.commits import Acks, Commits
 from ragkit_server.hub.counters import Counters
 from ragkit_server.hub.engines import Engines
 from ragkit_server.hub.inbound import RejectedError, check_event
-from ragkit_server.hub.ports import Link, Thread, Timer, Timers, Transport
-from ragkit_server.hub.sessions import ListenerSession, PublisherSession, State
+from ragkit_server.hub.ports import SessionSocket, Thread, Timer, Timers, Transport
+from ragkit_server.hub.sessions import ListenerSession, PublisherSession, SessionState
 
 __all__ = ["WebSocketManager"]
 
@@ -112,11 +112,11 @@ class WebSocketManager:
         self._log = log
         self._grace_seconds = publisher_grace_seconds
         self._max_queue_bytes = max_queue_bytes
-        self._listeners: dict[ListenerSession, Link] = {}
+        self._listeners: dict[ListenerSession, SessionSocket] = {}
         # The same, in a row that is made anew when somebody comes or goes. For each broadcast, its pairs would make
         # Python look for garbage in all that thousands of connections hold: half a second, every few seconds.
-        self._audience: list[tuple[ListenerSession, Link]] | None = None
-        self._publishers: dict[PublisherSession, Link] = {}
+        self._audience: list[tuple[ListenerSession, SessionSocket]] | None = None
+        self._publishers: dict[PublisherSession, SessionSocket] = {}
         self._ready: dict[str, PublisherSession] = {}  # by the publisher's own id
         self._graces: dict[str, Timer] = {}
         self._closing: tuple[int, str] | None = None
@@ -127,7 +127,7 @@ class WebSocketManager:
     def connect(self, transport: Transport, *, since: Since | None = None) -> ListenerSession:
         """Add a listener; it gets every broadcast from now on (or ``since``), in order."""
         session = ListenerSession(self.history, since=since, max_reply_bytes=self._max_queue_bytes)
-        self._listeners[session] = Link(transport)
+        self._listeners[session] = SessionSocket(transport)
         self._audience = None
         self.counters.connections["listener"] += 1
         if self._closing is not None:
@@ -170,7 +170,7 @@ class WebSocketManager:
             self._audience = list(self._listeners.items())
         self._pump_slice(self._audience, 0)
 
-    def _pump_slice(self, listeners: list[tuple[ListenerSession, Link]], start: int) -> None:
+    def _pump_slice(self, listeners: list[tuple[ListenerSession, SessionSocket]], start: int) -> None:
         end = start + SLICE
         runs, seq = self.history.runs, self.history.seq
         writes = size = 0
@@ -204,7 +204,7 @@ class WebSocketManager:
             link.blocked = link.closing
             self._pump(session)
 
-    def _link(self, session: Session) -> Link | None:
+    def _link(self, session: Session) -> SessionSocket | None:
         if isinstance(session, ListenerSession):
             return self._listeners.get(session)
         return self._publishers.get(session)
@@ -213,7 +213,7 @@ class WebSocketManager:
         if (link := self._link(session)) is not None:
             self._pump_link(session, link)
 
-    def _pump_link(self, session: Session, link: Link) -> None:
+    def _pump_link(self, session: Session, link: SessionSocket) -> None:
         if link.blocked:
             return
         try:
@@ -228,7 +228,7 @@ class WebSocketManager:
         except Exception as problem:
             self._drop(session, link, problem)
 
-    def _drop(self, session: Session, link: Link, problem: Exception) -> None:
+    def _drop(self, session: Session, link: SessionSocket, problem: Exception) -> None:
         # Whatever is wrong with this connection must not reach the others.
         self._log.debug("ragkit: a connection was dropped: %r", problem)
         self.counters.dropped += 1
@@ -236,7 +236,7 @@ class WebSocketManager:
         with contextlib.suppress(Exception):  # it is broken already
             link.transport.close(1011, "the connection broke")
 
-    def _look_after(self, session: Session, link: Link) -> None:
+    def _look_after(self, session: Session, link: SessionSocket) -> None:
         if session.close_code is not None:
             link.blocked = True
             link.closing = True
@@ -260,7 +260,7 @@ class WebSocketManager:
     def attach(self, transport: Transport) -> PublisherSession:
         """Add a publisher's connection."""
         session = PublisherSession(max_queue_bytes=self._max_queue_bytes)
-        self._publishers[session] = Link(transport)
+        self._publishers[session] = SessionSocket(transport)
         self.counters.connections["publisher"] += 1
         if self._closing is not None:
             session.close(*self._closing)
@@ -269,7 +269,7 @@ class WebSocketManager:
 
     def receive(self, session: PublisherSession, frame: str | bytes) -> None:
         """Act upon one frame from a publisher."""
-        if session.state in (State.CLOSING, State.CLOSED):
+        if session.state in (SessionState.CLOSING, SessionState.CLOSED):
             return  # not acknowledged, so it will be sent again, to the next connection or server
         match session.receive(frame):
             case Hello() as hello:
@@ -356,7 +356,7 @@ class WebSocketManager:
         self.broadcast(EnginesChanged(engines=engines))
 
     @property
-    def listeners(self) -> Collection[Link]:
+    def listeners(self) -> Collection[SessionSocket]:
         """The connections of all who listen."""
         return self._listeners.values()
 
@@ -376,7 +376,7 @@ class WebSocketManager:
             grace.cancel()
         self._graces.clear()
         with contextlib.suppress(TimeoutError):  # a disk that hangs must not keep the server from ending
-            await asyncio.wait_for(self.commits.settle(), timeout_seconds)
+            await asyncio.wait_for(self.commits.wait_for_disk(), timeout_seconds)
         sessions: list[Session] = [*self._listeners, *self._publishers]
         self._empty.clear()
         for session in sessions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-__all__ = ["Child", "Link", "Thread", "Timer", "Timers", "Transport"]
+__all__ = ["Child", "SessionSocket", "Thread", "Timer", "Timers", "Transport"]
 
 
 class Transport(Protocol):
@@ -28,7 +28,7 @@ class Transport(Protocol):
         ...
 
 
-class Link:
+class SessionSocket:
     """A session with its socket. ``blocked``: nothing can be written now, or ever again (``closing``)."""
 
     __slots__ = ("blocked", "closing", "transport", "write")

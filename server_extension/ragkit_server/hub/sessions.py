@@ -36,10 +36,10 @@ from ragkit_server.history.log import RUN_BYTES, TOPICS, History
 from ragkit_server.hub.inbound import RejectedError, error, from_listener, from_publisher
 from ragkit_server.transport.frames import text_frame
 
-__all__ = ["Ask", "Excerpt", "ListenerSession", "PublisherSession", "State", "Stop"]
+__all__ = ["Ask", "Excerpt", "ListenerSession", "PublisherSession", "SessionState", "Stop"]
 
 
-class State(enum.Enum):
+class SessionState(enum.Enum):
     """Where a session is in its life."""
 
     NEW = enum.auto()  # publishers only: has not said hello
@@ -97,7 +97,7 @@ class ListenerSession:
         since: Since | None = None,
         max_reply_bytes: int = 2**20,
     ) -> None:
-        self.state = State.OPEN
+        self.state = SessionState.OPEN
         self.close_code: tuple[int, str] | None = None
         self._history = history
         self._topics: frozenset[str] | None = None  # all
@@ -168,7 +168,7 @@ class ListenerSession:
         A listener that does not read loses pieces of answers first (`Response` holds the whole
         answer); one that still does not read is closed.
         """
-        if self.state is not State.OPEN:
+        if self.state is not SessionState.OPEN:
             return
         if isinstance(message, ResponseDelta) and self.backlogged:
             return
@@ -196,13 +196,13 @@ class ListenerSession:
         """Return the frames to write next, about 64 KiB at most; empty when there is nothing to say (yet)."""
         data = self._collect(self._history)
         only_broadcasts = self._topics is None and not self._replies and not self._archived
-        self.plain = only_broadcasts and not self.waits and self.state is State.OPEN
+        self.plain = only_broadcasts and not self.waits and self.state is SessionState.OPEN
         return data
 
     def _collect(self, history: History) -> bytes:
         parts: list[bytes] = []
         size = 0
-        while size < RUN_BYTES and self.state is not State.CLOSED:
+        while size < RUN_BYTES and self.state is not SessionState.CLOSED:
             after = self._replies[0][0] if self._replies else None
             if self._archived:
                 data, self._archived = self._archived, b""
@@ -250,16 +250,16 @@ class ListenerSession:
 
     def close(self, code: int, reason: str) -> None:
         """Say what is queued, then close."""
-        if self.state is not State.CLOSED:
+        if self.state is not SessionState.CLOSED:
             self.plain = False
-            self.state = State.CLOSING
+            self.state = SessionState.CLOSING
             self.close_code = self.close_code or (code, reason)
 
     def closed(self) -> None:
         """The socket is gone."""
         self.plain = False
         self.wants = None
-        self.state = State.CLOSED
+        self.state = SessionState.CLOSED
         self._replies.clear()
         self._reply_bytes = 0
 
@@ -268,7 +268,7 @@ class PublisherSession:
     """One publisher: says hello, publishes, offers engines, answers queries."""
 
     def __init__(self, *, max_queue_bytes: int = 2**20) -> None:
-        self.state = State.NEW
+        self.state = SessionState.NEW
         self.close_code: tuple[int, str] | None = None
         self.hello: Hello | None = None
         self._max_queue_bytes = max_queue_bytes
@@ -298,14 +298,14 @@ class PublisherSession:
                 return None
             case Pong():
                 return None  # itself an answer, to a ping
-            case Hello() if self.state is State.NEW:
+            case Hello() if self.state is SessionState.NEW:
                 self.hello = decoded
-                self.state = State.OPEN
+                self.state = SessionState.OPEN
                 return decoded
             case Hello():
                 self.send(error(ErrorCode.INVALID_MESSAGE, "You have said hello already."))
                 return None
-            case _ if self.state is State.NEW:
+            case _ if self.state is SessionState.NEW:
                 self.send(error(ErrorCode.INVALID_MESSAGE, "The first message has to be 'hello'."))
                 return None
         return decoded
@@ -316,7 +316,7 @@ class PublisherSession:
 
     def send(self, message: Struct) -> bool:
         """Queue a message; return False, and queue nothing, if the publisher does not read."""
-        if self.state not in (State.NEW, State.OPEN) or self._queue_bytes > self._max_queue_bytes:
+        if self.state not in (SessionState.NEW, SessionState.OPEN) or self._queue_bytes > self._max_queue_bytes:
             return False
         frame = text_frame(encode(message))
         self._queue.append(frame)
@@ -335,7 +335,7 @@ class PublisherSession:
 
     def data_to_send(self) -> bytes:
         """Return the frames to write next; empty when there is nothing to say."""
-        if self.state is State.CLOSED:
+        if self.state is SessionState.CLOSED:
             return b""
         parts: list[bytes] = []
         if self._ack:
@@ -348,12 +348,12 @@ class PublisherSession:
 
     def close(self, code: int, reason: str) -> None:
         """Say what is queued, then close."""
-        if self.state is not State.CLOSED:
-            self.state = State.CLOSING
+        if self.state is not SessionState.CLOSED:
+            self.state = SessionState.CLOSING
             self.close_code = self.close_code or (code, reason)
 
     def closed(self) -> None:
         """The socket is gone."""
-        self.state = State.CLOSED
+        self.state = SessionState.CLOSED
         self._queue.clear()
         self._queue_bytes = 0

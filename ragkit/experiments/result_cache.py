@@ -21,9 +21,9 @@ from typing import Any
 
 import msgspec
 
-from ragkit.errors import CellsError
+from ragkit.errors import ResultCacheError
 
-__all__ = ["Cells"]
+__all__ = ["ResultCache"]
 
 _AT_ONCE = 500  # keys in one question
 _BUSY_SECONDS = 60.0
@@ -34,7 +34,7 @@ CREATE TABLE IF NOT EXISTS cells (
 """
 
 
-class Cells:
+class ResultCache:
     """Results on disk: one SQLite file, which any number of threads and processes share.
 
     Args:
@@ -52,13 +52,13 @@ class Cells:
         self._pid = 0
 
     def __repr__(self) -> str:
-        return f"Cells({str(self.path)!r})"
+        return f"ResultCache({str(self.path)!r})"
 
     def get(self, keys: Sequence[str]) -> dict[str, Any]:
         """Read what there is of n keys: key -> value.
 
         Raises:
-            CellsError: The file cannot be read, or is damaged.
+            ResultCacheError: The file cannot be read, or is damaged.
         """
         found: dict[str, Any] = {}
         with self._opened() as db:
@@ -69,7 +69,7 @@ class Cells:
                     f"SELECT key, CAST(value AS BLOB), crc32 FROM cells WHERE key IN ({marks})", part
                 ):
                     if zlib.crc32(value) != crc32:
-                        raise CellsError(self.path, f"the value of cell {key} is damaged")
+                        raise ResultCacheError(self.path, f"the value of cell {key} is damaged")
                     found[key] = msgspec.msgpack.decode(value)
         return found
 
@@ -81,7 +81,7 @@ class Cells:
             values: Key -> None, numbers, strings, bytes, lists and dicts of them.
 
         Raises:
-            CellsError: The file cannot be written.
+            ResultCacheError: The file cannot be written.
         """
         encoded = {key: msgspec.msgpack.encode(value) for key, value in values.items()}
         rows = [(key, stage, value, zlib.crc32(value)) for key, value in encoded.items()]
@@ -119,4 +119,4 @@ class Cells:
                     self._db, self._pid = db, os.getpid()
                 yield self._db
             except (sqlite3.Error, OSError) as error:
-                raise CellsError(self.path, str(error)) from error
+                raise ResultCacheError(self.path, str(error)) from error
