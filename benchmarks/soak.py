@@ -322,11 +322,11 @@ async def run(service: Service, kernels: Kernels, seconds: float) -> list[str]:
     print(
         f"\n{len(ledgers)} publishers, {killed} of them killed, noted {noted:,} events that must not be lost. "
         f"The auditor saw {auditor.events:,} events, {len(auditor.said):,} of them such, over "
-        f"{auditor.connections} connections, which left out {auditor.unchanged:,}; {len(auditor.failed)} tasks failed."
+        f"{auditor.connections} connections, which left out {auditor.skipped:,}; {len(auditor.failed)} tasks failed."
     )
     print(
         f"{sum(record.connections for record in resumers)} resumptions, which were spared "
-        f"{sum(record.unchanged for record in resumers):,} superseded events; {len(visits)} visits."
+        f"{sum(record.skipped for record in resumers):,} superseded events; {len(visits)} visits."
     )
     print("Replies: " + ", ".join(f"{count:,} {outcome}" for outcome, count in replies.most_common()))
     return problems + judge_use(service.lives, min(SETTLE_SECONDS, seconds / 5))

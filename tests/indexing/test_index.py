@@ -214,7 +214,7 @@ def test_a_crash_between_any_two_steps_leaves_nothing_behind(tmp_path: Path, fol
         reader = index_at(tmp_path / "index")
         assert len(reader.records.snapshot().chunks) == 7, step  # every document is there, old or new, at every moment
         held = {s.vector_id for chunks in reader.records.snapshot().chunks.values() for s in chunks}
-        reader.store.refresh()
+        reader.vector_store.refresh()
         assert set(reader.store.get(sorted(held))) == held, step
         index_at(tmp_path / "index").update(folder)
         fresh = index_at(tmp_path / f"fresh{number}")

@@ -237,9 +237,9 @@ def test_a_budget_goes_on_under_its_name(tmp_path: Path, budgets: Callable[[floa
         first.reserve(0.75)
     again.reserve(0.75)
     assert first.spent == 1.25
-    assert first.left == 0
+    assert first.remaining == 0
     other.close()
-    assert other.left == 1, "it opens again"
+    assert other.remaining == 1, "it opens again"
     other.close()
 
 
