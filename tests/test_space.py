@@ -119,13 +119,16 @@ def test_names_say_what_differs_from_the_defaults() -> None:
     assert System().name == "Hybrid()"
     assert System(retriever=BM25("documents"), chunker=None).name == "BM25(over='documents'), whole documents"
     assert System(chunker=StructureChunker(max_tokens=100)).name == "Hybrid(), StructureChunker(max_tokens=100)"
-    systems = named([System(retriever=choose(BM25(), Dense())), System(label="mine")])
+    systems = expand_systems([System(retriever=choose(BM25(), Dense())), System(label="mine")])
     assert [s.name for s in systems] == ["BM25()", "Dense()", "mine"]
-    assert [s.name for s in named({"a": System(), "b": System(retriever=BM25())})] == ["a", "b"]
-    assert [s.name for s in named(System(label="x", retriever=choose(BM25(), Dense())))] == ["x: BM25()", "x: Dense()"]
+    assert [s.name for s in expand_systems({"a": System(), "b": System(retriever=BM25())})] == ["a", "b"]
+    assert [s.name for s in expand_systems(System(label="x", retriever=choose(BM25(), Dense())))] == [
+        "x: BM25()",
+        "x: Dense()",
+    ]
 
 
 @pytest.mark.parametrize("wrong", [[System(), System()], [], ["BM25"]], ids=["twice", "none", "no system"])
 def test_what_cannot_be_named_is_refused(wrong: list[System]) -> None:
     with pytest.raises(InputError):
-        named(wrong)
+        expand_systems(wrong)
