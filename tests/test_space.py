@@ -9,7 +9,7 @@ import pytest
 from ragkit.chunking.structure import StructureChunker
 from ragkit.chunking.token import TokenChunker
 from ragkit.errors import InputError
-from ragkit.experiments.system import System, named
+from ragkit.experiments.system import System, expand_systems
 from ragkit.retrieval.retrievers import BM25, Dense, Hybrid
 from ragkit.space import Choice, between, choose, count, expand, has_choices, resolve
 
