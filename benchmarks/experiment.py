@@ -51,6 +51,7 @@ from ragkit.experiments.system import System
 from ragkit.indexing.records import DocumentRecord, StoredChunk
 from ragkit.retrieval.base import Retriever
 from ragkit.retrieval.corpus import Documents, Passages
+from ragkit.retrieval.query import SearchQuery, guess_language, search_queries
 from ragkit.retrieval.retrievers import BM25, Dense, Hybrid
 from ragkit.space import choose
 
@@ -192,17 +193,20 @@ def plainly() -> Cost:
             embedder=embedder,
             vectors=np.stack([vectors[text] for text in texts]),
         )
-        passages.expect(questions, lambda: asked)
+        languages = [guess_language(question, passages.languages) for question in questions]
+        queries = search_queries(questions, languages, embedder=embedder, vectors=asked)
         for retriever in TWELVE:
-            total += evaluate(MEASURES, dataset, ranked(retriever, passages, dataset))["value"].sum()
+            total += evaluate(MEASURES, dataset, ranked(retriever, passages, dataset, queries))["value"].sum()
     took = time.perf_counter() - began, time.process_time() - cpu
     return Cost(*took, embedder.embedded.total(), len(embedder.embedded), float(total))
 
 
-def ranked(retriever: Retriever, passages: Passages, dataset: Dataset) -> dict[str, list[Ranked]]:
+def ranked(
+    retriever: Retriever, passages: Passages, dataset: Dataset, queries: Sequence[SearchQuery]
+) -> dict[str, list[Ranked]]:
     found = {}
-    for query in dataset.queries:
-        scores = retriever.scores(query.text, passages)
+    for query, searched in zip(dataset.queries, queries, strict=True):
+        scores = retriever.scores(searched, passages)
         chunks = [(passages.stored[p].chunk, scores[p]) for p in sorted(scores, key=lambda p: (-scores[p], p))]
         found[query.id] = [Ranked(chunk.document_id, score, chunk.start, chunk.end) for chunk, score in chunks]
     return found
@@ -241,10 +245,10 @@ def search(folder: Path) -> Iterator[Line]:
     asked = dict(zip(questions, unit(QUESTIONS), strict=True))
     rankings = {}
     began = time.perf_counter()
-    for window in windows(questions):
-        passages.expect(window, lambda window=window: np.stack([asked[question] for question in window]))
-        for question in window:
-            rankings[question] = Ranking.of(Dense().scores(question, passages))
+    for window in windows([SearchQuery(question, "en") for question in questions]):
+        vectors = np.stack([asked[question] for question in window])
+        for query in search_queries(window, ["en"] * len(window), embedder=passages.embedder, vectors=vectors):
+            rankings[query.text] = Ranking.of(Dense().scores(query, passages))
     seconds = time.perf_counter() - began
     nearest = [int(np.argmax(passages.vectors @ vector)) for vector in asked.values()]
     if [ranking.positions[0] for ranking in rankings.values()] != nearest:

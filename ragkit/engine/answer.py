@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ragkit.llm.prompt import Passage, is_abstention
-from ragkit.retrieval.base import Hit
+from ragkit.retrieval.base import Hit, place_of
 from ragkit.terminal import one_line, printable
 
 __all__ = ["Answer", "Citation", "cite", "passages_of"]
@@ -67,8 +67,7 @@ class Citation:
     @property
     def place(self) -> str:
         """Where the passage stands, for people: title, headings, page."""
-        parts = [*dict.fromkeys(part for part in (self.title, *self.headings) if part)] or [self.document_id]
-        return " › ".join(parts) + (f", p. {self.page}" if self.page is not None else "")
+        return place_of(self.title, self.headings, self.page, default=self.document_id)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -19,10 +19,11 @@ import logging
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from ragkit.cancellation import never
 from ragkit.chunking.base import Chunker
@@ -32,7 +33,7 @@ from ragkit.embedding.cache import EmbeddingCache
 from ragkit.embedding.sentence_transformer import SentenceTransformerEmbedder
 from ragkit.engine.answer import Answer, cite, passages_of
 from ragkit.engine.extractive import ExtractiveLLM
-from ragkit.engine.follow_ups import FollowUps, follow_up
+from ragkit.engine.follow_ups import FollowUps, Pipeline, follow_up
 from ragkit.errors import EmptyQuestionError, InputError, OperationCancelled, RagkitError
 from ragkit.indexing.index import Index
 from ragkit.indexing.integrity import IndexCheck
@@ -43,16 +44,39 @@ from ragkit.live import messages
 from ragkit.live.publisher import Publisher, Reply, Serving, default_publisher
 from ragkit.llm.base import LLM
 from ragkit.llm.prompt import Prompt
-from ragkit.retrieval.base import Hit, QueryRewriter, Reranker, Retriever
+from ragkit.retrieval.base import Hits, QueryRewriter, Reranker, Retriever
 from ragkit.retrieval.corpus import Passages
 from ragkit.retrieval.index_passages import IndexPassages
+from ragkit.retrieval.query import SearchQuery
 from ragkit.retrieval.retrievers import Hybrid
-from ragkit.retrieval.search import language_asked, retrieve
+from ragkit.retrieval.search import retrieve
+from ragkit.space import has_choices
 
 __all__ = ["RAGEngine", "progress_event", "response_content"]
 
 _log = logging.getLogger("ragkit")
 _T = TypeVar("_T")
+
+
+class SystemSettings(Protocol):
+    """What `RAGEngine.from_system` reads of a `ragkit.System`, which says what each is."""
+
+    @property
+    def embedder(self) -> Embedder: ...
+    @property
+    def chunker(self) -> Chunker | None: ...
+    @property
+    def retriever(self) -> Retriever: ...
+    @property
+    def rewriter(self) -> QueryRewriter | None: ...
+    @property
+    def reranker(self) -> Reranker | None: ...
+    @property
+    def llm(self) -> LLM | None: ...
+    @property
+    def k(self) -> int: ...
+    @property
+    def instructions(self) -> str: ...
 
 
 class RAGEngine:
@@ -102,7 +126,9 @@ class RAGEngine:
         publisher: Publisher | None = None,
     ) -> None:
         self.embedder = embedder or SentenceTransformerEmbedder()
-        self.llm: LLM = llm or ExtractiveLLM(self.embedder)
+        self._serving: Serving | None = None
+        self._watchers: weakref.WeakSet[IndexWatcher] = weakref.WeakSet()
+        self.llm = llm or ExtractiveLLM(self.embedder)
         self.retriever: Retriever = retriever or Hybrid()
         self.rewriter = rewriter
         self.reranker = reranker
@@ -117,10 +143,55 @@ class RAGEngine:
         self._cache = IndexPassages(self.document_index)
         self._progress = progress
         self._wants_follow_ups = follow_ups
-        self.llm_interface = FollowUps(
-            self.passages, retriever=self.retriever, llm=self.llm, language_of=self.language_of
-        )
-        self._serving: Serving | None = None
+        self.llm_interface = FollowUps(lambda: Pipeline(self.passages(), self.retriever, self.llm))
+
+    @classmethod
+    def from_system(cls, index: str | Path, system: SystemSettings, **options: Any) -> RAGEngine:
+        """Make an engine of a system that an experiment has measured: ``from_system("indexes/best", result.best)``.
+
+        Args:
+            index: Folder of the index; documents still have to be indexed into it.
+            system: A `ragkit.System`, without choices.
+            options: More arguments of `RAGEngine`; they win over the system's.
+
+        Raises:
+            InputError: The system has choices, or leaves documents whole, which an index does not.
+        """
+        if has_choices(system):
+            raise InputError("This system has choices in it. Give one set-up: result.best, or one of result.systems.")
+        if system.chunker is None:
+            raise InputError("This system leaves documents whole, and an index needs passages. Give it a chunker.")
+        names = ("embedder", "llm", "chunker", "retriever", "rewriter", "reranker", "k", "instructions")
+        return cls(index, **{name: getattr(system, name) for name in names} | options)
+
+    @property
+    def llm(self) -> LLM:
+        """What words the answers, and drafts follow-up questions; set another, and both use that from now on."""
+        return self._llm
+
+    @llm.setter
+    def llm(self, llm: LLM) -> None:
+        self._llm = llm
+        if self._serving is not None:
+            self._serving.update(self.describe())
+
+    def close(self) -> None:
+        """Stop serving and watching, and let go of the index. What is used afterwards is opened again.
+
+        The publisher is not closed: other engines of this process use it.
+        """
+        if self._serving is not None:
+            self._serving.stop()
+            self._serving = None
+        for watcher in list(self._watchers):
+            watcher.stop()
+        self.document_index.close()
+
+    def __enter__(self) -> RAGEngine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def __repr__(self) -> str:
         documents, chunks = self.document_index.counts()
@@ -207,12 +278,14 @@ class RAGEngine:
         report = self.index(path)
         if on_report is not None:
             on_report(report)
-        return IndexWatcher(
+        watcher = IndexWatcher(
             lambda cancelled: self._index(path, rebuild=False, cancelled=cancelled, executor=None, show=False),
             Path(path),
             ignored=self.document_index.path,
             on_report=on_report,
         )
+        self._watchers.add(watcher)
+        return watcher
 
     def verify(self) -> IndexCheck:
         """Compare records, vectors and files; see `ragkit.indexing.Index.verify`."""
@@ -228,11 +301,22 @@ class RAGEngine:
         """Every passage of the index as it is now. Raises `EmptyIndexError` if nothing was indexed yet."""
         return self._cache.get()
 
-    def retrieve(self, question: str, *, k: int | None = None, cancelled: Callable[[], bool] = never) -> list[Hit]:
+    def query(self, text: str) -> SearchQuery:
+        """Return a text as a query: its language guessed, its embedding made when it is first needed.
+
+        Raises:
+            EmptyQuestionError: The text has no words.
+            EmptyIndexError: Nothing was indexed yet.
+        """
+        if not text.strip():  # before a missing index is named
+            raise EmptyQuestionError
+        return self.passages().query(text)
+
+    def retrieve(self, question: str, *, k: int | None = None, cancelled: Callable[[], bool] = never) -> Hits:
         """Find the passages that fit a question best.
 
         Args:
-            question: In any words.
+            question: In any words, or a `query`.
             k: How many; the engine's ``k`` if None.
             cancelled: Asked while a model rewrites or reranks; True stops it.
 
@@ -242,10 +326,8 @@ class RAGEngine:
             LLMError, RerankingError: A model that rewrites or reranks failed.
             OperationCancelled: ``cancelled`` said so.
         """
-        if not question.strip():  # before a missing index is named
-            raise EmptyQuestionError
         return retrieve(
-            question,
+            self.query(question),
             self.passages(),
             retriever=self.retriever,
             rewriter=self.rewriter,
@@ -254,7 +336,7 @@ class RAGEngine:
             cancelled=cancelled,
         )
 
-    async def aretrieve(self, question: str, *, k: int | None = None) -> list[Hit]:
+    async def aretrieve(self, question: str, *, k: int | None = None) -> Hits:
         """`retrieve` as a coroutine; cancelling it stops the models."""
         return await _in_thread(lambda cancelled: self.retrieve(question, k=k, cancelled=cancelled))
 
@@ -306,10 +388,10 @@ class RAGEngine:
         request_id: str,
     ) -> Answer:
         started = time.monotonic()
-        language = self.language_of(question)
-        hits = self.retrieve(question, k=k, cancelled=cancelled)
+        query = self.query(question)
+        hits = self.retrieve(query, k=k, cancelled=cancelled)
         prompt = Prompt(
-            question=question, passages=passages_of(hits), language=language, instructions=self.instructions
+            question=query, passages=passages_of(hits), language=query.language, instructions=self.instructions
         )
         pieces: list[str] = []
         for piece in self.llm.stream(prompt, cancelled=cancelled):
@@ -317,10 +399,10 @@ class RAGEngine:
             if on_delta is not None:
                 on_delta(piece)
         answer = cite(
-            question,
+            query.text,
             "".join(pieces),
             hits,
-            language=language,
+            language=query.language,
             model=self.llm.name,
             seconds=time.monotonic() - started,
             answer_id=request_id,
@@ -328,12 +410,8 @@ class RAGEngine:
         if answer.abstained or not self._wants_follow_ups:
             answer._follow_ups.set_result(())
         else:
-            follow_up(answer, self.llm_interface, publisher=self.publisher, index=self.document_index.name)
+            follow_up(answer, query, self.llm_interface, publisher=self.publisher, index=self.document_index.name)
         return answer
-
-    def language_of(self, question: str) -> str:
-        """Guess a question's language: among English, French and the common languages of the corpus."""
-        return language_asked(question, self.passages().languages if self.document_index.exists else {})
 
     # ------------------------------------------------------------------------------------ serve
 

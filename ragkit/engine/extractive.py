@@ -25,6 +25,7 @@ from ragkit.embedding.base import Embedder
 from ragkit.errors import OperationCancelled
 from ragkit.llm.prompt import Prompt, _place, abstention
 from ragkit.retrieval.lexical import tokenize
+from ragkit.retrieval.query import SearchQuery
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
@@ -87,7 +88,8 @@ def best_quotes(
     """Choose the pieces of passages that fit a question best, those of the best passage first.
 
     Args:
-        question: In any language; it should be the passages'.
+        question: In any language; it should be the passages'. A `SearchQuery` that this embedder has embedded is not
+            embedded again.
         passages: Markdown or plain text.
         contexts: Title and headings of each passage, if they are known.
         embedder: Compares question and pieces.
@@ -118,7 +120,8 @@ def best_quotes(
     # Embedding is what takes the time. The stable sort keeps the passages' order among equals.
     compared = sorted(range(len(found)), key=lambda i: -words_shared[i])[:_MOST_COMPARED]
     vectors = embedder.embed([headings[found[i][0]] + texts[i] for i in compared])
-    cosines = vectors @ embedder.embed([question], kind="query")[0]
+    query = question if isinstance(question, SearchQuery) else SearchQuery(question)
+    cosines = vectors @ query.embedded_by(embedder)
     relevance = {i: words_shared[i] + float(cosine) for i, cosine in zip(compared, cosines, strict=True)}
 
     known = embedder.languages is None or language in embedder.languages

@@ -30,9 +30,10 @@ from ragkit.llm.base import LLM, GenerativeLLM
 from ragkit.retrieval.base import Hit, Retriever
 from ragkit.retrieval.corpus import Passages
 from ragkit.retrieval.lexical import tokenize
+from ragkit.retrieval.query import SearchQuery
 from ragkit.retrieval.search import retrieve
 
-__all__ = ["FollowUps", "follow_up"]
+__all__ = ["FollowUps", "Pipeline", "follow_up"]
 
 
 _AROUND = 20  # how many hits are looked at for headings
@@ -66,14 +67,26 @@ class _Candidate:
     section: tuple[str, tuple[str, ...]] | None
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pipeline:
+    """What answers questions at the moment.
+
+    Attributes:
+        passages: The corpus.
+        retriever: Candidates are checked with it.
+        llm: Drafts questions, if it is generative.
+    """
+
+    passages: Passages
+    retriever: Retriever
+    llm: LLM
+
+
 class FollowUps:
     """Makes follow-up questions for an engine; `RAGEngine.llm_interface` is one.
 
     Args:
-        passages: Gives the corpus as it is now.
-        retriever: The engine's retriever, which candidates are checked with.
-        llm: The engine's model; drafts questions if it is generative.
-        language_of: Guesses a question's language.
+        pipeline: Gives what the engine answers with at the moment.
         max_questions: How many to give at most.
         min_similarity: Cosine that a heading's own section must reach.
         min_drafted_similarity: Cosine that the best passage for a drafted question must reach.
@@ -81,19 +94,13 @@ class FollowUps:
 
     def __init__(
         self,
-        passages: Callable[[], Passages],
+        pipeline: Callable[[], Pipeline],
         *,
-        retriever: Retriever,
-        llm: LLM,
-        language_of: Callable[[str], str],
         max_questions: int = 3,
         min_similarity: float = 0.30,
         min_drafted_similarity: float = 0.40,
     ) -> None:
-        self._passages = passages
-        self._retriever = retriever
-        self._llm = llm
-        self._language_of = language_of
+        self._pipeline = pipeline
         self.max_questions = max_questions
         self.min_similarity = min_similarity
         self.min_drafted_similarity = min_drafted_similarity
@@ -115,41 +122,41 @@ class FollowUps:
 
     def generate(self, query: str, response: str | Answer, *, cancelled: Callable[[], bool] = never) -> list[str]:
         """The same, for callers that do not await; raises `OperationCancelled` if ``cancelled`` said so."""
-        passages = self._passages()
-        language = self._language_of(query)
-        hits = retrieve(query, passages, retriever=self._retriever, k=_AROUND)
+        now = self._pipeline()
+        query = now.passages.query(query)
+        hits = retrieve(query, now.passages, retriever=now.retriever, k=_AROUND)
         if isinstance(response, Answer):
             used = {(c.document_id, c.headings) for c in response.citations}
             text = response.text
         else:
             used, text = {(h.document.id, h.chunk.headings) for h in hits[:1]}, response
-        if isinstance(self._llm, GenerativeLLM) and self._llm.generative:
-            candidates: Iterable[_Candidate] = self._drafted(self._llm, query, text, hits, language, cancelled)
+        if isinstance(now.llm, GenerativeLLM) and now.llm.generative:
+            candidates: Iterable[_Candidate] = self._drafted(now.llm, query, text, hits, cancelled)
         else:
-            candidates = _from_headings(hits, passages, language, used)
-        return self._checked(candidates, query, passages, language)
+            candidates = _from_headings(hits, now.passages, query.language, used)
+        return self._checked(candidates, query, now)
 
-    def _checked(self, candidates: Iterable[_Candidate], query: str, passages: Passages, language: str) -> list[str]:
+    def _checked(self, candidates: Iterable[_Candidate], query: SearchQuery, now: Pipeline) -> list[str]:
         kept: list[str] = []
-        asked = [set(tokenize(query, language))]
+        asked = [set(tokenize(query, query.language))]
         sections: set[tuple[str, tuple[str, ...]]] = set()
         checks = 0
         for candidate in candidates:
             if len(kept) == self.max_questions or checks == _CHECKS:
                 break
-            terms = set(tokenize(candidate.text, language))
+            terms = set(tokenize(candidate.text, query.language))
             if not terms or any(_overlap(terms, other) > 0.75 for other in asked) or candidate.section in sections:
                 continue
             checks += 1
-            if self._answerable(candidate, passages):
+            if self._answerable(candidate, now):
                 kept.append(candidate.text)
                 asked.append(terms)
                 if candidate.section is not None:
                     sections.add(candidate.section)
         return kept
 
-    def _answerable(self, candidate: _Candidate, passages: Passages) -> bool:
-        found = retrieve(candidate.text, passages, retriever=self._retriever, k=3)
+    def _answerable(self, candidate: _Candidate, now: Pipeline) -> bool:
+        found = retrieve(candidate.text, now.passages, retriever=now.retriever, k=3)
         if candidate.section is None:
             return any((hit.similarity or 0.0) >= self.min_drafted_similarity for hit in found)
         return any(
@@ -161,13 +168,12 @@ class FollowUps:
     def _drafted(
         self,
         llm: GenerativeLLM,
-        query: str,
+        query: SearchQuery,
         response: str,
         hits: list[Hit],
-        language: str,
         cancelled: Callable[[], bool],
     ) -> Iterator[_Candidate]:
-        request = _REQUEST.get(language, _REQUEST["en"]).format(n=2 * self.max_questions)
+        request = _REQUEST.get(query.language, _REQUEST["en"]).format(n=2 * self.max_questions)
         material = "\n\n".join(
             f"{hit.document.title} > {' > '.join(hit.chunk.headings)}\n{hit.chunk.text[:400]}" for hit in hits[:8]
         )
@@ -252,11 +258,12 @@ _threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 _at_once = threading.BoundedSemaphore(2)
 
 
-def follow_up(answer: Answer, interface: Any, *, publisher: Publisher, index: str) -> None:
+def follow_up(answer: Answer, query: SearchQuery, interface: Any, *, publisher: Publisher, index: str) -> None:
     """Make the follow-up questions of an answer in a thread of their own.
 
     Args:
         answer: Gets them, or what went wrong, as ``answer.follow_ups()``.
+        query: The question that was answered.
         interface: Has the coroutine ``generate_follow_up_questions(query, response)``.
         publisher: Tells everybody who listens.
         index: Whose they are.
@@ -264,7 +271,7 @@ def follow_up(answer: Answer, interface: Any, *, publisher: Publisher, index: st
     _finish_at_exit()
     # A daemon: a generator that hangs must not keep the process from ending.
     thread = threading.Thread(
-        target=_work, args=(answer, interface, publisher, index), name="ragkit-follow-ups", daemon=True
+        target=_work, args=(answer, query, interface, publisher, index), name="ragkit-follow-ups", daemon=True
     )
     _threads.add(thread)
     thread.start()
@@ -276,10 +283,10 @@ def _finish_at_exit() -> None:
     atexit.register(_finish)
 
 
-def _work(answer: Answer, interface: Any, publisher: Publisher, index: str) -> None:
+def _work(answer: Answer, query: SearchQuery, interface: Any, publisher: Publisher, index: str) -> None:
     with _at_once:
         try:
-            questions = _made(interface, answer)
+            questions = _made(interface, query, answer)
         except Exception as error:
             # The answer stands without them; answer.follow_ups() raises this to whoever asks for them.
             _log.warning("No follow-up questions for %r: %s: %s", answer.question, type(error).__name__, error)
@@ -294,12 +301,12 @@ def _work(answer: Answer, interface: Any, publisher: Publisher, index: str) -> N
     answer._follow_ups.set_result(questions)
 
 
-def _made(interface: Any, answer: Answer) -> tuple[str, ...]:
+def _made(interface: Any, query: SearchQuery, answer: Answer) -> tuple[str, ...]:
     if isinstance(interface, FollowUps):
         # In this thread. Its coroutine takes another from asyncio's pool, which takes no work once the process
         # ends, and which the process waits for.
-        return tuple(interface.generate(answer.question, answer))
-    return tuple(asyncio.run(interface.generate_follow_up_questions(answer.question, answer)))
+        return tuple(interface.generate(query, answer))
+    return tuple(asyncio.run(interface.generate_follow_up_questions(query, answer)))
 
 
 def _finish(*, timeout_seconds: float = 5.0) -> None:

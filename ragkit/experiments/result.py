@@ -83,6 +83,25 @@ class Result:
         frame = pd.DataFrame(rows, columns=["system", *map(str, self.measures), *spreads, "errors", *facts])
         return frame.sort_values(str(self.measures[0]), ascending=False, kind="stable", ignore_index=True)
 
+    def to_frame(self) -> pd.DataFrame:
+        """Return `systems`, as other objects of ragkit do with what they hold."""
+        return self.systems
+
+    @property
+    def best(self) -> System:
+        """The system with the highest mean of the first measure, of those in which no call failed.
+
+        ``RAGEngine.from_system(index, result.best)`` is an engine of it.
+
+        Raises:
+            InputError: Nothing was measured, or calls failed in every system.
+        """
+        table = self.systems
+        named = table["system"][table["errors"] == 0].tolist()
+        if not named:
+            raise InputError("Calls failed in every system. See result.errors, mend what failed, and run it again.")
+        return self._measured[named[0]].system
+
     @property
     def queries(self) -> pd.DataFrame:
         """One row a system, query and measure: ``system``, ``query_id``, ``measure``, ``value``.

@@ -24,7 +24,7 @@ from typing import Any
 from ragkit.chunking.context import passage_text
 from ragkit.engine.answer import Answer, cite, passages_of
 from ragkit.engine.extractive import ExtractiveLLM
-from ragkit.engine.follow_ups import FollowUps
+from ragkit.engine.follow_ups import FollowUps, Pipeline
 from ragkit.errors import LLMResponseError, OperationCancelled
 from ragkit.evaluation.answer_measures import AnswerMeasure, FollowUpQuality
 from ragkit.evaluation.dataset import Dataset, Query
@@ -44,7 +44,8 @@ from ragkit.llm.prompt import Prompt
 from ragkit.retrieval.base import Hit, Reranker
 from ragkit.retrieval.corpus import Documents, Passages
 from ragkit.retrieval.fusion import fused, reranked
-from ragkit.retrieval.search import language_asked, retrieve
+from ragkit.retrieval.query import SearchQuery, guess_language
+from ragkit.retrieval.search import retrieve
 
 __all__ = ["Evaluation", "Judged", "Outcome"]
 
@@ -133,6 +134,7 @@ class Evaluation:
         self._llm: LLM = system.llm or ExtractiveLLM(cut.embedder.inner)  # which is timed
         self._queries = {query.text: query for query in reversed(dataset.queries)}
         self._questions = [query.text for query in dataset.queries if self._queries[query.text] is query]
+        self._search_queries = [SearchQuery(question, self._language(question)) for question in self._questions]
         self._failures: dict[str, list[FailedCall]] = {}
 
     def run(self) -> Outcome:
@@ -194,14 +196,18 @@ class Evaluation:
         Questions as they were asked come first and in windows of their own: so they are those of a system that
         rewrites none, and shared with it.
         """
-        every = [text for of_one in texts.values() for text in of_one]
+        # A text that two questions share is searched in the language of the first.
+        every: dict[str, SearchQuery] = {}
+        for question, of_one in texts.items():
+            for text in of_one:
+                every.setdefault(text, SearchQuery(text, self._language(question)))
         asked = set(self._questions)
-        plain = self._questions if asked & set(every) else []
-        more = sorted({text for text in every if text not in asked})
+        plain = self._search_queries if asked & every.keys() else []
+        more = sorted(query for text, query in every.items() if text not in asked)
         known = self._retrieval.known([*plain, *more])
         self._live.ranked(sum(all(text in known for text in of_one) for of_one in texts.values()))
         for window in [*windows(plain), *windows(more)]:
-            if all(text in known for text in window):
+            if all(query in known for query in window):
                 continue
             if self._cancelled():
                 raise OperationCancelled("The experiment was stopped. Run it again, and it goes on.")
@@ -242,7 +248,7 @@ class Evaluation:
     def _latency(self) -> float:
         known = self._retrieval.known_latency()
         if known is None:
-            known = self._retrieval.latency(self._questions, self._passages()) if self._timed else math.nan
+            known = self._retrieval.latency(self._search_queries, self._passages()) if self._timed else math.nan
         return known
 
     def _passages(self) -> Passages:
@@ -311,24 +317,25 @@ class Evaluation:
             return self._ask("follow-ups", keys, lambda question: lambda cancelled: {})
         extractive = ExtractiveLLM(self._cut.embedder)
         passages = self._passages()
-        passages.expect(())
         _ = passages.vectors  # what has to be embedded is embedded here, where a wish to stop is heard
         retriever = self._system.retriever
 
         def call(question: str) -> Call:
-            made = FollowUps(lambda: passages, retriever=retriever, llm=self._llm, language_of=self._language)
+            made = FollowUps(lambda: Pipeline(passages, retriever, self._llm))
+            query = SearchQuery(question, self._language(question), embedder=passages.embedder)
 
             def answered(follow_up: str, cancelled: Callable[[], bool]) -> bool:
                 if cancelled():
                     raise OperationCancelled("The experiment was stopped. Run it again, and it goes on.")
-                hits = retrieve(follow_up, passages, retriever=retriever, k=self._system.k, similarities=False)
-                prompt = Prompt(question=follow_up, passages=passages_of(hits), language=self._language(question))
+                asked = passages.query(follow_up)
+                hits = retrieve(asked, passages, retriever=retriever, k=self._system.k, similarities=False)
+                prompt = Prompt(question=asked, passages=passages_of(hits), language=self._language(question))
                 text = drained(extractive.stream(prompt))[0]
                 return not cite(follow_up, text, hits, language=prompt.language, model="", seconds=0).abstained
 
             return lambda cancelled: {
                 _encodable(q): answered(q, cancelled)
-                for q in made.generate(question, answers[question], cancelled=cancelled)
+                for q in made.generate(query, answers[question], cancelled=cancelled)
             }
 
         return self._ask("follow-ups", keys, call)
@@ -350,7 +357,7 @@ class Evaluation:
         query: Query | None = self._queries.get(question)
         if query is not None and query.language != "und":
             return query.language
-        return language_asked(question, self._corpus.languages)
+        return guess_language(question, self._corpus.languages)
 
 
 def _later(call: Callable[[str], Call], question: str, cancelled: Callable[[], bool]) -> Any:

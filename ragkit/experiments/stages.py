@@ -26,7 +26,7 @@ import numpy.typing as npt
 from ragkit.chunking.base import Chunk, Chunker
 from ragkit.chunking.context import embedded_texts, passage_text
 from ragkit.documents.document import Document
-from ragkit.embedding.base import Vectors
+from ragkit.embedding.base import Kind, Vectors
 from ragkit.embedding.cache import CachedEmbedder
 from ragkit.errors import OperationCancelled
 from ragkit.experiments.fingerprint import identity
@@ -35,6 +35,7 @@ from ragkit.hashing import hash_values
 from ragkit.indexing.records import DocumentRecord, StoredChunk
 from ragkit.retrieval.base import Retriever
 from ragkit.retrieval.corpus import Documents, Passages
+from ragkit.retrieval.query import SearchQuery, search_queries
 
 __all__ = ["WINDOW", "ChunkedCorpus", "Ranking", "Retrieval", "cut"]
 
@@ -234,49 +235,49 @@ class Retrieval:
         self._cells = cells
         self.key = hash_values("retrieve", identity(retriever), cut.key)
 
-    def known(self, questions: Sequence[str]) -> dict[str, Ranking]:
-        """Return what was computed before: question -> ranking."""
-        keys = {hash_values(self.key, question): question for question in questions}
+    def known(self, queries: Sequence[SearchQuery]) -> dict[str, Ranking]:
+        """Return what was computed before: text of a query -> ranking."""
+        keys = {self._key_of(query): query.text for query in queries}
         return {keys[key]: _decoded(value) for key, value in self._cells.get(list(keys)).items()}
 
-    def rank(self, questions: Sequence[str], passages: Passages, *, known: Container[str] = ()) -> dict[str, Ranking]:
-        """Rank the passages for the questions of one window, but for the known ones, and keep the rankings."""
-        passages.expect(questions, lambda: self.cut.embedder.embed(list(questions), kind="query"))
-        found: dict[str, Ranking] = {}
-        for question in questions:
-            if question in known:
-                continue
-            found[question] = Ranking.of(self.retriever.scores(question, passages))
-        self._cells.put("retrieve", {hash_values(self.key, q): _encoded(ranking) for q, ranking in found.items()})
+    def rank(
+        self, queries: Sequence[SearchQuery], passages: Passages, *, known: Container[str] = ()
+    ) -> dict[str, Ranking]:
+        """Rank the passages for the queries of one window, but for the known ones, and keep the rankings."""
+        languages = [query.language for query in queries]
+        together = search_queries(queries, languages, embedder=self.cut.embedder)
+        found = {q.text: Ranking.of(self.retriever.scores(q, passages)) for q in together if q.text not in known}
+        keys = {query.text: self._key_of(query) for query in queries}
+        self._cells.put("retrieve", {keys[text]: _encoded(ranking) for text, ranking in found.items()})
         return found
 
-    def latency(self, questions: Sequence[str], passages: Passages) -> float:
-        """Return the median milliseconds of one question by itself, its embedding included; measured once.
+    def _key_of(self, query: SearchQuery) -> str:
+        return hash_values(self.key, query.language, query.text)
+
+    def latency(self, queries: Sequence[SearchQuery], passages: Passages) -> float:
+        """Return the median milliseconds of one query by itself, its embedding included; measured once.
 
         How long embedding takes is measured once for an embedder, and counts for those who ask for a vector.
         """
         known = self.known_latency()
         if known is None:
-            first, *others = list(dict.fromkeys(questions))[: _TIMED + 1]
-            asked = _searched(self.retriever, first, passages, self.cut.embedder)[
-                1
-            ]  # and what is loaded once is loaded
-            took = [
-                _searched(self.retriever, question, passages, self.cut.embedder)[0] for question in others or [first]
-            ]
-            known = statistics.median(took) + (self._embedding([first, *others]) if asked else 0.0)
+            first, *others = queries[: _TIMED + 1]
+            # What is loaded once is loaded by the first.
+            embeds = _timed_search(self.retriever, first, passages, self.cut.embedder)[1]
+            took = [_timed_search(self.retriever, q, passages, self.cut.embedder)[0] for q in others or [first]]
+            known = statistics.median(took) + (self._embedding([first, *others]) if embeds else 0.0)
             self._cells.put("latency", {hash_values("latency", self.key): known})
         return known
 
-    def _embedding(self, questions: Sequence[str]) -> float:
+    def _embedding(self, queries: Sequence[SearchQuery]) -> float:
         embedder = self.cut.embedder.inner
         key = hash_values("latency", identity(embedder))
         known = self._cells.get([key])
         if key not in known:
             took = []
-            for question in questions:
+            for query in queries:
                 began = time.perf_counter()
-                embedder.embed([question], kind="query")
+                embedder.embed([query.text], kind="query")
                 took.append(1_000 * (time.perf_counter() - began))
             known = {key: statistics.median(took[1:] or took)}  # the first one loads what is loaded once
             self._cells.put("latency", known)
@@ -288,29 +289,40 @@ class Retrieval:
         return self._cells.get([key]).get(key)
 
 
-def windows(questions: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Part distinct questions into what is computed together."""
-    distinct = list(dict.fromkeys(questions))
+def windows(queries: Sequence[SearchQuery]) -> Iterator[Sequence[SearchQuery]]:
+    """Part distinct queries into what is computed together."""
+    distinct = list(dict.fromkeys(queries))
     for start in range(0, len(distinct), WINDOW):
         yield distinct[start : start + WINDOW]
 
 
-def _searched(retriever: Retriever, question: str, passages: Passages, embedder: CachedEmbedder) -> tuple[float, bool]:
-    """Return the milliseconds of a search, without its embedding, and whether that was asked for."""
-    embedding: list[float] = []
+class _TimedEmbedder:
+    """Measures what an embedder takes, in seconds."""
 
-    def vectors() -> Vectors:
+    def __init__(self, embedder: CachedEmbedder) -> None:
+        self.inner = embedder.inner
+        self.seconds: list[float] = []
+
+    def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Vectors:
         began = time.perf_counter()
-        found = embedder.embed([question], kind="query")
-        embedding.append(time.perf_counter() - began)
-        return found
+        vectors: Vectors = self.inner.embed(texts, kind=kind)
+        self.seconds.append(time.perf_counter() - began)
+        return vectors
 
-    passages.expect([question], vectors)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def _timed_search(
+    retriever: Retriever, query: SearchQuery, passages: Passages, embedder: CachedEmbedder
+) -> tuple[float, bool]:
+    """Return the milliseconds of a search without its embedding, and whether it needed that."""
+    timed = _TimedEmbedder(embedder)
+    query = SearchQuery(query.text, query.language, embedder=timed)
     began = time.perf_counter()
-    retriever.scores(question, passages)
-    seconds = time.perf_counter() - began - sum(embedding)
-    passages.expect(())
-    return 1_000 * seconds, bool(embedding)
+    retriever.scores(query, passages)
+    seconds = time.perf_counter() - began - sum(timed.seconds)
+    return 1_000 * seconds, bool(timed.seconds)
 
 
 def _encoded(ranking: Ranking) -> Any:

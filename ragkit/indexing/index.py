@@ -178,6 +178,10 @@ class Index:
             repair(self.records, self.vector_store, self.embedder)
             return check(self.records, self.vector_store)
 
+    def close(self) -> None:
+        """Let go of the vector store. What is used afterwards is opened again."""
+        self.vector_store.close()
+
     def forget(self, path: str | Path) -> int:
         """Remove the documents of a folder that was indexed, also if the folder is no longer there.
 

@@ -61,6 +61,10 @@ class VectorStore(Protocol):
         """Forget what was cached, after another process has written."""
         ...
 
+    def close(self) -> None:
+        """Let go of files and connections; the next use opens them again."""
+        ...
+
 
 class _Opened:
     """A collection as this process has it open. Every `ChromaStore` of one database shares one of these: the client
@@ -207,6 +211,11 @@ class ChromaStore:
     def _clear(self) -> None:
         with self._using("written"):
             self._client().delete_collection(self._name)
+            self._opened.collection = None
+
+    def close(self) -> None:
+        self.refresh()
+        with self._opened.lock:
             self._opened.collection = None
 
     def refresh(self) -> None:

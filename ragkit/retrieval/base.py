@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+import html
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from ragkit.chunking.base import Chunk
+from ragkit.errors import MissingExtraError
 from ragkit.indexing.records import DocumentRecord
 from ragkit.retrieval.corpus import Passages
+from ragkit.retrieval.query import SearchQuery
+from ragkit.terminal import one_line, printable
 
-__all__ = ["Hit", "QueryRewriter", "Reranker", "Retriever", "Scores"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Hit", "Hits", "QueryRewriter", "Reranker", "Retriever", "Scores", "place_of"]
 
 
 Scores = Mapping[int, float]
@@ -36,6 +44,70 @@ class Hit:
     similarity: float | None
     rank: int
 
+    @property
+    def text(self) -> str:
+        """The passage's words: the document's ``text[chunk.start:chunk.end]``."""
+        return self.chunk.text
+
+    @property
+    def title(self) -> str:
+        """The document's title."""
+        return self.document.title
+
+    @property
+    def page(self) -> int | None:
+        """The page in a paged document, from 1."""
+        return self.chunk.page
+
+    @property
+    def place(self) -> str:
+        """Where the passage stands, for people: title, headings, page."""
+        return place_of(self.document.title, self.chunk.headings, self.page, default=self.document.id)
+
+
+def place_of(title: str, headings: Iterable[str], page: int | None, *, default: str) -> str:
+    """Write where a passage stands; ``default`` where neither title nor headings are known."""
+    parts = [*dict.fromkeys(part for part in (title, *headings) if part)] or [default]
+    return " › ".join(parts) + (f", p. {page}" if page is not None else "")
+
+
+class Hits(list[Hit]):
+    """The passages found for a query, best first: a list that shows itself as a table in a notebook."""
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a row a hit: rank, score, similarity, document_id, title, headings, page, start, end, text.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise MissingExtraError("pandas", extra="lab") from error
+        columns = ["rank", "score", "similarity", "document_id", "title", "headings", "page", "start", "end", "text"]
+        rows = [
+            (h.rank, h.score, h.similarity, h.document.id, h.title, " › ".join(h.chunk.headings), h.page, h.chunk.start)
+            + (h.chunk.end, h.text)
+            for h in self
+        ]
+        return pd.DataFrame(rows, columns=columns).astype({"page": "Int64"})
+
+    def __str__(self) -> str:
+        lines = []
+        for hit in self:
+            lines.append(f"{hit.rank:2}. {hit.score:.3f}  {hit.place}  ({one_line(hit.document.source)})")
+            lines.append(textwrap.indent(_shortened(hit.text, 200), "    "))
+        return printable("\n".join(lines)) or "no passages"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{hit.rank}</td><td>{hit.score:.3f}</td><td>{html.escape(printable(hit.place))}</td>"
+            f"<td style='text-align:left'>{html.escape(printable(_shortened(hit.text, 300)))}</td></tr>"
+            for hit in self
+        )
+        head = "<tr><th>rank</th><th>score</th><th>place</th><th>passage</th></tr>"
+        return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
+
 
 class Retriever(Protocol):
     """Ranks passages for a question."""
@@ -43,9 +115,21 @@ class Retriever(Protocol):
     @property
     def name(self) -> str: ...
 
-    def scores(self, question: str, passages: Passages) -> Scores:
-        """Score candidate passages; what is not in the result is not a candidate."""
+    def scores(self, query: SearchQuery, passages: Passages) -> Scores:
+        """Score candidate passages; what is not in the result is not a candidate.
+
+        Args:
+            query: The text to search with. It is a string; its language and its embedding come with it.
+            passages: The corpus: ``passages.text(position)``, ``passages.cosines(query)`` and others.
+
+        Returns:
+            Position in ``passages`` -> score, higher is better.
+        """
         ...
+
+
+def _shortened(text: str, characters: int) -> str:
+    return textwrap.shorten(text, characters, placeholder=" …")
 
 
 class QueryRewriter(Protocol):

@@ -11,15 +11,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
 from ragkit.chunking.context import passage_text
-from ragkit.documents.language import detect_language
 from ragkit.embedding.base import Embedder, Vectors
 from ragkit.indexing.records import DocumentRecord, StoredChunk
 from ragkit.retrieval.lexical import BM25Scores, best_of, tokenize
+from ragkit.retrieval.query import QueryBatch, SearchQuery, guess_language
 
 __all__ = ["Documents", "Passages", "Searchable"]
 
@@ -93,32 +94,37 @@ class Passages:
             self._make_vectors = vectors
         else:
             self._searchable = vectors
-
-        # Over the embedder and not over self: the cache would keep this generation's texts alive in a circle.
-        @functools.lru_cache(maxsize=256)
-        def embed(question: str) -> Vectors:
-            vector: Vectors = embedder.embed([question], kind="query")[0]
-            return vector
-
-        self._embed = embed
-        self._nearest: tuple[str, dict[int, float]] = "", {}  # the last search's
-        self._expected: dict[str, int] = {}
-        self._asked: Vectors | None = None  # the expected questions' vectors
-        self._cosines: Vectors | None = None  # of each expected question to each passage
+        # What was found for queries, for as long as these live: exact cosines, and those that the store found.
+        self._cosines: WeakKeyDictionary[QueryBatch, Vectors] = WeakKeyDictionary()
+        self._nearest: WeakKeyDictionary[QueryBatch, dict[str, dict[int, float]]] = WeakKeyDictionary()
 
     def __len__(self) -> int:
         return len(self.stored)
 
-    def language_of(self, question: str) -> str:
-        """Guess which of the corpus's languages a question is in; rare ones (under 2 % of documents) do not count.
+    @functools.cached_property
+    def _common_languages(self) -> list[str]:
+        return [
+            language
+            for language, count in self.languages.most_common()
+            if language != "und" and count >= 0.02 * len(self.documents)
+        ]
 
-        Short questions are easily mistaken, so a corpus in one language leaves nothing to guess.
+    def query(self, text: str) -> SearchQuery:
+        """Return a text as a query in these passages: its language is guessed here, unless it is a query already."""
+        if isinstance(text, SearchQuery):
+            return text
+        return SearchQuery(text, guess_language(text, self.languages), embedder=self.embedder)
+
+    def language_of(self, query: str) -> str:
+        """Return which language of the corpus a query is searched in: its own, if at least 2 % of documents have it.
+
+        If not, the commonest: a short query is easily mistaken for another language.
         """
-        common = [language for language, n in self.languages.most_common() if n >= 0.02 * len(self.documents)]
-        known = [language for language in common if language != "und"]
-        if len(known) < 2:
-            return known[0] if known else "und"
-        return detect_language(question, among=known, default=known[0])
+        common = self._common_languages
+        if len(common) < 2:
+            return common[0] if common else "und"
+        language = self.query(query).language
+        return language if language in common else common[0]
 
     def members(self, document: int) -> range:
         """The positions of a document's passages."""
@@ -152,59 +158,35 @@ class Passages:
         gone = np.zeros(self.embedder.dimension, dtype=np.float32)
         return np.stack([found.get(s.vector_id, gone) for s in self.stored])
 
-    def expect(self, questions: Sequence[str], vectors: Callable[[], Vectors] | None = None) -> None:
-        """Say which questions come next, and forget those before.
+    def cosines(self, query: str) -> Vectors:
+        """Cosine similarity of a query to every passage, shape (len(self),); of a batch of queries in one product."""
+        query = self.query(query)
+        if len(query.batch) == 1:
+            alone: Vectors = self.vectors @ query.embedded_by(self.embedder)
+            return alone
+        if (cosines := self._cosines.get(query.batch)) is None:
+            cosines = self._cosines[query.batch] = query.batch.embedded_by(self.embedder) @ self.vectors.T
+        return query.row_of(cosines)
 
-        Args:
-            questions: n questions, which are searched in one product where search is exact.
-            vectors: Makes their embeddings, shape (n, dimension), if they are asked for; the embedder does if None.
-        """
-        distinct = list(dict.fromkeys(questions))
-        self._expected = {question: row for row, question in enumerate(distinct)}
-        self._embed_expected = vectors or (lambda: self.embedder.embed(distinct, kind="query"))
-        self._asked = None
-        self._cosines = None
-        self._embed.cache_clear()
-
-    def embed(self, question: str) -> Vectors:
-        """Embed a question; the vectors of the last 256, and of the expected ones, are kept."""
-        if question in self._expected:
-            if self._asked is None:
-                self._asked = self._embed_expected()
-            vector: Vectors = self._asked[self._expected[question]]
-            return vector
-        return self._embed(question)
-
-    def cosines(self, question: str) -> Vectors:
-        """Cosine similarity of a question to every passage, shape (len(self),)."""
-        vector = self.embed(question)
-        if question not in self._expected:
-            cosines: Vectors = self.vectors @ vector
-            return cosines
-        if self._cosines is None:
-            assert self._asked is not None  # embed has just made them
-            self._cosines = self._asked @ self.vectors.T
-        row: Vectors = self._cosines[self._expected[question]]
-        return row
-
-    def nearest(self, question: str, *, k: int) -> dict[int, float]:
-        """Find the passages nearest to a question by the store's own search: position -> cosine similarity."""
+    def nearest(self, query: str, *, k: int) -> dict[int, float]:
+        """Find the passages nearest to a query by the store's own search: position -> cosine similarity."""
+        query = self.query(query)
         if self._searchable is None:
-            return best_of(self.cosines(question), k)
-        found = self._searchable.search(self.embed(question), k=k)
+            return best_of(self.cosines(query), k)
+        found = self._searchable.search(query.embedded_by(self.embedder), k=k)
         nearest = {self.position[i]: s for i, s in found if i in self.position}
-        self._nearest = question, nearest
+        self._nearest.setdefault(query.batch, {}).setdefault(query.text, {}).update(nearest)
         return nearest
 
-    def similarities(self, question: str, positions: Sequence[int]) -> dict[int, float]:
-        """Cosine similarity of the question to these passages."""
+    def similarities(self, query: str, positions: Sequence[int]) -> dict[int, float]:
+        """Cosine similarity of a query to these passages."""
+        query = self.query(query)
         if self._searchable is None:
-            cosines = self.cosines(question)
+            cosines = self.cosines(query)
             return {p: max(-1.0, min(1.0, float(cosines[p]))) for p in positions}
-        asked, nearest = self._nearest
-        known = {p: nearest[p] for p in positions if p in nearest} if asked == question else {}
+        nearest = self._nearest.get(query.batch, {}).get(query.text, {})
+        known = {p: nearest[p] for p in positions if p in nearest}
         ids = {p: self.stored[p].vector_id for p in positions if p not in known}
         vectors = self._searchable.get(list(ids.values())) if ids else {}
-        query = self.embed(question)
-        known |= {p: float(vectors[i] @ query) for p, i in ids.items() if i in vectors}
+        known |= {p: float(vectors[i] @ query.embedded_by(self.embedder)) for p, i in ids.items() if i in vectors}
         return {p: max(-1.0, min(1.0, known[p])) for p in positions if p in known}

@@ -35,11 +35,11 @@ class BM25:
     def name(self) -> str:
         return f"BM25({self.over})"
 
-    def scores(self, question: str, passages: Passages) -> Scores:
-        query = tokenize(question, passages.language_of(question))
+    def scores(self, query: str, passages: Passages) -> Scores:
+        terms = tokenize(query, passages.language_of(query))
         if self.over == "passages":
-            return best_of(passages.passage_bm25.scores(query), self.depth, positive=True)
-        documents = best_of(passages.document_bm25.scores(query), self.depth, positive=True)
+            return best_of(passages.passage_bm25.scores(terms), self.depth, positive=True)
+        documents = best_of(passages.document_bm25.scores(terms), self.depth, positive=True)
         return {p: score for document, score in documents.items() for p in passages.members(document)}
 
 
@@ -59,10 +59,10 @@ class Dense:
     def name(self) -> str:
         return "Dense(exact)" if self.exact else "Dense()"
 
-    def scores(self, question: str, passages: Passages) -> Scores:
+    def scores(self, query: str, passages: Passages) -> Scores:
         if self.exact:
-            return best_of(passages.cosines(question), self.depth)
-        return passages.nearest(question, k=self.depth)
+            return best_of(passages.cosines(query), self.depth)
+        return passages.nearest(query, k=self.depth)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -99,14 +99,15 @@ class Hybrid:
         fusion = "" if self.fusion == "weighted" else f", fusion={self.fusion!r}"
         return f"Hybrid(dense_weight={self.dense_weight}, foreign_dense_weight={self.foreign_dense_weight}{fusion})"
 
-    def scores(self, question: str, passages: Passages) -> Scores:
+    def scores(self, query: str, passages: Passages) -> Scores:
+        query = passages.query(query)
         known = passages.embedder.languages
-        foreign = known is not None and passages.language_of(question) not in known
+        foreign = known is not None and passages.language_of(query) not in known
         dense = self.foreign_dense_weight if foreign else self.dense_weight
-        by_passage = BM25("passages", self.depth).scores(question, passages)
-        nearest = Dense(self.exact, self.depth).scores(question, passages)
+        by_passage = BM25("passages", self.depth).scores(query, passages)
+        nearest = Dense(self.exact, self.depth).scores(query, passages)
         if self.fusion == "rrf":
             return reciprocal_rank_fusion([(1 - dense, by_passage), (dense, nearest)])
-        by_document = BM25("documents", self.depth).scores(question, passages)
+        by_document = BM25("documents", self.depth).scores(query, passages)
         lexical = (1 - dense) / 2
         return weighted_fusion([(lexical, by_passage), (lexical, by_document), (dense, nearest)])

@@ -16,19 +16,44 @@ passages again. Both are seen here only as protocols, so that a retriever is the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from typing import overload
 
-from ragkit.documents.language import detect_language
 from ragkit.errors import EmptyIndexError, EmptyQuestionError, InputError
-from ragkit.retrieval.base import Hit, QueryRewriter, Reranker, Retriever, Scores
+from ragkit.retrieval.base import Hit, Hits, QueryRewriter, Reranker, Retriever, Scores
 from ragkit.retrieval.corpus import Passages
 from ragkit.retrieval.fusion import best_first, fused, reranked
+from ragkit.retrieval.query import SearchQuery, guess_language, search_queries
 
-__all__ = ["language_asked", "retrieve"]
+__all__ = ["retrieve"]
 
 
+@overload
+def retrieve(  # type: ignore[overload-overlap]  # a str is a sequence of them
+    queries: str,
+    passages: Passages,
+    *,
+    retriever: Retriever,
+    rewriter: QueryRewriter | None = ...,
+    reranker: Reranker | None = ...,
+    k: int = ...,
+    similarities: bool = ...,
+    cancelled: Callable[[], bool] = ...,
+) -> Hits: ...
+@overload
 def retrieve(
-    question: str,
+    queries: Sequence[str],
+    passages: Passages,
+    *,
+    retriever: Retriever,
+    rewriter: QueryRewriter | None = ...,
+    reranker: Reranker | None = ...,
+    k: int = ...,
+    similarities: bool = ...,
+    cancelled: Callable[[], bool] = ...,
+) -> list[Hits]: ...
+def retrieve(
+    queries: str | Sequence[str],
     passages: Passages,
     *,
     retriever: Retriever,
@@ -37,56 +62,56 @@ def retrieve(
     k: int = 5,
     similarities: bool = True,
     cancelled: Callable[[], bool] = lambda: False,
-) -> list[Hit]:
-    """Rank the k best passages.
+) -> Hits | list[Hits]:
+    """Rank the k best passages for a query, or for each of several, which are embedded together.
 
     Args:
-        question: In any words.
+        queries: One query or several: texts, or `SearchQuery` objects, whose language and embedding are used.
         passages: The corpus.
-        retriever: What ranks.
+        retriever: Ranks passages.
         rewriter: Finds other texts to search with.
-        reranker: Ranks the best anew.
-        k: How many.
-        similarities: Whether to look up each hit's cosine with the question, whatever it is ranked by.
+        reranker: Reads the best passages with the query, and ranks them again.
+        k: How many passages.
+        similarities: Whether to look up each hit's cosine with the query, whatever it is ranked by.
         cancelled: Asked while a model rewrites or reranks; True stops the work.
 
+    Returns:
+        The hits of the query; of several queries, the hits of each.
+
     Raises:
-        EmptyQuestionError: The question has no words.
+        EmptyQuestionError: A query has no words.
         InputError: k is less than 1.
         EmptyIndexError: There is nothing to search.
         EmbeddingError, LLMError, RerankingError: A model failed.
-        OperationCancelled: ``cancelled`` said so.
+        OperationCancelled: ``cancelled`` returned True.
     """
-    if not question.strip():
+    given = [queries] if isinstance(queries, str) else list(queries)
+    if not all(query.strip() for query in given):
         raise EmptyQuestionError
     if not isinstance(k, int) or k < 1:
         raise InputError(f"k must be a whole number of at least 1, not {k!r}.")
     if not len(passages):
         raise EmptyIndexError(passages.path)
-    texts = [question]
-    if rewriter is not None:
-        language = language_asked(question, passages.languages)
-        texts = rewriter.rewrite(question, language=language, cancelled=cancelled)
-    scores: Scores = fused([retriever.scores(text, passages) for text in texts])
-    if reranker is not None:
-        read = [passages.text(p) for p in best_first(scores)[: reranker.depth]]
-        anew = reranker.scores(question, read, cancelled=cancelled)
-        scores = reranked(scores, anew, depth=reranker.depth)
-    best = best_first(scores)[:k]
-    similarity = passages.similarities(question, best) if similarities else {}
-    return [
-        Hit(passages.stored[p].chunk, passages.documents[passages.owner[p]], scores[p], similarity.get(p), rank)
-        for rank, p in enumerate(best, start=1)
-    ]
+    if not all(isinstance(query, SearchQuery) for query in given):
+        languages = [q.language if isinstance(q, SearchQuery) else guess_language(q, passages.languages) for q in given]
+        given = list(search_queries(given, languages, embedder=passages.embedder))
 
+    def of_one(query: SearchQuery) -> Hits:
+        searched: list[SearchQuery] = [query]
+        if rewriter is not None:
+            texts = rewriter.rewrite(query, language=query.language, cancelled=cancelled)
+            new = search_queries(texts, [query.language] * len(texts), embedder=passages.embedder)
+            searched = [query if text == query else text for text in new]
+        scores: Scores = fused([retriever.scores(text, passages) for text in searched])
+        if reranker is not None:
+            texts = [passages.text(p) for p in best_first(scores)[: reranker.depth]]
+            scores = reranked(scores, reranker.scores(query, texts, cancelled=cancelled), depth=reranker.depth)
+        best = best_first(scores)[:k]
+        similarity = passages.similarities(query, best) if similarities else {}
+        return Hits(
+            Hit(passages.stored[p].chunk, passages.documents[passages.owner[p]], scores[p], similarity.get(p), rank)
+            for rank, p in enumerate(best, start=1)
+        )
 
-def language_asked(question: str, languages: Mapping[str, int]) -> str:
-    """Guess a question's language: English, French, or one of the five commonest of a corpus.
-
-    Args:
-        question: In any words.
-        languages: ISO 639-1 code -> how many documents; ``"und"`` is none.
-    """
-    common = sorted(languages, key=lambda code: -languages[code])[:5]
-    known = [language for language in common if language != "und"]
-    return detect_language(question, among={"en", "fr", *known}, default=known[0] if known else "en")
+    found = [of_one(query) for query in given if isinstance(query, SearchQuery)]
+    return found[0] if isinstance(queries, str) else found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import pytest
 from websockets.sync.client import ClientConnection, connect
 
 from ragkit import RAGEngine
+from ragkit.chunking.structure import StructureChunker
 from ragkit.embedding.hashed import HashEmbedder
 from ragkit.engine.extractive import ExtractiveLLM
 from ragkit.errors import (
@@ -28,13 +31,19 @@ from ragkit.errors import (
     OperationCancelled,
     SourceNotFoundError,
 )
+from ragkit.experiments.system import System
 from ragkit.live.discovery import Server as HubServer
 from ragkit.live.publisher import Publisher
 from ragkit.llm.base import LLM, ScriptedLLM
+from ragkit.retrieval.base import Hits, Scores
+from ragkit.retrieval.corpus import Passages
 from ragkit.retrieval.reranking import LLMReranker
+from ragkit.retrieval.retrievers import BM25
 from ragkit.retrieval.rewriting import HyDE
+from ragkit.space import choose
 from tests.server.live_server import TOKEN, Server, start_server
 from tests.support.corpora import write_pages
+from tests.support.experiments import Counting
 
 DEADLINE_SECONDS = 30.0
 QUESTION = "How do I choose k1 and b?"
@@ -407,3 +416,118 @@ def test_errors_and_cancelling_over_the_socket(server: Server, tmp_path: Path, f
         socket.send(json.dumps({"type": "cancel", "id": "long"}))
         assert receive(socket, "response", "error", id="long")["content"]["code"] == "CANCELLED"
     publisher.close(2)
+
+
+@pytest.fixture
+def guesses(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts whose language is guessed."""
+    from ragkit.documents import language
+
+    guessed: list[str] = []
+    rank = language._identifier().rank
+
+    class Identifier:
+        def rank(self, text: str) -> Any:
+            guessed.append(text)
+            return rank(text)
+
+    monkeypatch.setattr(language, "_identifier", Identifier)
+    return guessed
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_one_ask_guesses_one_language_and_embeds_the_question_once(
+    tmp_path: Path, folder: Path, publisher: Publisher, guesses: list[str], wanted: bool
+) -> None:
+    """Follow-up questions cost one more of each for each candidate that is tried, and nothing for the question."""
+    embedder = Counting()
+    llm = ExtractiveLLM(embedder, min_relevance=0.5)
+    engine = RAGEngine(
+        tmp_path / "index",
+        embedder=embedder,
+        llm=llm,
+        cache=False,
+        follow_ups=wanted,
+        publisher=publisher,
+        progress=False,
+    )
+    engine.index(folder)
+    guesses.clear()
+    embedder.embedded.clear()
+    answer = engine.ask(QUESTION)
+    assert not answer.abstained
+    questions = answer.follow_ups()
+    queries = Counter({text: count for (kind, text), count in embedder.embedded.items() if kind == "query"})
+    assert guesses[0] == QUESTION
+    assert queries[QUESTION] == 1
+    assert set(queries.values()) == {1}
+    assert sorted(queries) == sorted(guesses)
+    assert set(questions) <= set(queries) - {QUESTION}
+    assert bool(questions) == (len(queries) > 1) == wanted
+
+
+def test_an_exchanged_model_answers_and_drafts_from_then_on(engine: RAGEngine) -> None:
+    engine.ask(QUESTION)
+    drafting = ScriptedLLM(["How are documents cut into passages?"])
+    drafting.name = "exchanged"
+    engine.llm = drafting
+    engine.llm_interface.min_drafted_similarity = 0.0
+    answer = engine.ask(QUESTION)
+    assert (answer.model, answer.follow_ups()) == ("exchanged", ("How are documents cut into passages?",))
+    assert "exchanged" in repr(engine)
+    assert engine.describe().llm == "exchanged"
+
+
+def test_an_exchanged_retriever_is_the_follow_ups_too(engine: RAGEngine) -> None:
+    asked: list[str] = []
+
+    class Noting:
+        name = "Noting()"
+
+        def scores(self, query: str, passages: Passages) -> Scores:
+            asked.append(query)
+            return BM25().scores(query, passages)
+
+    engine.retriever = Noting()
+    answer = engine.ask(QUESTION)
+    answer.follow_ups()
+    assert asked.count(QUESTION) == 2, "to answer, and to look for follow-up questions"
+    assert len(asked) > 2
+
+
+def test_an_engine_of_a_system(tmp_path: Path, folder: Path, publisher: Publisher) -> None:
+    system = System(
+        embedder=HashEmbedder(), retriever=BM25(), chunker=StructureChunker(max_tokens=50), k=2, llm=ScriptedLLM(["a"])
+    )
+    engine = RAGEngine.from_system(tmp_path / "index", system, publisher=publisher, progress=False)
+    engine.index(folder)
+    assert (engine.retriever, engine.k, engine.document_index.chunker) == (BM25(), 2, StructureChunker(max_tokens=50))
+    assert engine.ask(QUESTION).text == "a"
+    for wrong in (System(k=choose(1, 2)), System(chunker=None)):
+        with pytest.raises(InputError, match="This system"):
+            RAGEngine.from_system(tmp_path / "other", wrong)
+
+
+def test_a_closed_engine_serves_and_watches_no_more_and_opens_again(
+    tmp_path: Path, folder: Path, publisher: Publisher
+) -> None:
+    with make(tmp_path, publisher) as engine:
+        watcher = engine.watch(folder)
+        engine.serve()
+    assert not watcher._thread.is_alive()
+    engine.close()
+    assert engine.retrieve(QUESTION), "what is used is opened again"
+
+
+def test_hits_are_a_list_a_table_and_a_frame(engine: RAGEngine) -> None:
+    hits = engine.retrieve(QUESTION, k=2)
+    first = hits[0]
+    assert (first.text, first.title, first.page) == (first.chunk.text, first.document.title, None)
+    frame = hits.to_frame()
+    assert frame["document_id"].tolist() == [hit.document.id for hit in hits]
+    assert frame["text"][0] == first.text
+    assert str(hits).count("\n") == 3
+    html = hits._repr_html_()
+    assert html.count("<tr>") == 3
+    hostile = dataclasses.replace(first, chunk=dataclasses.replace(first.chunk, text="<script>x</script>"))
+    assert "<script>" not in Hits([hostile])._repr_html_()

@@ -10,7 +10,7 @@ from ragkit.documents.language import detect_language
 from ragkit.embedding.hashed import HashEmbedder
 from ragkit.engine.answer import cite
 from ragkit.engine.extractive import ExtractiveLLM
-from ragkit.engine.follow_ups import FollowUps
+from ragkit.engine.follow_ups import FollowUps, Pipeline
 from ragkit.indexing.index import Index
 from ragkit.llm.base import ScriptedLLM
 from ragkit.retrieval.corpus import Passages
@@ -29,10 +29,7 @@ def passages(tmp_path: Path) -> Passages:
 
 def maker(passages: Passages, llm: object = None) -> FollowUps:
     return FollowUps(
-        lambda: passages,
-        retriever=Hybrid(),
-        llm=llm or ExtractiveLLM(passages.embedder),  # type: ignore[arg-type]
-        language_of=lambda question: detect_language(question, among={"en", "fr"}, default="en"),
+        lambda: Pipeline(passages, Hybrid(), llm or ExtractiveLLM(passages.embedder))  # type: ignore[arg-type]
     )
 
 

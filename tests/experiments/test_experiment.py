@@ -14,7 +14,6 @@ import pytest
 
 from ragkit.chunking.structure import StructureChunker
 from ragkit.chunking.token import TokenChunker
-from ragkit.embedding.hashed import HashEmbedder
 from ragkit.errors import InputError, OperationCancelled, ResultCacheError
 from ragkit.evaluation.dataset import Dataset
 from ragkit.evaluation.trec import read_run
@@ -22,6 +21,7 @@ from ragkit.experiments.result import Result
 from ragkit.experiments.system import System
 from ragkit.live import messages
 from ragkit.retrieval.corpus import Passages
+from ragkit.retrieval.query import search_queries
 from ragkit.retrieval.retrievers import BM25, Dense, Hybrid
 from ragkit.space import choose
 from tests.support.corpora import PAGES
@@ -278,7 +278,7 @@ def test_a_damaged_file_of_cells_says_what_to_do(dataset: Dataset, embedder: Cou
 
 
 def test_exact_search_is_one_product() -> None:
-    """Expected questions get what a question by itself gets, but for rounding."""
+    """Queries of one batch get what a query by itself gets, but for rounding; they are embedded in one call."""
     random = np.random.default_rng(0)
     vectors = random.standard_normal((50, 64)).astype(np.float32)
     from ragkit.chunking.base import Chunk
@@ -287,10 +287,12 @@ def test_exact_search_is_one_product() -> None:
 
     documents = Documents([DocumentRecord("d", "d", "d", "en", "x" * 50)])
     chunks = [[StoredChunk(str(i), Chunk("d", i, i + 1, "x")) for i in range(50)]]
-    passages = Passages(documents, chunks, embedder=HashEmbedder(dimension=64), vectors=vectors)
+    embedder = Counting(dimension=64)
+    passages = Passages(documents, chunks, embedder=embedder, vectors=vectors)
     questions = ["one two", "three", "four five six"]
     alone = [passages.cosines(question) for question in questions]
-    passages.expect(questions)
-    for question, row in zip(questions, alone, strict=True):
-        np.testing.assert_allclose(passages.cosines(question), row, atol=1e-6)
-        assert passages.nearest(question, k=50) == pytest.approx(dict(enumerate(row.tolist())), abs=1e-6)
+    calls = embedder.calls
+    for query, row in zip(search_queries(questions, ["en"] * 3, embedder=embedder), alone, strict=True):
+        np.testing.assert_allclose(passages.cosines(query), row, atol=1e-6)
+        assert passages.nearest(query, k=50) == pytest.approx(dict(enumerate(row.tolist())), abs=1e-6)
+    assert embedder.calls == calls + 1

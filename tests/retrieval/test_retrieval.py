@@ -21,10 +21,11 @@ from ragkit.retrieval.corpus import Passages
 from ragkit.retrieval.fusion import best_first, fused, reciprocal_rank_fusion, reranked, weighted_fusion
 from ragkit.retrieval.index_passages import IndexPassages
 from ragkit.retrieval.lexical import tokenize
+from ragkit.retrieval.query import guess_language
 from ragkit.retrieval.reranking import LLMReranker
 from ragkit.retrieval.retrievers import BM25, Dense, Hybrid
 from ragkit.retrieval.rewriting import HyDE, MultiQuery
-from ragkit.retrieval.search import language_asked, retrieve
+from ragkit.retrieval.search import retrieve
 from tests.support.corpora import write_pages
 
 
@@ -78,7 +79,7 @@ def test_finds_the_right_page(passages: Passages, retriever: Retriever, question
 
 def test_similarity_is_the_cosine_of_what_was_embedded(passages: Passages) -> None:
     hits = retrieve("weights of rare words", passages, retriever=BM25(), k=4)
-    exact = passages.vectors @ passages.embed("weights of rare words")
+    exact = passages.vectors @ passages.query("weights of rare words").vector
     position = {s.chunk: i for i, s in enumerate(passages.stored)}
     for h in hits:
         assert h.similarity == pytest.approx(float(exact[position[h.chunk]]), abs=1e-5)
@@ -269,7 +270,7 @@ def test_a_failing_or_cancelled_model_ends_the_retrieval(passages: Passages, sta
     ],
 )
 def test_the_language_of_a_question(question: str, languages: dict[str, int], language: str) -> None:
-    assert language_asked(question, languages) == language
+    assert guess_language(question, languages) == language
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,11 @@ class Counting(HashEmbedder):
     def __init__(self, dimension: int = 64) -> None:
         super().__init__(dimension=dimension)
         self.embedded: Counter[tuple[str, str]] = Counter()
+        self.calls = 0
 
     def embed(self, texts: Sequence[str], *, kind: Any = "passage") -> Vectors:
         self.embedded.update((kind, text) for text in texts)
+        self.calls += 1
         return super().embed(texts, kind=kind)
 
     def fingerprint(self, kind: Any) -> str | None:
