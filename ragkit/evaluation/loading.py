@@ -22,6 +22,7 @@ from ragkit.evaluation.rows import (
     row_document,
     row_id,
     row_query,
+    with_our_columns,
 )
 from ragkit.evaluation.trec import judge, read_qrels, read_topics
 
@@ -37,7 +38,7 @@ def load_dataset(
     source: str | Path | pd.DataFrame,
     *,
     corpus: str | Path | pd.DataFrame | Iterable[Document] | None = None,
-    qrels: str | Path | None = None,
+    qrels: str | Path | pd.DataFrame | None = None,
     split: str | None = None,
     name: str | None = None,
     language: str | None = None,
@@ -53,11 +54,13 @@ def load_dataset(
             - ``"ir_datasets:NAME"``, a set that ir_datasets knows and may download;
             - a DataFrame with a row a judgement and ``corpus``: columns ``query`` and ``document_id``, and where there
               are any ``grade`` (else 1), ``query_id``, ``language``, ``answers``, and ``start`` and ``end`` of a gold
-              span. A row without a document is a query that the documents do not answer.
+              span. A row without a document is a query that the documents do not answer. PyTerrier's names are
+              understood, too: ``qid``, ``docno``, ``label``; and its topics (``qid``, ``query``) with ``qrels``.
         corpus: The documents, where ``source`` does not hold them: a ``corpus.jsonl``, a folder or file of any kind
             that ragkit reads (a document's id is then its path below that folder), a DataFrame with columns ``id``,
             ``text`` and perhaps ``title``, or documents.
-        qrels: Judgements for TREC topics; see `ragkit.evaluation.trec.read_qrels`.
+        qrels: Judgements for TREC topics, a file (see `ragkit.evaluation.trec.read_qrels`) or a DataFrame with columns
+            ``qid``, ``docno`` and ``label``.
         split: Which ``qrels/<split>.tsv``; if None, ``qrels.tsv``, or else "test".
         name: What it is called; made of the source's name if None.
         language: ISO 639-1 code of the documents; guessed for each that does not say, if None.
@@ -74,12 +77,13 @@ def load_dataset(
     is_folder = path is not None and path.is_dir()
     if split is not None and not is_folder:
         raise InputError("split= names a qrels/<split>.tsv in a folder, and this is none. Leave it out.")
-    if qrels is not None and (path is None or is_folder):
+    is_judged = is_folder or is_named or (is_frame(source) and "document_id" in with_our_columns(source).columns)
+    if qrels is not None and is_judged:
         raise InputError("qrels= goes with a file of queries, and this has judgements of its own. Leave it out.")
     if is_named:
         found = _ir_dataset(str(source).removeprefix(IR_DATASETS), corpus, language)
     elif path is None:
-        found = _frame(source, corpus, language)
+        found = _frame(source, corpus, language) if qrels is None else _topics(source, corpus, qrels, language)
     elif is_folder:
         found = read_beir(path, corpus, split, language)
     else:
@@ -87,11 +91,11 @@ def load_dataset(
     return found.to_dataset(name)
 
 
-def _trec(path: Path, corpus: Any, qrels: str | Path | None, language: str | None) -> Judgements:
+def _trec(path: Path, corpus: Any, qrels: Any, language: str | None) -> Judgements:
     if qrels is None or corpus is None:
         raise InputError(f"'{path}' is a file of queries. Name the rest: load_dataset(topics, qrels=..., corpus=...).")
     queries = [Query(query_id, text) for query_id, text in read_topics(path).items()]
-    judged = read_qrels(qrels)
+    judged = _qrels(qrels)
     return Judgements(path.stem, read_corpus(corpus, language), queries, judged)
 
 
@@ -132,7 +136,31 @@ def _text_of(document: Any) -> str:
     return text if isinstance(text, str) else str(document.default_text())
 
 
+def _qrels(given: str | Path | pd.DataFrame) -> Qrels:
+    if isinstance(given, str | Path):
+        return read_qrels(given)
+    qrels: Qrels = {}
+    for number, row in enumerate(frame_rows(with_our_columns(given)), start=1):
+        where = f"row {number} of the judgements"
+        if missing := [name for name in ("query_id", "document_id", "grade") if row.get(name) is None]:
+            raise InputError(f"{where}: no {missing[0]}. A frame of judgements has columns qid, docno and label.")
+        judge(qrels, row_id({"_id": row["query_id"]}, where), row_id({"_id": row["document_id"]}, where), row["grade"],
+              where=where)  # fmt: skip
+    return qrels
+
+
+def _topics(frame: pd.DataFrame, corpus: Any, qrels: Any, language: str | None) -> Judgements:
+    rows = enumerate(frame_rows(with_our_columns(frame)), start=1)
+    topics = [
+        row_query({**row, "_id": row.get("query_id"), "text": row.get("query")}, f"row {number} of the topics")
+        for number, row in rows
+    ]
+    return Judgements("table", read_corpus(corpus, language), topics, _qrels(qrels))
+
+
 def _frame(frame: pd.DataFrame, corpus: Any, language: str | None) -> Judgements:
+    if is_frame(frame):
+        frame = with_our_columns(frame)
     if not is_frame(frame) or not {"query", "document_id"} <= set(frame.columns) or corpus is None:
         there = f", not {', '.join(map(str, frame.columns))}" if is_frame(frame) else ""
         raise InputError(

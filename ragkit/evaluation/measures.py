@@ -25,6 +25,7 @@ from ragkit.errors import InputError, MissingExtraError
 from ragkit.evaluation.answer_measures import ANSWER_MEASURES, AnswerMeasure, FollowUpQuality, covered
 from ragkit.evaluation.dataset import Dataset
 from ragkit.evaluation.judges import Faithfulness, Judge, Relevance
+from ragkit.evaluation.rows import frame_rows, is_frame, with_our_columns
 
 if TYPE_CHECKING:
     import ir_measures
@@ -207,7 +208,7 @@ def check_gold(measures: Iterable[Measure], dataset: Dataset) -> None:
 
 
 def evaluate(
-    measures: Iterable[str | Measure], dataset: Dataset, rankings: Mapping[str, Sequence[Ranked]]
+    measures: Iterable[str | Measure], dataset: Dataset, rankings: Mapping[str, Sequence[Ranked]] | pd.DataFrame
 ) -> pd.DataFrame:
     """Measure rankings.
 
@@ -221,7 +222,8 @@ def evaluate(
     Args:
         measures: Of rankings; see `parse_measure`.
         dataset: What is right.
-        rankings: Query id -> passages, best first.
+        rankings: Query id -> passages, best first; or a DataFrame as PyTerrier has them: a row a document, columns
+            ``qid``, ``docno`` and ``score``.
 
     Returns:
         One row a query and measure, columns ``query_id``, ``measure`` (its notation) and ``value``: by measures as
@@ -239,6 +241,8 @@ def evaluate(
             "measures answers; an Experiment measures both."
         )
     check_gold(declared, dataset)
+    if is_frame(rankings):
+        rankings = _ranked(rankings)
     if rankings and not any(query.id in rankings for query in dataset.queries):
         raise InputError(
             f"None of the {len(rankings)} rankings is for a query of '{dataset.name}': the first is for "
@@ -262,6 +266,16 @@ def evaluate(
     except ImportError as error:
         raise MissingExtraError("pandas", extra="eval") from error
     return pd.DataFrame(rows, columns=["query_id", "measure", "value"])
+
+
+def _ranked(frame: Any) -> dict[str, list[Ranked]]:
+    frame = with_our_columns(frame)
+    if missing := {"query_id", "document_id", "score"} - set(frame.columns):
+        raise InputError(f"A frame of rankings needs columns qid, docno and score; '{min(missing)}' is missing.")
+    rankings: dict[str, list[Ranked]] = {}
+    for row in frame_rows(frame):
+        rankings.setdefault(str(row["query_id"]), []).append(Ranked(str(row["document_id"]), float(row["score"])))
+    return {query_id: sorted(ranked, key=lambda each: -each.score) for query_id, ranked in rankings.items()}
 
 
 def _by_documents(

@@ -38,10 +38,12 @@ __all__ = [
     "row_document",
     "row_id",
     "row_query",
+    "with_our_columns",
 ]
 
 
-_ID_KEYS = ("_id", "id")
+_ID_KEYS = ("_id", "id", "docno")
+_PYTERRIER = {"qid": "query_id", "docno": "document_id", "label": "grade"}
 
 _PAGE = re.compile(r"[0-9]{1,9}")
 
@@ -80,6 +82,11 @@ class Judgements:
 
 def is_frame(value: Any) -> bool:
     return hasattr(value, "columns") and hasattr(value, "to_dict")
+
+
+def with_our_columns(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a frame whose columns have PyTerrier's names (``qid``, ``docno``, ``label``) with ours."""
+    return frame.rename(columns={theirs: ours for theirs, ours in _PYTERRIER.items() if ours not in frame.columns})
 
 
 def frame_rows(frame: pd.DataFrame) -> list[dict[Any, Any]]:

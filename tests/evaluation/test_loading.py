@@ -19,6 +19,7 @@ from ragkit.documents.loading import find_sources, parse
 from ragkit.errors import DocumentError, InputError, MissingExtraError, SourceNotFoundError
 from ragkit.evaluation.dataset import Dataset, GoldSpan, Query
 from ragkit.evaluation.loading import load_dataset
+from ragkit.evaluation.measures import evaluate
 from tests.conftest import ROOT
 
 CORPUS = [
@@ -409,3 +410,23 @@ def test_values_that_do_not_fit(changes: dict[str, Any], said: str) -> None:
     for make in (lambda: GoldSpan("a", 3, 3), lambda: GoldSpan("a", -1, 3), lambda: Query("q", " \n")):
         with pytest.raises(InputError):
             make()
+
+
+def test_pyterriers_frames() -> None:
+    """Topics, judgements and a corpus as PyTerrier passes them around; a run is measured as trec_eval does."""
+    topics = pd.DataFrame({"qid": ["q1", "q2", "q3"], "query": ["cats", "dogs", "unjudged"]})
+    qrels = pd.DataFrame({"qid": ["q1", "q2", "q2"], "docno": ["d1", "d2", "d1"], "label": [1, 2, 0]})
+    corpus = pd.DataFrame({"docno": ["d1", "d2"], "text": ["A cat.", "A dog."]})
+    dataset = load_dataset(topics, qrels=qrels, corpus=corpus)
+    assert [query.id for query in dataset.queries] == ["q1", "q2"]
+    assert dataset.qrels == {"q1": {"d1": 1}, "q2": {"d2": 2, "d1": 0}}
+    assert [document.id for document in dataset.documents] == ["d1", "d2"]
+    joined = load_dataset(topics.merge(qrels, on="qid"), corpus=corpus)
+    assert (joined.qrels, joined.queries) == (dataset.qrels, dataset.queries)
+    run = pd.DataFrame({"qid": ["q1", "q2", "q2"], "docno": ["d1", "d1", "d2"], "score": [1.0, 3.0, 2.0]})
+    values = evaluate(["RR"], dataset, run)
+    assert dict(zip(values["query_id"], values["value"], strict=True)) == {"q1": 1.0, "q2": 0.5}
+    with pytest.raises(InputError, match="'score' is missing"):
+        evaluate(["RR"], dataset, run.drop(columns="score"))
+    with pytest.raises(InputError, match="row 1 of the judgements: no grade"):
+        load_dataset(topics, qrels=qrels.drop(columns="label"), corpus=corpus)
