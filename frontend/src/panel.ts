@@ -18,7 +18,7 @@ import { Widget } from '@lumino/widgets';
 import { type Activity, doneShare } from './client/activity.js';
 import { statusText } from './views/connection.js';
 import { h, say, set } from './views/dom.js';
-import { Live } from './views/live.js';
+import { LiveView } from './views/live.js';
 import type { Source } from './client/messages.js';
 import { fileOf, serverPath } from './paths.js';
 import { type ConnectionState, RagkitSocket } from './client/socket.js';
@@ -65,7 +65,7 @@ function activate(
     onState: (state) => (live.become(state), status.tell(live.activity, socket)),
     start: false,
   });
-  const live: Live = new Live({
+  const live: LiveView = new LiveView({
     words,
     language: translator?.languageCode ?? 'en',
     storageKey: `ragkit:ask:${settings.baseUrl}`,
@@ -97,7 +97,7 @@ function addCommands(
   app: JupyterFrontEnd,
   palette: ICommandPalette | null,
   words: Words,
-  live: Live,
+  live: LiveView,
   socket: RagkitSocket,
 ): void {
   const category = 'ragkit';
@@ -173,7 +173,7 @@ async function openPassage(app: JupyterFrontEnd, source: Source): Promise<void> 
 
 /** The views as a widget of the shell. */
 class Panel extends Widget {
-  constructor(private readonly live: Live) {
+  constructor(private readonly live: LiveView) {
     super();
   }
 

@@ -7,7 +7,7 @@
 import { hasEnded } from './client/activity.js';
 import { pageConfig } from './client/addresses.js';
 import { h } from './views/dom.js';
-import { Live, type ViewName } from './views/live.js';
+import { LiveView, type ViewName } from './views/live.js';
 import type { ClientMessage, ListenerMessage, ResponseContent } from './client/messages.js';
 import { fileOf, serverPath } from './paths.js';
 import { AskError, type AskOptions, type ConnectionState, RagkitSocket } from './client/socket.js';
@@ -139,7 +139,7 @@ function render({ model, el }: { model: Model; el: HTMLElement }): () => void {
     Object.entries(values).forEach(([name, value]) => model.set(name, value));
     model.save_changes();
   };
-  const live: Live = new Live({
+  const live: LiveView = new LiveView({
     words: texts,
     language,
     storageKey: `ragkit:ask:${config.baseUrl ?? location.pathname}`,
@@ -175,7 +175,7 @@ function render({ model, el }: { model: Model; el: HTMLElement }): () => void {
 }
 
 /** Show the state that was saved with the notebook, until the hub or the kernel says more. */
-function showSaved(saved: ListenerMessage, live: Live, isJupyter: boolean): void {
+function showSaved(saved: ListenerMessage, live: LiveView, isJupyter: boolean): void {
   if (saved?.type !== 'snapshot') {
     return;
   }

@@ -21,7 +21,7 @@ export interface LiveOptions extends Pick<Host, 'canOpenOrigin' | 'openOrigin' |
   views?: readonly ViewName[];
 }
 
-export class Live {
+export class LiveView {
   readonly element: HTMLElement;
   readonly activity = new Activity();
   /** Whether messages come from the kernel instead of the socket. */
