@@ -1,7 +1,9 @@
 from .base import Hit as Hit
+from .base import Hits as Hits
 from .base import QueryRewriter as QueryRewriter
 from .base import Reranker as Reranker
 from .base import Retriever as Retriever
+from .query import SearchQuery as SearchQuery
 from .reranking import CrossEncoderReranker as CrossEncoderReranker
 from .reranking import LLMReranker as LLMReranker
 from .retrievers import BM25 as BM25
@@ -9,3 +11,4 @@ from .retrievers import Dense as Dense
 from .retrievers import Hybrid as Hybrid
 from .rewriting import HyDE as HyDE
 from .rewriting import MultiQuery as MultiQuery
+from .search import retrieve as retrieve
