@@ -68,7 +68,7 @@ def measure(name: str, console: Console) -> bool:
     with tempfile.TemporaryDirectory() as store:
         for questions, retrievers in asked:
             systems = {label: System(retriever=each, chunker=chunker) for label, each in retrievers.items()}
-            result = Experiment(questions, systems, measures=MEASURES, vector_store=store, record=False).run()
+            result = Experiment(questions, systems, measures=MEASURES, store=store, record=False).run()
             tables.append(result.systems.set_index("system").loc[result.names])
     figures = pd.concat(tables)
     table = Table(
