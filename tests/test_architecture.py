@@ -19,7 +19,7 @@ import ragkit
 ROOT = Path(__file__).resolve().parent.parent
 
 # What kernels and the server share.
-SERVER_MAY_IMPORT = {"live.messages", "live.discovery", "live.snapshot", "errors", "terminal"}
+SERVER_MAY_IMPORT = {"live.messages", "live.discovery", "live.snapshot", "errors", "sqlite", "terminal"}
 HEAVY = {"torch", "chromadb", "sentence_transformers", "transformers", "pandas", "openai", "numpy"}
 
 
