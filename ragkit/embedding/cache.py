@@ -22,7 +22,7 @@ import numpy as np
 import platformdirs
 
 from ragkit.embedding.base import Embedder, Kind, Vectors
-from ragkit.errors import InputError
+from ragkit.errors import require_count
 from ragkit.sqlite import SharedDatabase, primary_code, select_in, transaction
 
 __all__ = ["CachedEmbedder", "EmbeddingCache", "default_cache"]
@@ -54,8 +54,7 @@ class EmbeddingCache:
     """
 
     def __init__(self, path: str | Path | None = None, *, max_bytes: int = MAX_BYTES) -> None:
-        if max_bytes < 1:
-            raise InputError(f"max_bytes must be at least 1, not {max_bytes}.")
+        require_count("max_bytes", max_bytes)
         self.path = Path(path) if path is not None else _folder() / "embeddings.db"
         self.hits = self.misses = 0
         self._max_bytes = max_bytes

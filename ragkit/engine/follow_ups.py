@@ -29,7 +29,7 @@ from ragkit.live.publisher import Publisher
 from ragkit.llm.base import LLM, GenerativeLLM
 from ragkit.retrieval.base import Hit, Retriever
 from ragkit.retrieval.corpus import Passages
-from ragkit.retrieval.lexical import tokenize
+from ragkit.retrieval.lexical import is_same_question, tokenize
 from ragkit.retrieval.search import retrieve
 
 __all__ = ["FollowUps", "follow_up"]
@@ -138,7 +138,7 @@ class FollowUps:
             if len(kept) == self.max_questions or checks == _CHECKS:
                 break
             terms = set(tokenize(candidate.text, language))
-            if not terms or any(_overlap(terms, other) > 0.75 for other in asked) or candidate.section in sections:
+            if not terms or any(is_same_question(terms, other) for other in asked) or candidate.section in sections:
                 continue
             checks += 1
             if self._answerable(candidate, passages):
@@ -239,10 +239,6 @@ def _lower_first(heading: str, text: str) -> str:
     if first and re.search(rf"(?<![.!?#]\s)\b{re.escape(first.group().lower())}\b", text):
         return heading[:1].lower() + heading[1:]
     return heading  # a name, or an acronym
-
-
-def _overlap(one: set[str], other: set[str]) -> float:
-    return len(one & other) / min(len(one), len(other)) if one and other else 0.0
 
 
 _log = logging.getLogger("ragkit")

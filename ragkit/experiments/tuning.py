@@ -32,7 +32,7 @@ import numpy as np
 
 from ragkit.cancellation import never
 from ragkit.embedding.cache import EmbeddingCache
-from ragkit.errors import InputError
+from ragkit.errors import InputError, require_count
 from ragkit.evaluation.dataset import Dataset
 from ragkit.experiments.experiment import Experiment
 from ragkit.experiments.result import Result
@@ -106,8 +106,7 @@ def tune(
     """
     if method not in ("random", "tpe", "halving"):
         raise InputError(f"The method is 'random', 'tpe' or 'halving', not {method!r}.")
-    if not isinstance(trials, int) or trials < 1:
-        raise InputError(f"trials must be a whole number of at least 1, not {trials!r}.")
+    require_count("trials", trials)
     if not has_choices(system):
         raise InputError(
             "There is nothing to search in this system. Write choose(...) or between(low, high) in place of a value, "

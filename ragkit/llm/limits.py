@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ragkit.cancellation import never, wait
-from ragkit.errors import BudgetError, InputError, RagkitError
+from ragkit.errors import BudgetError, InputError, RagkitError, require_count
 from ragkit.sqlite import SharedDatabase
 
 __all__ = ["Budget", "RateLimit", "Taken"]
@@ -189,10 +189,11 @@ class RateLimit:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float, Callable[[], bool]], object] = wait,
     ) -> None:
+        for name, limit in (("requests_per_minute", requests_per_minute), ("tokens_per_minute", tokens_per_minute)):
+            if limit is not None:
+                require_count(name, limit)
         self._requests = math.inf if requests_per_minute is None else requests_per_minute
         self._tokens = math.inf if tokens_per_minute is None else tokens_per_minute
-        if min(self._requests, self._tokens) < 1:
-            raise InputError("requests_per_minute and tokens_per_minute must be at least 1, or None for no limit.")
         self._clock = clock
         self._sleep = sleep
         self._turn = threading.Lock()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
+from collections.abc import Set
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from Stemmer import Stemmer
 
-__all__ = ["tokenize"]
+__all__ = ["is_same_question", "tokenize"]
 
 
 _WORD = re.compile(r"[^\W_]+")
@@ -41,6 +42,14 @@ def tokenize(text: str, language: str) -> list[str]:
     words = _WORD.findall(_fold(text.casefold()))
     kept = [word for word in words if word not in stop_words]
     return stemmer.stemWords(kept) if stemmer is not None else kept
+
+
+def is_same_question(terms: Set[str], others: Set[str]) -> bool:
+    """Whether two questions ask the same: they share over three quarters of the index terms of the shorter one.
+
+    That is the overlap coefficient of Szymkiewicz and Simpson.
+    """
+    return len(terms & others) > 0.75 * min(len(terms), len(others))
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ragkit.documents.language import detect_language
-from ragkit.errors import EmptyIndexError, EmptyQuestionError, InputError
+from ragkit.errors import EmptyIndexError, EmptyQuestionError, require_count
 from ragkit.retrieval.base import Hit, QueryRewriter, Reranker, Retriever, Scores
 from ragkit.retrieval.corpus import Passages
 from ragkit.retrieval.fusion import best_first, fused, reranked
@@ -59,8 +59,7 @@ def retrieve(
     """
     if not question.strip():
         raise EmptyQuestionError
-    if not isinstance(k, int) or k < 1:
-        raise InputError(f"k must be a whole number of at least 1, not {k!r}.")
+    require_count("k", k)
     if not len(passages):
         raise EmptyIndexError(passages.path)
     texts = [question]

@@ -292,7 +292,7 @@ def test_a_file_that_becomes_a_pipe_is_reported_and_not_waited_for(tmp_path: Pat
 
     report = index.update(folder, on_progress=swap)
     assert report.added == 7
-    assert [error.reason for error in report.failed] == ["not a regular file any more"]
+    assert [error.reason for error in report.failed] == ["cannot be read: not a regular file any more"]
 
 
 def test_one_file_its_folder_and_the_folder_above(tmp_path: Path, folder: Path) -> None:
