@@ -11,11 +11,10 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from ragkit.chunking.base import Chunk, CountTokens, chunks_at, limit
+from ragkit.chunking.base import Chunk, CountTokens, check_sizes, chunks_at, limit
 from ragkit.chunking.spans import Splitter, by, by_sentences, counted, fit, parts, trimmed, word_cuts
 from ragkit.documents.document import Document
 from ragkit.embedding.base import Embedder
-from ragkit.errors import require_count
 from ragkit.space import has_choices
 
 __all__ = ["StructureChunker"]
@@ -41,7 +40,7 @@ class StructureChunker:
 
     def __post_init__(self) -> None:
         if not has_choices(self):
-            require_count("max_tokens", self.max_tokens)
+            check_sizes(self.max_tokens)
 
     @property
     def name(self) -> str:

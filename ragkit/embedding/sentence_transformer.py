@@ -195,10 +195,7 @@ def load_quietly() -> None:
 
 
 def weights_revision(model: SentenceTransformer | CrossEncoder) -> str:
-    """Name a model's weights: the hub's commit, or the hash of what was loaded."""
-    config = getattr(getattr(model[0], "auto_model", None), "config", None)
-    if commit := getattr(config, "_commit_hash", None):
-        return str(commit)
+    """Return the hash of a model's weights: whatever they were loaded from, others have another name."""
     digest = hashlib.blake2b(digest_size=16)
     for name, weights in model.state_dict().items():
         digest.update(name.encode())

@@ -325,7 +325,7 @@ class RAGEngine:
             answer_id=request_id,
         )
         if answer.abstained or not self._wants_follow_ups:
-            answer._follow_ups.set_result(())
+            answer.pending_follow_ups.set_result(())
         else:
             follow_up(answer, self.llm_interface, publisher=self.publisher, index=self.document_index.name)
         return answer

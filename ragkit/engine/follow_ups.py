@@ -279,7 +279,7 @@ def _work(answer: Answer, interface: Any, publisher: Publisher, index: str) -> N
         except Exception as error:
             # The answer stands without them; answer.follow_ups() raises this to whoever asks for them.
             _log.warning("No follow-up questions for %r: %s: %s", answer.question, type(error).__name__, error)
-            answer._follow_ups.set_exception(error)
+            answer.pending_follow_ups.set_exception(error)
             return
     if questions:
         publisher.publish(
@@ -287,7 +287,7 @@ def _work(answer: Answer, interface: Any, publisher: Publisher, index: str) -> N
                 questions=list(questions), index=index, question=answer.question, request_id=answer.id
             )
         )
-    answer._follow_ups.set_result(questions)
+    answer.pending_follow_ups.set_result(questions)
 
 
 def _made(interface: Any, answer: Answer) -> tuple[str, ...]:

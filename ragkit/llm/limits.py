@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ragkit.cancellation import never, wait
+from ragkit.cancellation import POLL_SECONDS, never, wait
 from ragkit.errors import BudgetError, InputError, RagkitError, require_count
 from ragkit.sqlite import SharedDatabase
 
 __all__ = ["Budget", "RateLimit", "Taken"]
 
-_POLL_SECONDS = 0.05
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS budgets (name TEXT PRIMARY KEY, settled REAL NOT NULL) WITHOUT ROWID;
@@ -104,7 +103,7 @@ class Budget:
                     return int(call.lastrowid or 0)
             if most > room:
                 raise BudgetError(self.name, spent=fixed + own, cap=self.cap, most=most)
-            wait(_POLL_SECONDS, cancelled)
+            wait(POLL_SECONDS, cancelled)
 
     def settle(self, call: int, cost: float) -> None:
         """Replace what a call had taken with what it did cost.
@@ -205,7 +204,7 @@ class RateLimit:
         Raises:
             OperationCancelled: `cancelled` said so.
         """
-        while not self._turn.acquire(timeout=_POLL_SECONDS):
+        while not self._turn.acquire(timeout=POLL_SECONDS):
             wait(0, cancelled)
         try:
             while True:
@@ -216,6 +215,6 @@ class RateLimit:
                 if not self._minute or (len(self._minute) < self._requests and used + tokens <= self._tokens):
                     self._minute.append(taken := Taken(now, tokens))
                     return taken
-                self._sleep(_POLL_SECONDS, cancelled)
+                self._sleep(POLL_SECONDS, cancelled)
         finally:
             self._turn.release()

@@ -54,11 +54,11 @@ def is_same_question(terms: Set[str], others: Set[str]) -> bool:
 
 @functools.cache
 def _stemmer(language: str) -> tuple[Stemmer | None, frozenset[str]]:
-    from bm25s.tokenization import _infer_stopwords
+    from bm25s.tokenization import Tokenizer
     from Stemmer import Stemmer
 
     try:
-        stop_words = frozenset(map(_fold, _infer_stopwords(language)))
+        stop_words = frozenset(map(_fold, Tokenizer(stopwords=language).stopwords))
     except ValueError:  # bm25s has no list for this language
         stop_words = frozenset()
     return (Stemmer(_SNOWBALL[language]) if language in _SNOWBALL else None), stop_words
@@ -85,7 +85,7 @@ class BM25Scores:
 
     def scores(self, query: list[str]) -> npt.NDArray[np.float32]:
         """Score every text, shape (n,)."""
-        known = [] if self._empty else [t for t in query if t in self._model.vocab_dict]
+        known = [] if self._empty else self._model.get_tokens_ids(query)
         if not known:
             return np.zeros(self._size, dtype=np.float32)
         found: npt.NDArray[np.float32] = self._model.get_scores(known)
