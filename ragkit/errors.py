@@ -36,6 +36,8 @@ says what happened and what to do next. The cause is always chained.
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,7 +71,20 @@ __all__ = [
     "ServerError",
     "ServerNotFoundError",
     "SourceNotFoundError",
+    "require_count",
 ]
+
+
+def require_count(name: str, value: object, *, least: int = 1, most: int | None = None) -> None:
+    """Check that an argument is a whole number in a range, NumPy's included; True and 3.0 are none.
+
+    Raises:
+        InputError: It is not.
+    """
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_whole or not least <= int(value) <= (most or math.inf):  # type: ignore[call-overload]
+        wanted = f"of at least {least:,}" if most is None else f"from {least:,} to {most:,}"
+        raise InputError(f"{name} must be a whole number {wanted}, not {value!r}.")
 
 
 class RagkitError(Exception):

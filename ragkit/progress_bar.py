@@ -7,7 +7,7 @@ import time
 from collections import deque
 from typing import Any
 
-__all__ = ["CellsBar"]
+__all__ = ["CellsBar", "Pace", "in_notebook"]
 
 
 class CellsBar:
@@ -16,9 +16,7 @@ class CellsBar:
     def __init__(self, wanted: bool, label: str) -> None:
         from tqdm.auto import tqdm
 
-        self._bar: Any = tqdm(
-            desc=label, unit=" cells", disable=(False if _in_notebook() else None) if wanted else True
-        )
+        self._bar: Any = tqdm(desc=label, unit=" cells", disable=(False if in_notebook() else None) if wanted else True)
 
     def __enter__(self) -> CellsBar:
         return self
@@ -32,7 +30,7 @@ class CellsBar:
         self._bar.set_postfix_str(doing, refresh=True)
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return shell is not None and hasattr(shell, "kernel")

@@ -19,7 +19,7 @@ import ragkit
 ROOT = Path(__file__).resolve().parent.parent
 
 # What kernels and the server share.
-SERVER_MAY_IMPORT = {"live.messages", "live.discovery", "live.snapshot", "errors", "terminal"}
+SERVER_MAY_IMPORT = {"live.messages", "live.discovery", "live.snapshot", "errors", "sqlite", "terminal"}
 HEAVY = {"torch", "chromadb", "sentence_transformers", "transformers", "pandas", "openai", "numpy"}
 
 
@@ -38,6 +38,43 @@ def test_the_server_imports_only_what_both_sides_share() -> None:
     }
     found = {"live.messages" if module == "live" else module for module in found}  # from ragkit.live import messages
     assert found <= SERVER_MAY_IMPORT
+
+
+# Private names of libraries that have no public way; the place says why. Each has a test that sees the library change.
+PRIVATE_OF_LIBRARIES = {
+    ("indexing/vector_store.py", "_identifier_to_system"),
+    ("transport/socket.py", "_compressor"),
+    ("transport/socket.py", "_write_futures"),
+}
+# Of os, named tuples, enumerations and IPython.
+PUBLIC_IN_SPITE_OF_THEIR_NAMES = {"_exit", "_fields", "_replace", "_repr_mimebundle_", "_value_"}
+
+
+def test_private_names_stay_in_their_module() -> None:
+    found = set()
+    for path in [*(ROOT / "ragkit").rglob("*.py"), *(ROOT / "server_extension" / "ragkit_server").rglob("*.py")]:
+        source = path.read_text(encoding="utf-8")
+        nodes = list(ast.walk(ast.parse(source)))
+        own = {node.attr for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self"}
+        own |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+        own |= {ast.unparse(node.target) for node in nodes if isinstance(node, ast.AnnAssign)}
+        used = {node.attr for node in nodes if isinstance(node, ast.Attribute)} - own
+        used |= {a.name for node in nodes if isinstance(node, ast.ImportFrom) for a in node.names}
+        used |= set(re.findall(r"""getattr\(\w+, ['"](\w+)""", source)) - own
+        place = "/".join(path.parts[-2:])
+        found |= {(place, name) for name in used if re.match(r"_[^_]", name)}
+    assert {each for each in found if each[1] not in PUBLIC_IN_SPITE_OF_THEIR_NAMES} == PRIVATE_OF_LIBRARIES
+
+
+def test_what_is_used_of_private_names_is_there(tmp_path: Path) -> None:
+    """And means what it is taken for; tests/server/test_protocol.py says it of Tornado's."""
+    import chromadb
+    from chromadb.api.shared_system_client import SharedSystemClient
+    from chromadb.config import System
+
+    with chromadb.PersistentClient(path=str(tmp_path)):
+        assert isinstance(SharedSystemClient._identifier_to_system[str(tmp_path)], System)
+    assert str(tmp_path) not in SharedSystemClient._identifier_to_system
 
 
 def test_modules_of_the_front_end_form_no_circle() -> None:

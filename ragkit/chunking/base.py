@@ -9,10 +9,9 @@ from typing import Protocol
 from ragkit.chunking.spans import Span
 from ragkit.documents.document import Document
 from ragkit.embedding.base import Embedder
-from ragkit.errors import InputError
+from ragkit.errors import InputError, require_count
 
-__all__ = ["Chunk", "Chunker", "chunks_at", "limit"]
-
+__all__ = ["Chunk", "Chunker", "check_sizes", "chunks_at", "limit"]
 
 CountTokens = Callable[[Sequence[str]], list[int]]
 
@@ -62,6 +61,13 @@ class Chunker(Protocol):
             InputError: Chunks could be longer than what the embedder reads.
         """
         ...
+
+
+def check_sizes(max_tokens: int, overlap_tokens: int = 0) -> None:
+    """Raise `InputError` for sizes that no chunk can have."""
+    require_count("max_tokens", max_tokens)
+    if not 0 <= overlap_tokens < max_tokens:
+        raise InputError(f"overlap_tokens must be at least 0 and less than max_tokens, not {overlap_tokens}.")
 
 
 def limit(max_tokens: int, embedder: Embedder) -> int:

@@ -7,21 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from ragkit.chunking.base import Chunk, chunks_at, limit
+from ragkit.chunking.base import Chunk, check_sizes, chunks_at, limit
 from ragkit.chunking.spans import Span, by, by_sentences, divide, enforce_limit, pack, trimmed, word_cuts
 from ragkit.documents.document import Document
 from ragkit.embedding.base import Embedder
-from ragkit.errors import InputError
 from ragkit.space import has_choices
 
-__all__ = ["RecursiveChunker"]
-
-
-def _check(max_tokens: int, overlap_tokens: int) -> None:
-    if max_tokens < 1:
-        raise InputError(f"max_tokens must be at least 1, not {max_tokens}.")
-    if not 0 <= overlap_tokens < max_tokens:
-        raise InputError(f"overlap_tokens must be at least 0 and less than max_tokens, not {overlap_tokens}.")
+__all__ = ["RecursiveChunker", "divide_recursively"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,7 +33,7 @@ class RecursiveChunker:
 
     def __post_init__(self) -> None:
         if not has_choices(self):
-            _check(self.max_tokens, self.overlap_tokens)
+            check_sizes(self.max_tokens, self.overlap_tokens)
 
     @property
     def name(self) -> str:
@@ -51,12 +43,12 @@ class RecursiveChunker:
         """See `ragkit.chunking.Chunker.chunk`."""
         limit(self.max_tokens, embedder)
         text, count = document.text, embedder.count_tokens
-        pieces = _pieces(document, embedder, max_tokens=self.max_tokens)
+        pieces = divide_recursively(document, embedder, max_tokens=self.max_tokens)
         packed = pack(pieces, max_tokens=self.max_tokens, overlap_tokens=self.overlap_tokens)
         return chunks_at(document, enforce_limit(text, packed, count, max_tokens=self.max_tokens))
 
 
-def _pieces(document: Document, embedder: Embedder, *, max_tokens: int) -> list[tuple[Span, int]]:
+def divide_recursively(document: Document, embedder: Embedder, *, max_tokens: int) -> list[tuple[Span, int]]:
     """Divide a document recursively."""
     whole = trimmed(document.text, 0, len(document.text))
     cuts = [by(r"\n\s*\n"), by(r"\n"), by_sentences(document.language), *word_cuts(max_tokens)]

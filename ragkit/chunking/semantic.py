@@ -6,8 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from ragkit.chunking.base import Chunk, chunks_at, limit
-from ragkit.chunking.recursive import _check, _pieces
+from ragkit.chunking.base import Chunk, check_sizes, chunks_at, limit
+from ragkit.chunking.recursive import divide_recursively
 from ragkit.chunking.spans import Span, counted, fit, pack
 from ragkit.documents.document import Document
 from ragkit.embedding.base import Embedder
@@ -42,7 +42,7 @@ class SemanticChunker:
     def __post_init__(self) -> None:
         if has_choices(self):
             return
-        _check(self.max_tokens, 0)
+        check_sizes(self.max_tokens)
         if not 1 <= self.piece_tokens <= self.max_tokens:
             raise InputError(f"piece_tokens must be from 1 to max_tokens, not {self.piece_tokens}.")
 
@@ -53,7 +53,7 @@ class SemanticChunker:
     def chunk(self, document: Document, *, embedder: Embedder) -> list[Chunk]:
         """See `ragkit.chunking.Chunker.chunk`. Each piece is embedded; the embedding cache keeps them."""
         limit(self.max_tokens, embedder)
-        divided = _pieces(document, embedder, max_tokens=self.piece_tokens)
+        divided = divide_recursively(document, embedder, max_tokens=self.piece_tokens)
         # Lines are pieces too short to mean anything: join them first, up to the size of a piece.
         spans = pack(divided, max_tokens=self.piece_tokens)
         joined: list[Span] = []

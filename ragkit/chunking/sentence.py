@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
-from ragkit.chunking.base import Chunk, chunks_at, limit
-from ragkit.chunking.recursive import _check
+from ragkit.chunking.base import Chunk, check_sizes, chunks_at, limit
 from ragkit.chunking.spans import Span, by_sentences, divide, enforce_limit, pack, trimmed, word_cuts
 from ragkit.documents.document import Document
 from ragkit.embedding.base import Embedder
@@ -29,7 +28,7 @@ class SentenceChunker:
 
     def __post_init__(self) -> None:
         if not has_choices(self):
-            _check(self.max_tokens, self.overlap_tokens)
+            check_sizes(self.max_tokens, self.overlap_tokens)
 
     @property
     def name(self) -> str:

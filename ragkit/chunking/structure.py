@@ -11,11 +11,10 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from ragkit.chunking.base import Chunk, CountTokens, chunks_at, limit
+from ragkit.chunking.base import Chunk, CountTokens, check_sizes, chunks_at, limit
 from ragkit.chunking.spans import Splitter, by, by_sentences, counted, fit, parts, trimmed, word_cuts
 from ragkit.documents.document import Document
 from ragkit.embedding.base import Embedder
-from ragkit.errors import InputError
 from ragkit.space import has_choices
 
 __all__ = ["StructureChunker"]
@@ -40,8 +39,8 @@ class StructureChunker:
     max_tokens: int = 200
 
     def __post_init__(self) -> None:
-        if not has_choices(self) and self.max_tokens < 1:
-            raise InputError(f"max_tokens must be at least 1, not {self.max_tokens}.")
+        if not has_choices(self):
+            check_sizes(self.max_tokens)
 
     @property
     def name(self) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from ragkit.chunking.base import Chunk, chunks_at, limit
-from ragkit.chunking.recursive import _check
+from ragkit.chunking.base import Chunk, check_sizes, chunks_at, limit
 from ragkit.chunking.spans import Span, enforce_limit, trimmed
 from ragkit.documents.document import Document
 from ragkit.embedding.base import Embedder
@@ -31,7 +30,7 @@ class TokenChunker:
 
     def __post_init__(self) -> None:
         if not has_choices(self):
-            _check(self.max_tokens, self.overlap_tokens)
+            check_sizes(self.max_tokens, self.overlap_tokens)
 
     @property
     def name(self) -> str:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from ragkit.errors import DocumentError
+from ragkit.hashing import hash_bytes, hash_file
 
 __all__ = ["Document", "Found", "Mark", "Skipped", "SourceFile", "printable_path"]
 
@@ -74,7 +74,7 @@ class Document:
     def digest(self) -> str:
         """Return the hash of what would be indexed of it."""
         parts = (self.title, self.language, repr(self.marks), self.text)
-        return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
+        return hash_bytes("\0".join(parts).encode())
 
     def _marks_until(self, offset: int) -> int:
         return bisect.bisect_right(self.marks, offset, key=lambda mark: mark.start)
@@ -118,6 +118,17 @@ class SourceFile:
     def where(self) -> str:
         """Its path or address for people and for the wire: always encodable as UTF-8."""
         return self.url or printable_path(self.path)
+
+    def hash(self) -> str:
+        """Return the hash of its bytes.
+
+        Raises:
+            DocumentError: It cannot be read.
+        """
+        try:
+            return hash_file(self.path)
+        except OSError as error:
+            raise DocumentError(self.where, f"cannot be read: {error.strerror or error}") from error
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

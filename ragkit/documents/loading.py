@@ -19,7 +19,7 @@ from ragkit.documents.formats.notebook import read_notebook
 from ragkit.documents.formats.pdf import read_pdf
 from ragkit.documents.formats.pptx import read_pptx
 from ragkit.documents.formats.tables import read_csv, read_jsonl
-from ragkit.documents.formats.text import _read_html, _read_markdown, _read_text
+from ragkit.documents.formats.text import read_html, read_markdown, read_text
 from ragkit.documents.formats.xlsx import read_xlsx
 from ragkit.documents.language import with_language
 from ragkit.documents.sources import find_sources
@@ -72,7 +72,7 @@ def parse(source: SourceFile, *, timeout_seconds: float = TIMEOUT_SECONDS) -> It
     Raises:
         DocumentError: The file as a whole cannot be used: unreadable, damaged, encrypted, empty, scanned, ...
     """
-    reader = _READERS.get(kind_of(source.name) or "", _read_text)
+    reader = _READERS.get(kind_of(source.name) or "", read_text)
     try:
         yield from reader(source, time.monotonic() + timeout_seconds)
     except DocumentError:
@@ -83,11 +83,11 @@ def parse(source: SourceFile, *, timeout_seconds: float = TIMEOUT_SECONDS) -> It
 
 
 _READERS: Mapping[str, _Reader] = {
-    ".md": _read_markdown,
-    ".markdown": _read_markdown,
-    ".html": _read_html,
-    ".htm": _read_html,
-    ".xhtml": _read_html,
+    ".md": read_markdown,
+    ".markdown": read_markdown,
+    ".html": read_html,
+    ".htm": read_html,
+    ".xhtml": read_html,
     ".pdf": read_pdf,
     ".ipynb": read_notebook,
     ".jsonl": read_jsonl,

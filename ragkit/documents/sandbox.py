@@ -12,11 +12,9 @@ Its silence is bounded and not its work: a large file may take long while it goe
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
 import os
 import signal
-import stat
 import subprocess
 import sys
 import threading
@@ -27,12 +25,12 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from ragkit.documents.document import Document, SourceFile, printable_path
+from ragkit.documents.document import Document, SourceFile
 from ragkit.documents.language import with_language
 from ragkit.documents.loading import TIMEOUT_SECONDS, parse
 from ragkit.errors import DocumentError, OperationCancelled
 
-__all__ = ["Reader", "hash_file"]
+__all__ = ["Reader"]
 
 GRACE_SECONDS = 30.0  # beyond `TIMEOUT_SECONDS`, at which loaders that can give up by themselves do
 MEMORY_BYTES = 4 * 2**30
@@ -202,23 +200,6 @@ def _received(pipe: BinaryIO) -> bytes:
     if len(head) < 4 or len(data) < int.from_bytes(head, "big"):
         raise EOFError
     return data
-
-
-def hash_file(path: Path) -> str:
-    """Return the hash of a file's bytes.
-
-    Raises:
-        DocumentError: It cannot be read.
-    """
-    where = printable_path(path)
-    try:
-        # Not to wait for a pipe that has taken a file's place since it was found.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise DocumentError(where, "not a regular file any more")
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    except OSError as error:
-        raise DocumentError(where, f"cannot be read: {error.strerror or error}") from error
 
 
 # ------------------------------------------------------------------------------------------- the child

@@ -8,14 +8,13 @@ work goes on without it.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import sqlite3
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,14 +22,14 @@ import numpy as np
 import platformdirs
 
 from ragkit.embedding.base import Embedder, Kind, Vectors
-from ragkit.errors import InputError
+from ragkit.errors import require_count
+from ragkit.sqlite import SharedDatabase, primary_code, select_in, transaction
 
 __all__ = ["CachedEmbedder", "EmbeddingCache", "default_cache"]
 
 MAX_BYTES = 2 * 2**30
 _ROW_BYTES = 48  # of key, date and the table's own, about
 _KEEP = 0.9  # of the limit, after the least recently used have gone
-_AT_ONCE = 500  # keys in one question
 _DAY_SECONDS = 86_400
 
 _SCHEMA = """
@@ -55,14 +54,12 @@ class EmbeddingCache:
     """
 
     def __init__(self, path: str | Path | None = None, *, max_bytes: int = MAX_BYTES) -> None:
-        if max_bytes < 1:
-            raise InputError(f"max_bytes must be at least 1, not {max_bytes}.")
+        require_count("max_bytes", max_bytes)
         self.path = Path(path) if path is not None else _folder() / "embeddings.db"
         self.hits = self.misses = 0
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._db: sqlite3.Connection | None = None
-        self._pid = 0
+        self._database = SharedDatabase(self.path, _SCHEMA, busy_seconds=30.0, private=True)
         self._is_broken = False
 
     def __repr__(self) -> str:
@@ -83,18 +80,14 @@ class EmbeddingCache:
         today = int(time.time()) // _DAY_SECONDS
 
         def look(db: sqlite3.Connection) -> None:
-            for start in range(0, len(keys), _AT_ONCE):
-                part = keys[start : start + _AT_ONCE]
-                marks = ",".join("?" * len(part))
-                old: list[tuple[int, bytes]] = []
-                rows = db.execute(f"SELECT key, used, vector FROM vectors WHERE key IN ({marks})", part)
-                for key, used, vector in rows:
-                    found[key] = np.frombuffer(vector, dtype="<f4")
-                    if used < today:
-                        old.append((today, key))
-                if old:  # once a day for each is enough to know which are least recently used
-                    with _transaction(db):
-                        db.executemany("UPDATE vectors SET used = ? WHERE key = ?", old)
+            old: list[tuple[int, bytes]] = []
+            for key, used, vector in select_in(db, "SELECT key, used, vector FROM vectors WHERE key", keys):
+                found[key] = np.frombuffer(vector, dtype="<f4")
+                if used < today:
+                    old.append((today, key))
+            if old:  # once a day for each is enough to know which are least recently used
+                with transaction(db):
+                    db.executemany("UPDATE vectors SET used = ? WHERE key = ?", old)
 
         self._try(look)
         known = {at: found[key] for at, key in enumerate(keys) if key in found}
@@ -111,7 +104,7 @@ class EmbeddingCache:
         ]
 
         def insert(db: sqlite3.Connection) -> None:
-            with _transaction(db):
+            with transaction(db):
                 added = sum(
                     len(row[2]) + _ROW_BYTES
                     for row in rows
@@ -127,7 +120,7 @@ class EmbeddingCache:
         """Forget everything."""
 
         def delete(db: sqlite3.Connection) -> None:
-            with _transaction(db):
+            with transaction(db):
                 db.execute("DELETE FROM vectors")
                 db.execute("UPDATE size SET bytes = 0")
             db.execute("VACUUM")
@@ -136,14 +129,7 @@ class EmbeddingCache:
 
     def close(self) -> None:
         """Let go of the file; the next use opens it again."""
-        with self._lock:
-            if self._db is not None and self._pid == os.getpid():
-                self._db.close()
-            self._db = None
-
-    def __del__(self) -> None:
-        if getattr(self, "_db", None) is not None:
-            self.close()
+        self._database.close()
 
     def size(self) -> tuple[int, int]:
         """Count (vectors, bytes), the bytes about."""
@@ -169,34 +155,17 @@ class EmbeddingCache:
             if self._is_broken:
                 return
             try:
-                work(self._opened())
+                with self._database.connection() as db:
+                    work(db)
             except (sqlite3.Error, OSError) as error:
                 self._give_up(error)
 
-    def _opened(self) -> sqlite3.Connection:
-        if self._db is None or self._pid != os.getpid():  # a connection must not be used on the other side of a fork
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):
-                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-            db = sqlite3.connect(self.path, timeout=30.0, isolation_level=None, check_same_thread=False)
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = NORMAL")
-            db.executescript(_SCHEMA)
-            self._db, self._pid = db, os.getpid()
-        return self._db
-
     def _give_up(self, error: Exception) -> None:
-        with contextlib.suppress(sqlite3.Error):
-            if self._db is not None:
-                self._db.close()
-        self._db = None
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            # Worth nothing, and in the way; the next use makes a new one.
-            for suffix in ("", "-wal", "-shm"):
-                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        if primary_code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            self._database.delete()  # it is worth nothing, and in the way
             what = "is damaged and was deleted; a new one is made"
         else:
+            self._database.close()
             self._is_broken = True
             what = "cannot be used and is left alone; texts are embedded anew"
         warnings.warn(f"The embedding cache '{self.path}' {what} ({error}).", RuntimeWarning, stacklevel=5)
@@ -290,15 +259,3 @@ def _folder() -> Path:
 
 def _key(fingerprint: str, text: str) -> bytes:
     return hashlib.blake2b(text.encode(), key=hashlib.blake2b(fingerprint.encode()).digest(), digest_size=16).digest()
-
-
-@contextlib.contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):
-            db.execute("ROLLBACK")
-        raise

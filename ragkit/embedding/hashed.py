@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ragkit.embedding.base import Kind, Vectors, unit_rows
-from ragkit.errors import InputError
+from ragkit.errors import require_count
 
 __all__ = ["HashEmbedder"]
 
@@ -30,8 +30,7 @@ class HashEmbedder:
     languages: frozenset[str] | None = None
 
     def __init__(self, *, dimension: int = 256) -> None:
-        if dimension < 1:
-            raise InputError(f"dimension must be at least 1, not {dimension}.")
+        require_count("dimension", dimension)
         self.dimension = dimension
         self.max_tokens = 1_000_000
         self.name = f"ragkit/hash-{dimension}"

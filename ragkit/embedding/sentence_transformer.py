@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragkit.embedding.base import Kind, Vectors
-from ragkit.errors import EmbedderNotFoundError, EmbeddingError, InputError
+from ragkit.errors import EmbedderNotFoundError, EmbeddingError, require_count
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -52,8 +52,8 @@ class SentenceTransformerEmbedder:
         batch_size: int | None = None,
         languages: frozenset[str] | None = None,
     ) -> None:
-        if batch_size is not None and batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, not {batch_size}.")
+        if batch_size is not None:
+            require_count("batch_size", batch_size)
         self._model_name = str(model)
         self._device = [device] if isinstance(device, str) else device and list(device)
         self._batch_size = batch_size
@@ -195,10 +195,7 @@ def load_quietly() -> None:
 
 
 def weights_revision(model: SentenceTransformer | CrossEncoder) -> str:
-    """Name a model's weights: the hub's commit, or the hash of what was loaded."""
-    config = getattr(getattr(model[0], "auto_model", None), "config", None)
-    if commit := getattr(config, "_commit_hash", None):
-        return str(commit)
+    """Return the hash of a model's weights: whatever they were loaded from, others have another name."""
     digest = hashlib.blake2b(digest_size=16)
     for name, weights in model.state_dict().items():
         digest.update(name.encode())

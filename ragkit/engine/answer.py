@@ -97,7 +97,7 @@ class Answer:
     language: str
     model: str
     seconds: float
-    _follow_ups: concurrent.futures.Future[tuple[str, ...]] = dataclasses.field(
+    pending_follow_ups: concurrent.futures.Future[tuple[str, ...]] = dataclasses.field(
         default_factory=concurrent.futures.Future, repr=False, compare=False
     )
 
@@ -114,7 +114,7 @@ class Answer:
             TimeoutError: They are not ready yet; ask again.
             Exception: Whatever making them raised. The answer is not affected.
         """
-        return self._follow_ups.result(timeout_seconds)
+        return self.pending_follow_ups.result(timeout_seconds)
 
     def __str__(self) -> str:
         lines = [self.text, ""]
@@ -141,7 +141,7 @@ class Answer:
             if handle is not None and _ready(future):
                 handle.update(self._bundle(), raw=True)
 
-        self._follow_ups.add_done_callback(show_follow_ups)
+        self.pending_follow_ups.add_done_callback(show_follow_ups)
 
     def _bundle(self) -> dict[str, str]:
         return {"text/plain": str(self), "text/html": self._repr_html_()}
@@ -326,7 +326,7 @@ def _html(answer: Answer) -> str:
             for c in answer.citations
         )
         parts.append(f"<small>{html.escape(heading)}</small><ol>{items}</ol>")
-    if follow_ups := _ready(answer._follow_ups):
+    if follow_ups := _ready(answer.pending_follow_ups):
         items = "".join(f"<li>{html.escape(question)}</li>" for question in follow_ups)
         parts.append(f"<small>{html.escape(words['next'])}</small><ul>{items}</ul>")
     return "\n".join([*parts, "</div>"])

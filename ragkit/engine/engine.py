@@ -34,7 +34,7 @@ from ragkit.embedding.sentence_transformer import SentenceTransformerEmbedder
 from ragkit.engine.answer import Answer, cite, passages_of
 from ragkit.engine.extractive import ExtractiveLLM
 from ragkit.engine.follow_ups import FollowUps, Pipeline, follow_up
-from ragkit.errors import EmptyQuestionError, InputError, OperationCancelled, RagkitError
+from ragkit.errors import EmptyQuestionError, InputError, OperationCancelled, RagkitError, require_count
 from ragkit.indexing.index import Index
 from ragkit.indexing.integrity import IndexCheck
 from ragkit.indexing.report import IndexProgress, IndexReport, ProgressBar
@@ -135,8 +135,7 @@ class RAGEngine:
         self.document_index = Index(
             index, embedder=self.embedder, chunker=chunker or StructureChunker(), vector_store=vector_store, cache=cache
         )
-        if k < 1:
-            raise InputError(f"k must be at least 1, not {k}.")
+        require_count("k", k)
         self.k = k
         self.instructions = instructions
         self.publisher = publisher or default_publisher()
@@ -408,7 +407,7 @@ class RAGEngine:
             answer_id=request_id,
         )
         if answer.abstained or not self._wants_follow_ups:
-            answer._follow_ups.set_result(())
+            answer.pending_follow_ups.set_result(())
         else:
             follow_up(answer, query, self.llm_interface, publisher=self.publisher, index=self.document_index.name)
         return answer

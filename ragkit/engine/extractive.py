@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from ragkit.cancellation import never
 from ragkit.embedding.base import Embedder
 from ragkit.errors import OperationCancelled
-from ragkit.llm.prompt import Prompt, _place, abstention
+from ragkit.llm.prompt import Prompt, abstention, place_of
 from ragkit.retrieval.lexical import tokenize
 from ragkit.retrieval.query import SearchQuery
 
@@ -362,7 +362,7 @@ class ExtractiveLLM:
         quotes = best_quotes(
             prompt.question,
             [passage.text for passage in prompt.passages],
-            contexts=[_place(passage) for passage in prompt.passages],
+            contexts=[place_of(passage) for passage in prompt.passages],
             embedder=self.embedder,
             language=prompt.language,
             max_quotes=self.max_quotes,

@@ -29,7 +29,7 @@ from ragkit.live.publisher import Publisher
 from ragkit.llm.base import LLM, GenerativeLLM
 from ragkit.retrieval.base import Hit, Retriever
 from ragkit.retrieval.corpus import Passages
-from ragkit.retrieval.lexical import tokenize
+from ragkit.retrieval.lexical import is_same_question, tokenize
 from ragkit.retrieval.query import SearchQuery
 from ragkit.retrieval.search import retrieve
 
@@ -145,7 +145,7 @@ class FollowUps:
             if len(kept) == self.max_questions or checks == _CHECKS:
                 break
             terms = set(tokenize(candidate.text, query.language))
-            if not terms or any(_overlap(terms, other) > 0.75 for other in asked) or candidate.section in sections:
+            if not terms or any(is_same_question(terms, other) for other in asked) or candidate.section in sections:
                 continue
             checks += 1
             if self._answerable(candidate, now):
@@ -247,10 +247,6 @@ def _lower_first(heading: str, text: str) -> str:
     return heading  # a name, or an acronym
 
 
-def _overlap(one: set[str], other: set[str]) -> float:
-    return len(one & other) / min(len(one), len(other)) if one and other else 0.0
-
-
 _log = logging.getLogger("ragkit")
 
 _threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
@@ -290,7 +286,7 @@ def _work(answer: Answer, query: SearchQuery, interface: Any, publisher: Publish
         except Exception as error:
             # The answer stands without them; answer.follow_ups() raises this to whoever asks for them.
             _log.warning("No follow-up questions for %r: %s: %s", answer.question, type(error).__name__, error)
-            answer._follow_ups.set_exception(error)
+            answer.pending_follow_ups.set_exception(error)
             return
     if questions:
         publisher.publish(
@@ -298,7 +294,7 @@ def _work(answer: Answer, query: SearchQuery, interface: Any, publisher: Publish
                 questions=list(questions), index=index, question=answer.question, request_id=answer.id
             )
         )
-    answer._follow_ups.set_result(questions)
+    answer.pending_follow_ups.set_result(questions)
 
 
 def _made(interface: Any, query: SearchQuery, answer: Answer) -> tuple[str, ...]:

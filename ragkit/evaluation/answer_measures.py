@@ -26,9 +26,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from ragkit.engine.answer import Answer
-from ragkit.errors import InputError, MissingExtraError
+from ragkit.errors import InputError, MissingExtraError, require_count
 from ragkit.evaluation.dataset import Dataset, GoldSpan, Query
-from ragkit.retrieval.lexical import tokenize
+from ragkit.retrieval.lexical import is_same_question, tokenize
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -179,8 +179,7 @@ class FollowUpQuality:
     wanted: int = 3
 
     def __post_init__(self) -> None:
-        if type(self.wanted) is not int or self.wanted < 1:
-            raise InputError(f"The number of follow-up questions must be a whole number from 1, not {self.wanted!r}.")
+        require_count("The number of follow-up questions", self.wanted)
 
     def __matmul__(self, wanted: int) -> FollowUpQuality:
         return FollowUpQuality(wanted)
@@ -208,8 +207,8 @@ class FollowUpQuality:
                 FollowUpCheck(
                     question,
                     answerable=bool(terms) and answerable(question),
-                    new=bool(terms) and not _same(terms, asked),
-                    distinct=bool(terms) and not any(_same(terms, other) for other in before),
+                    new=bool(terms) and not is_same_question(terms, asked),
+                    distinct=bool(terms) and not any(is_same_question(terms, other) for other in before),
                 )
             )
             before.append(terms)
@@ -330,10 +329,6 @@ def _words(text: str, language: str) -> list[str]:
     text = "".join(c for c in text if c not in string.punctuation and not unicodedata.category(c).startswith("P"))
     articles = _ARTICLES.get(language, _ARTICLES["en"])
     return [word for word in text.split() if word not in articles]
-
-
-def _same(terms: set[str], others: set[str]) -> bool:
-    return bool(terms and others) and len(terms & others) > 0.75 * min(len(terms), len(others))
 
 
 def _cited(answer: Answer) -> list[list[Place]]:

@@ -23,7 +23,7 @@ import msgspec
 
 from ragkit.cancellation import never
 from ragkit.engine.answer import Answer, passages_of
-from ragkit.errors import InputError
+from ragkit.errors import InputError, require_count
 from ragkit.evaluation.answer_measures import language_of, without_markers
 from ragkit.evaluation.dataset import Query
 from ragkit.llm.base import GenerativeLLM
@@ -117,8 +117,7 @@ class Judge:
 
     def __post_init__(self) -> None:
         generative(self.llm, str(self))
-        if type(self.repeats) is not int or self.repeats < 1:
-            raise InputError(f"repeats must be a whole number of at least 1, not {self.repeats!r}.")
+        require_count("repeats", self.repeats)
 
     def __str__(self) -> str:
         return type(self).__name__

@@ -21,7 +21,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
-from ragkit.errors import InputError, MissingExtraError
+from ragkit.errors import InputError, MissingExtraError, require_count
 from ragkit.evaluation.answer_measures import ANSWER_MEASURES, AnswerMeasure, FollowUpQuality, covered
 from ragkit.evaluation.dataset import Dataset
 from ragkit.evaluation.judges import Faithfulness, Judge, Relevance
@@ -90,8 +90,8 @@ class SpanMeasure:
 
 def _check_cutoff(cutoff: Any, measure: object) -> None:
     # trec_eval ends the whole process, a notebook's kernel, over a cutoff of 0.
-    if cutoff is not None and not (type(cutoff) is int and 1 <= cutoff <= _MAX_CUTOFF):
-        raise InputError(f"The cutoff of '{measure}' must be a whole number from 1 to {_MAX_CUTOFF:,}: '@10'.")
+    if cutoff is not None:
+        require_count(f"The cutoff of '{measure}'", cutoff, most=_MAX_CUTOFF)
 
 
 SpanRecall = SpanMeasure("SpanRecall")

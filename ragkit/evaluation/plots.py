@@ -36,7 +36,7 @@ __all__ = ["Figure", "differences", "leaderboard", "tradeoff"]
 
 BLUE, VERMILION, INK, GREY, PALE = "#0072B2", "#D55E00", "#222222", "#8a8a8a", "#e6e6e6"
 FONT = "DejaVu Sans"  # comes with matplotlib
-_TEXT: dict[str, Any] = {
+TEXT: dict[str, Any] = {
     "color": INK, "fontfamily": FONT, "fontsize": 9, "parse_math": False, "usetex": False,
 }  # fmt: skip
 _DPI = 200
@@ -80,13 +80,13 @@ def leaderboard(queries: pd.DataFrame, *, measure: str, baseline: str | None = N
     means = wide.mean().sort_values(ascending=False, kind="stable", na_position="last")
     counts = wide[means.index].count()
     names = [
-        _label(system)
+        label_of(system)
         + (" (baseline)" if system == baseline else "")
         + (f"\n{count} of {len(wide)} queries" if count < len(wide) else "")
         for system, count in counts.items()
     ]
-    rows, height = _rows(names)
-    figure, axes = _canvas(height + 1.0, names)
+    rows, height = row_positions(names)
+    figure, axes = canvas(height + 1.0, names)
     for row, (system, mean) in zip(rows, means.items(), strict=True):
         low, high = interval(wide[system])
         marked = system == baseline
@@ -97,14 +97,14 @@ def leaderboard(queries: pd.DataFrame, *, measure: str, baseline: str | None = N
         said = "no value" if np.isnan(mean) else _number(mean)
         if not np.isnan(low):
             said += f"  [{_number(low)}, {_number(high)}]"
-        axes.text(1.03, row, said, transform=axes.get_yaxis_transform(), va="center", **_TEXT)
+        axes.text(1.03, row, said, transform=axes.get_yaxis_transform(), va="center", **TEXT)
         if marked:
             axes.axvline(mean, color=colour, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     axes.set_ylim(height, 0)
-    axes.set_yticks(rows, labels=names, **_TEXT)
+    axes.set_yticks(rows, labels=names, **TEXT)
     axes.grid(axis="x", color=PALE, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.set_xlabel(f"mean {_label(measure)} over {len(wide)} queries, with 95% intervals", **_TEXT)
+    axes.set_xlabel(f"mean {label_of(measure)} over {len(wide)} queries, with 95% intervals", **TEXT)
     return figure
 
 
@@ -134,7 +134,7 @@ def differences(queries: pd.DataFrame, *, measure: str, system: str, baseline: s
     found = paired_differences(wide[system], wide[baseline])
     found = np.sort(found[~np.isnan(found)])[::-1]
 
-    figure, axes = _canvas(3.8)
+    figure, axes = canvas(3.8)
     edges = np.arange(len(found) + 1) + 0.5
     for colour, part in ((BLUE, found.clip(min=0)), (VERMILION, found.clip(max=0))):
         axes.stairs(part, edges, fill=True, color=colour, linewidth=0)
@@ -146,15 +146,15 @@ def differences(queries: pd.DataFrame, *, measure: str, system: str, baseline: s
     axes.axhline(row["difference"], color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
     axes.set_xlim(0.5, len(found) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10], min_n_ticks=1))
-    axes.set_xlabel("queries that both have a value for, sorted by difference", **_TEXT)
-    axes.set_ylabel(f"difference in {_label(measure)}", **_TEXT)
+    axes.set_xlabel("queries that both have a value for, sorted by difference", **TEXT)
+    axes.set_ylabel(f"difference in {label_of(measure)}", **TEXT)
     left_out = f", {row['left_out']} left out" if row["left_out"] else ""
     axes.set_title(
-        f"{_label(system)}\nagainst {_label(baseline)}\n"
+        f"{label_of(system)}\nagainst {label_of(baseline)}\n"
         f"mean difference {_number(row['difference'], sign=True)}{ends}; "
         f"{_count(row['wins'], 'win')}, {_count(row['ties'], 'tie')}, {_count(row['losses'], 'loss')}{left_out}",
         loc="left",
-        **_TEXT,
+        **TEXT,
     )
     return figure
 
@@ -172,7 +172,7 @@ def tradeoff(systems: pd.DataFrame, *, measure: str, cost: str = "latency_ms") -
     """
     for column in ("system", measure, cost):
         _known(column, systems.columns, "column")
-    names = [_label(name) for name in systems["system"]]
+    names = [label_of(name) for name in systems["system"]]
     x, y = (as_floats(systems[column], f"the column {column!r}") for column in (cost, measure))
     drawn = np.flatnonzero(~np.isnan(x) & ~np.isnan(y))
     if not len(drawn):
@@ -182,8 +182,8 @@ def tradeoff(systems: pd.DataFrame, *, measure: str, cost: str = "latency_ms") -
     front = [i for i in drawn if not any(_beats(x[j], y[j], x[i], y[i]) for j in drawn)]
 
     labels = [names[i] for i in drawn]
-    rows, height = _rows(labels)
-    figure, axes = _canvas(max(height, 2.4) + 1.0, labels)
+    rows, height = row_positions(labels)
+    figure, axes = canvas(max(height, 2.4) + 1.0, labels)
     axes.step(x[front][::-1], y[front][::-1], where="post", color=VERMILION, linewidth=1.2, zorder=2)
     for i in drawn:
         colour = VERMILION if i in front else BLUE
@@ -201,14 +201,14 @@ def tradeoff(systems: pd.DataFrame, *, measure: str, cost: str = "latency_ms") -
         axes.annotate(
             label, (x[i], y[i]), xytext=(1.05, 1 - at), textcoords="axes fraction", va="center",
             arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 4},
-            **_TEXT | {"color": VERMILION if i in front else INK},
+            **TEXT | {"color": VERMILION if i in front else INK},
         )  # fmt: skip
     axes.grid(axis="x", color=PALE, linewidth=0.8)
     axes.set_axisbelow(True)
     note = textwrap.wrap(f"not drawn, for want of a number: {', '.join(missing)}", 90) if missing else []
-    axes.set_xlabel("\n".join([_label(_UNITS.get(cost, cost)), *note]), **_TEXT)
-    axes.set_ylabel(_label(measure), **_TEXT)
-    axes.set_title("Pareto front in orange: nothing is both better and cheaper", loc="left", **_TEXT)
+    axes.set_xlabel("\n".join([label_of(_UNITS.get(cost, cost)), *note]), **TEXT)
+    axes.set_ylabel(label_of(measure), **TEXT)
+    axes.set_title("Pareto front in orange: nothing is both better and cheaper", loc="left", **TEXT)
     return figure
 
 
@@ -244,7 +244,7 @@ def _beats(cost: float, quality: float, other_cost: float, other_quality: float)
 # ---------------------------------------------------------------------------------------- layout
 
 
-def _canvas(height: float, names: Sequence[str] = ()) -> tuple[Figure, Axes]:
+def canvas(height: float, names: Sequence[str] = ()) -> tuple[Figure, Axes]:
     """An empty figure, wider where names are longer, and its axes."""
     longest = max((len(line) for name in names for line in name.split("\n")), default=0)
     figure = Figure(figsize=(6.4 + 0.07 * longest, height), layout="constrained", facecolor="white")
@@ -256,7 +256,7 @@ def _canvas(height: float, names: Sequence[str] = ()) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _rows(names: Sequence[str]) -> tuple[list[float], float]:
+def row_positions(names: Sequence[str]) -> tuple[list[float], float]:
     """The middle of each name's row, and the height of all of them, in inches from the top."""
     rows, top = [], 0.0
     for name in names:
@@ -281,7 +281,7 @@ def _drawable() -> frozenset[int]:
     return frozenset(font_manager.get_font(font_manager.findfont(FONT)).get_charmap())
 
 
-def _label(name: object) -> str:
+def label_of(name: object) -> str:
     """A name from outside on lines of bearable length, without what the font cannot draw."""
     text = "".join(c if ord(c) in _drawable() else ascii(c)[1:-1] for c in one_line(str(name)) or "''")
     if len(text) > _NAME_CHARACTERS:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ragkit.errors import InputError
+from ragkit.errors import InputError, require_count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -297,7 +297,5 @@ def _batch(values: Floats) -> int:
 def _check(confidence: float, resamples: int, seed: int) -> None:
     if not 0 < confidence < 1:
         raise InputError(f"confidence must be between 0 and 1, for example 0.95, not {confidence!r}.")
-    if not isinstance(resamples, int) or resamples < 100:
-        raise InputError(f"resamples must be a whole number of at least 100, not {resamples!r}.")
-    if not isinstance(seed, int) or seed < 0:
-        raise InputError(f"seed must be a whole number of at least 0, not {seed!r}.")
+    require_count("resamples", resamples, least=100)
+    require_count("seed", seed, least=0)

@@ -28,7 +28,7 @@ from ragkit.chunking.structure import StructureChunker
 from ragkit.documents.document import Document
 from ragkit.documents.language import detect_language, with_language
 from ragkit.embedding.hashed import HashEmbedder
-from ragkit.errors import InputError, LLMAuthenticationError, LLMError, OperationCancelled
+from ragkit.errors import InputError, LLMAuthenticationError, LLMError, OperationCancelled, require_count
 from ragkit.evaluation.dataset import Dataset, GoldSpan, Query
 from ragkit.llm.base import LLM
 from ragkit.llm.prompt import Passage, fenced
@@ -44,8 +44,8 @@ _GIVE_UP = 5  # failures of the model in a row
 _FEWEST_WORDS = 12  # of a passage that can be asked about
 _LONGEST_QUESTION = 300
 _LONGEST_ANSWER = 400
-_SAME = 0.75  # of the terms of two questions
 _COPIED = 0.8  # of the words of a question and its answer, in order
+_SAME = 0.75  # Jaccard similarity: a passage often gives two questions of which one says all of the other and more
 _MAX_TOKENS = 400
 
 _log = logging.getLogger("ragkit")
@@ -148,8 +148,7 @@ def generate_questions(
         InputError: The model answers prompts only, there is nothing to ask about, or no draft was any good.
         LLMError: The model failed every time; the last failure.
     """
-    if not isinstance(n, int) or n < 1:
-        raise InputError(f"n must be a whole number of at least 1, not {n!r}.")
+    require_count("n", n)
     model = generative(llm, "generate_questions()")
     documents = [with_language(document) for document in documents]
     kept: list[tuple[Query, GoldSpan]] = []
@@ -169,7 +168,7 @@ def generate_questions(
                 failures.clear()
                 query, span = _checked(reply, chunk, own, f"q{len(kept) + 1}")
                 terms = frozenset(tokenize(query.text, own))
-                if not terms or any(_overlap(terms, other) >= _SAME for other in asked):
+                if not terms or any(len(terms & other) >= _SAME * len(terms | other) for other in asked):
                     raise _Bad("it was asked already" if terms else "it is no question")
             except (_Bad, LLMError) as problem:
                 is_failure = isinstance(problem, LLMError)
@@ -279,10 +278,6 @@ def _draft(said: str) -> _Draft:
 
 def _alike(words: Sequence[str], others: Sequence[str]) -> bool:
     return difflib.SequenceMatcher(None, words, others, autojunk=False).ratio() >= _COPIED
-
-
-def _overlap(terms: frozenset[str], others: frozenset[str]) -> float:
-    return len(terms & others) / len(terms | others)
 
 
 # --------------------------------------------------------------------------------------- places

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from ragkit.cancellation import never
 from ragkit.embedding.cache import CachedEmbedder, EmbeddingCache
-from ragkit.errors import BudgetError, InputError, OperationCancelled
+from ragkit.errors import BudgetError, InputError, OperationCancelled, require_count
 from ragkit.evaluation.dataset import Dataset
 from ragkit.evaluation.measures import Measure, check_gold, parse_measure
 from ragkit.experiments.calls import Calls
@@ -105,8 +105,7 @@ class Experiment:
         self.publisher = publisher or default_publisher()
         self._cache = cache
         self._progress = progress
-        if max_concurrency < 1:
-            raise InputError(f"max_concurrency must be at least 1, not {max_concurrency}.")
+        require_count("max_concurrency", max_concurrency)
         self._max_concurrency = max_concurrency
         self._timed = timed
         self._runs = RunStore(store) if record else None

@@ -10,9 +10,7 @@ checksum, for SQLite would give back a changed one.
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
-import threading
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,11 +20,9 @@ from typing import Any
 import msgspec
 
 from ragkit.errors import ResultCacheError
+from ragkit.sqlite import SharedDatabase, select_in, transaction
 
 __all__ = ["ResultCache"]
-
-_AT_ONCE = 500  # keys in one question
-_BUSY_SECONDS = 60.0
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS cells (
@@ -47,9 +43,7 @@ class ResultCache:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.computed: Counter[str] = Counter()
-        self._lock = threading.Lock()
-        self._db: sqlite3.Connection | None = None
-        self._pid = 0
+        self._database = SharedDatabase(self.path, _SCHEMA)
 
     def __repr__(self) -> str:
         return f"ResultCache({str(self.path)!r})"
@@ -62,15 +56,10 @@ class ResultCache:
         """
         found: dict[str, Any] = {}
         with self._opened() as db:
-            for start in range(0, len(keys), _AT_ONCE):
-                part = keys[start : start + _AT_ONCE]
-                marks = ",".join("?" * len(part))
-                for key, value, crc32 in db.execute(
-                    f"SELECT key, CAST(value AS BLOB), crc32 FROM cells WHERE key IN ({marks})", part
-                ):
-                    if zlib.crc32(value) != crc32:
-                        raise ResultCacheError(self.path, f"the value of cell {key} is damaged")
-                    found[key] = msgspec.msgpack.decode(value)
+            for key, value, crc32 in select_in(db, "SELECT key, CAST(value AS BLOB), crc32 FROM cells WHERE key", keys):
+                if zlib.crc32(value) != crc32:
+                    raise ResultCacheError(self.path, f"the value of cell {key} is damaged")
+                found[key] = msgspec.msgpack.decode(value)
         return found
 
     def put(self, stage: str, values: Mapping[str, Any]) -> None:
@@ -86,37 +75,18 @@ class ResultCache:
         encoded = {key: msgspec.msgpack.encode(value) for key, value in values.items()}
         rows = [(key, stage, value, zlib.crc32(value)) for key, value in encoded.items()]
         with self._opened() as db:
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                # Whoever was first has computed the same.
+            with transaction(db):  # whoever was first has computed the same
                 db.executemany("INSERT OR IGNORE INTO cells VALUES (?, ?, ?, ?)", rows)
-                db.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):
-                    db.execute("ROLLBACK")
-                raise
             self.computed[stage] += len(rows)
 
     def close(self) -> None:
         """Let go of the file; the next use opens it again."""
-        with self._lock:
-            if self._db is not None and self._pid == os.getpid():
-                self._db.close()
-            self._db = None
+        self._database.close()
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            try:
-                if self._db is None or self._pid != os.getpid():  # a connection must not cross a fork
-                    self.path.parent.mkdir(parents=True, exist_ok=True)
-                    db = sqlite3.connect(
-                        self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-                    )
-                    db.execute("PRAGMA journal_mode = WAL")
-                    db.execute("PRAGMA synchronous = NORMAL")
-                    db.executescript(_SCHEMA)
-                    self._db, self._pid = db, os.getpid()
-                yield self._db
-            except (sqlite3.Error, OSError) as error:
-                raise ResultCacheError(self.path, str(error)) from error
+        try:
+            with self._database.connection() as db:
+                yield db
+        except (sqlite3.Error, OSError) as error:
+            raise ResultCacheError(self.path, str(error)) from error

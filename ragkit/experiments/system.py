@@ -12,7 +12,7 @@ from ragkit.chunking.base import Chunker
 from ragkit.chunking.structure import StructureChunker
 from ragkit.embedding.base import Embedder
 from ragkit.embedding.sentence_transformer import SentenceTransformerEmbedder
-from ragkit.errors import InputError
+from ragkit.errors import InputError, require_count
 from ragkit.llm.base import LLM
 from ragkit.retrieval.base import QueryRewriter, Reranker, Retriever
 from ragkit.retrieval.retrievers import Hybrid
@@ -53,8 +53,8 @@ class System:
     label: str = ""
 
     def __post_init__(self) -> None:
-        if not has_choices(self) and not (isinstance(self.k, int) and self.k >= 1):
-            raise InputError(f"k must be a whole number of at least 1, not {self.k!r}.")
+        if not has_choices(self):
+            require_count("k", self.k)
 
     @property
     def name(self) -> str:

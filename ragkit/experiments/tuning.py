@@ -32,7 +32,7 @@ import numpy as np
 
 from ragkit.cancellation import never
 from ragkit.embedding.cache import EmbeddingCache
-from ragkit.errors import InputError
+from ragkit.errors import InputError, require_count
 from ragkit.evaluation.dataset import Dataset
 from ragkit.experiments.experiment import Experiment
 from ragkit.experiments.result import Result
@@ -106,8 +106,7 @@ def tune(
     """
     if method not in ("random", "tpe", "halving"):
         raise InputError(f"The method is 'random', 'tpe' or 'halving', not {method!r}.")
-    if not isinstance(trials, int) or trials < 1:
-        raise InputError(f"trials must be a whole number of at least 1, not {trials!r}.")
+    require_count("trials", trials)
     if not has_choices(system):
         raise InputError(
             "There is nothing to search in this system. Write choose(...) or between(low, high) in place of a value, "
@@ -266,18 +265,18 @@ def _picture(table: pd.DataFrame, along: str, measure: str) -> Figure:
 
     column = table[along]
     if types.is_numeric_dtype(column) and not types.is_bool_dtype(column):
-        figure, axes = plots._canvas(3.8)
-        axes.set_xlabel(plots._label(along), **plots._TEXT)
-        axes.set_ylabel(f"mean {plots._label(measure)} on train questions", **plots._TEXT)
+        figure, axes = plots.canvas(3.8)
+        axes.set_xlabel(plots.label_of(along), **plots.TEXT)
+        axes.set_ylabel(f"mean {plots.label_of(measure)} on train questions", **plots.TEXT)
         places, values = column.to_numpy(), table["train"].to_numpy()
     else:
-        names = [plots._label(name) for name in column.astype(str).unique()]
-        rows, height = plots._rows(names)
-        figure, axes = plots._canvas(height + 1.0, names)
+        names = [plots.label_of(name) for name in column.astype(str).unique()]
+        rows, height = plots.row_positions(names)
+        figure, axes = plots.canvas(height + 1.0, names)
         axes.set_ylim(height, 0)
-        axes.set_yticks(rows, labels=names, **plots._TEXT)
-        axes.set_xlabel(f"mean {plots._label(measure)} on train questions", **plots._TEXT)
-        axes.set_ylabel(plots._label(along), **plots._TEXT)
+        axes.set_yticks(rows, labels=names, **plots.TEXT)
+        axes.set_xlabel(f"mean {plots.label_of(measure)} on train questions", **plots.TEXT)
+        axes.set_ylabel(plots.label_of(along), **plots.TEXT)
         row_of = dict(zip(column.astype(str).unique(), rows, strict=True))
         places, values = table["train"].to_numpy(), column.astype(str).map(row_of).to_numpy()
     done = (table["state"] == "done").to_numpy()

@@ -16,9 +16,9 @@ from typing import TypeVar
 import numpy as np
 
 from ragkit.chunking.context import embedded_texts
-from ragkit.documents.sandbox import hash_file
 from ragkit.embedding.base import Embedder
-from ragkit.errors import DocumentError, IndexCorruptError
+from ragkit.errors import IndexCorruptError
+from ragkit.hashing import hash_file
 from ragkit.indexing.records import Records, StoredChunk
 from ragkit.indexing.vector_store import VectorStore
 
@@ -161,7 +161,7 @@ def _files(records: Records) -> tuple[list[str], list[str], list[str]]:
                     gone.append(prefix + known.id)
                 elif hash_file(path) != known.hash:
                     changed.append(prefix + known.id)
-            except DocumentError:
+            except OSError:
                 changed.append(prefix + known.id)
     return changed, gone, unreachable
 

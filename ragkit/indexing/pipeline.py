@@ -33,7 +33,7 @@ import numpy as np
 from ragkit.chunking.base import Chunk, Chunker
 from ragkit.chunking.context import embedded_texts
 from ragkit.documents.document import Document, SourceFile
-from ragkit.documents.sandbox import Reader, hash_file
+from ragkit.documents.sandbox import Reader
 from ragkit.embedding.base import Embedder, Vectors
 from ragkit.embedding.cache import CachedEmbedder
 from ragkit.errors import DocumentError, InputError, OperationCancelled
@@ -218,7 +218,7 @@ class Pipeline:
         share, size = source.size_bytes / self._expected.get(source.id, 1), 0.0
         waiting: _Item | None = None  # the last one goes when it is known to be the last
         try:
-            digest = hash_file(source.path)  # before it is read: what changes meanwhile is read again next time
+            digest = source.hash()  # before it is read: what changes meanwhile is read again next time
             for thing in reader.read(source):
                 size = min(size + share, outcome.size_bytes)
                 if isinstance(thing, DocumentError):

@@ -34,6 +34,7 @@ from ragkit.chunking.base import Chunk
 from ragkit.documents.document import printable_path
 from ragkit.errors import IndexCorruptError, IndexingError, IndexWriteError
 from ragkit.indexing.vector_store import VectorStore
+from ragkit.sqlite import connect, create, transaction
 
 __all__ = ["DocumentRecord", "Records", "Replacement", "Snapshot", "SourceRecord", "StoredChunk"]
 
@@ -126,37 +127,26 @@ class Records:
         self._key = str(path.resolve())
         with self._connection() as db:
             if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                db.execute("PRAGMA journal_mode=WAL")
-                db.executescript(_SCHEMA)
+                create(db, _SCHEMA)
 
     @contextlib.contextmanager
     def _connection(self, *, write: bool = False, visible: bool = True) -> Iterator[sqlite3.Connection]:
         """A connection, or one transaction to write in. ``visible``: readers have to look again afterwards."""
         try:
-            db = sqlite3.connect(self._file, timeout=30.0, isolation_level=None)
-            try:
-                db.execute("PRAGMA synchronous=NORMAL")
-                db.execute("PRAGMA foreign_keys=ON")
+            with contextlib.closing(connect(self._file)) as db:
+                db.execute("PRAGMA foreign_keys = ON")
                 if not write:
                     yield db
                     return
-                db.execute("BEGIN IMMEDIATE")
-                try:
+                with transaction(db):
                     yield db
                     (generation,) = db.execute(
                         "INSERT INTO meta VALUES ('generation', '1') "
                         "ON CONFLICT DO UPDATE SET value = value + ? RETURNING value",
                         (int(visible),),
                     ).fetchone()
-                    db.execute("COMMIT")
-                    if visible and _seen.get(self._key, 0) == int(generation) - 1:
-                        _seen[self._key] = int(generation)
-                except BaseException:  # Ctrl-C too must leave no half transaction
-                    if db.in_transaction:
-                        db.execute("ROLLBACK")
-                    raise
-            finally:
-                db.close()
+                if visible and _seen.get(self._key, 0) == int(generation) - 1:
+                    _seen[self._key] = int(generation)
         except sqlite3.OperationalError as error:
             if write:
                 raise IndexWriteError(self._folder, str(error)) from error

@@ -10,7 +10,7 @@ from typing import Any
 
 from ragkit.documents.document import Skipped
 from ragkit.errors import DocumentError
-from ragkit.progress_bar import Pace, _in_notebook
+from ragkit.progress_bar import Pace, in_notebook
 from ragkit.terminal import one_line, printable
 
 __all__ = ["IndexProgress", "IndexReport", "Meter", "ProgressBar"]
@@ -167,7 +167,7 @@ class ProgressBar:
         if self._bar is None:
             from tqdm.auto import tqdm
 
-            self._bar = tqdm(desc=self._label, unit=" passages", total=None, disable=False if _in_notebook() else None)
+            self._bar = tqdm(desc=self._label, unit=" passages", total=None, disable=False if in_notebook() else None)
         if progress.chunks_total is not None and self._bar.total != progress.chunks_total:
             self._bar.reset(total=progress.chunks_total)
         self._bar.n = progress.chunks_done

@@ -15,7 +15,6 @@ from pathlib import Path, PurePosixPath
 from ragkit.chunking.base import Chunker
 from ragkit.documents.document import SourceFile, printable_path
 from ragkit.documents.loading import Found
-from ragkit.documents.sandbox import hash_file
 from ragkit.embedding.cache import CachedEmbedder
 from ragkit.errors import DocumentError, IndexMismatchError, OperationCancelled
 from ragkit.indexing.pipeline import Pipeline, Place
@@ -158,7 +157,7 @@ class Update:
                 continue
             self.meter.tell(current_document=source.id)
             try:
-                if known.hash and hash_file(source.path) == known.hash:
+                if known.hash and source.hash() == known.hash:
                     self.meter.failed.extend(DocumentError(s, r) for s, r in known.failures)
                     self.unchanged += count
                     found = count + len(known.failures)

@@ -224,6 +224,7 @@ class ChromaStore:
             return
         from chromadb.api.shared_system_client import SharedSystemClient
 
+        # Its own `close` leaves a system that other clients use, and one that failed to start.
         systems: dict[str, Any] = SharedSystemClient._identifier_to_system
         with self._opened.lock:
             self._opened.collection = None

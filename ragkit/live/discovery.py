@@ -43,7 +43,7 @@ from urllib.parse import parse_qs, urlsplit
 import msgspec
 
 from ragkit.errors import AmbiguousServerError, ServerNotFoundError
-from ragkit.live.origin import _ancestors, find_notebook
+from ragkit.live.origin import ancestors, find_notebook
 
 __all__ = ["Server", "find_server", "journal_dir"]
 
@@ -172,7 +172,7 @@ def _from_ancestors(env: Mapping[str, str], infos: Sequence[_Info]) -> Server | 
     parent = env.get("JPY_PARENT_PID", "")
     if parent.isdigit() and (info := by_pid.get(int(parent))):
         return _from_info(info, env, "JPY_PARENT_PID")
-    for pid, _ in _ancestors():
+    for pid, _ in ancestors():
         if info := by_pid.get(pid):
             return _from_info(info, env, "parent process")
     return None

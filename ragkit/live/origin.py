@@ -16,13 +16,13 @@ from msgspec import UNSET, UnsetType
 
 from ragkit.live.messages import Origin
 
-__all__ = ["find_notebook", "find_origin", "is_run_without_browser"]
+__all__ = ["ancestors", "find_notebook", "find_origin", "is_run_without_browser"]
 
 
 Kind = Literal["notebook", "papermill", "script", "cli"]
 
 
-def _ancestors() -> Iterator[tuple[int, list[str]]]:
+def ancestors() -> Iterator[tuple[int, list[str]]]:
     """This process's ancestors, nearest first: process id and command line."""
     try:
         psutil: Any = importlib.import_module("psutil")  # ipykernel brings it; a plain script may lack it
@@ -71,7 +71,7 @@ def find_notebook(*, env: Mapping[str, str] = os.environ) -> Path | None:
 def is_run_without_browser(*, env: Mapping[str, str] = os.environ) -> bool:
     """Whether this kernel belongs to a batch run, so that what is shown is saved and seen by nobody meanwhile."""
     executors = {"nbconvert", "jupyter-nbconvert", "jupyter-execute", "jupyter-run"}
-    starter = [Path(word).stem for word in next(_ancestors(), (0, []))[1][:3] if word != "-m"][:2]  # python, program
+    starter = [Path(word).stem for word in next(ancestors(), (0, []))[1][:3] if word != "-m"][:2]  # python, program
     return _identify(env)[0] == "papermill" or not executors.isdisjoint(starter)
 
 
@@ -90,7 +90,7 @@ def _identify(env: Mapping[str, str]) -> tuple[Kind, str, Path | None]:
         return "script", script.name, file
 
     namespace = vars(sys.modules["__main__"])
-    _, parent = next(_ancestors(), (0, []))
+    _, parent = next(ancestors(), (0, []))
     injected = namespace.get("PAPERMILL_INPUT_PATH") or namespace.get("PAPERMILL_OUTPUT_PATH")
     path = injected if isinstance(injected, str) else _papermill_input(parent)
     if path:

@@ -1,5 +1,5 @@
-from .base import GenerativeLLM as GenerativeLLM
 from .base import LLM as LLM
+from .base import GenerativeLLM as GenerativeLLM
 from .base import ScriptedLLM as ScriptedLLM
 from .base import Usage as Usage
 from .limits import Budget as Budget

@@ -14,14 +14,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ragkit.cancellation import never, wait
-from ragkit.errors import BudgetError, InputError, RagkitError
+from ragkit.cancellation import POLL_SECONDS, never, wait
+from ragkit.errors import BudgetError, InputError, RagkitError, require_count
+from ragkit.sqlite import SharedDatabase
 
 __all__ = ["Budget", "RateLimit", "Taken"]
 
-
-_POLL_SECONDS = 0.05
-_BUSY_SECONDS = 60.0
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS budgets (name TEXT PRIMARY KEY, settled REAL NOT NULL) WITHOUT ROWID;
@@ -51,10 +49,8 @@ class Budget:
         self.name = name
         self.path = Path(folder or os.environ.get("RAGKIT_RUNS") or "runs").expanduser().absolute() / "budgets.db"
         self._cap = _cap(cap)
-        # Re-entrant, for a stream that is left may be settled wherever the garbage collector runs.
-        self._lock = threading.RLock()
-        self._db: sqlite3.Connection | None = None
-        self._pid = 0
+        # FULL: what was reserved must outlive a power failure.
+        self._database = SharedDatabase(self.path, _SCHEMA, synchronous="FULL")
 
     def __repr__(self) -> str:
         return f"Budget({self.cap:g}, name={self.name!r}, folder={str(self.path.parent)!r})"
@@ -107,7 +103,7 @@ class Budget:
                     return int(call.lastrowid or 0)
             if most > room:
                 raise BudgetError(self.name, spent=fixed + own, cap=self.cap, most=most)
-            wait(_POLL_SECONDS, cancelled)
+            wait(POLL_SECONDS, cancelled)
 
     def settle(self, call: int, cost: float) -> None:
         """Replace what a call had taken with what it did cost.
@@ -124,10 +120,7 @@ class Budget:
 
     def close(self) -> None:
         """Let go of the file; the next use opens it again."""
-        with self._lock:
-            if self._db is not None and self._pid == os.getpid():
-                self._db.close()
-            self._db = None
+        self._database.close()
 
     def _sums(self, db: sqlite3.Connection) -> tuple[float, float]:
         """Return (what is settled or other processes have taken, what this process has taken)."""
@@ -141,30 +134,14 @@ class Budget:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            try:
-                if self._db is None or self._pid != os.getpid():  # a connection must not cross a fork
-                    self.path.parent.mkdir(parents=True, exist_ok=True)
-                    db = sqlite3.connect(
-                        self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-                    )
-                    db.execute("PRAGMA journal_mode = WAL")
-                    db.execute("PRAGMA synchronous = FULL")  # what was taken must outlive a power cut, too
-                    db.executescript(_SCHEMA)
-                    self._db, self._pid = db, os.getpid()
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
-                    yield self._db
-                    self._db.execute("COMMIT")
-                except BaseException:
-                    with contextlib.suppress(sqlite3.Error):
-                        self._db.execute("ROLLBACK")
-                    raise
-            except (sqlite3.Error, OSError) as error:
-                raise RagkitError(
-                    f"'{self.path}' keeps what budgets have spent, and cannot be used: {error}. Make room on the disk "
-                    "or mend the permissions, and run again; no call is made that could not be counted."
-                ) from error
+        try:
+            with self._database.transaction() as db:
+                yield db
+        except (sqlite3.Error, OSError) as error:
+            raise RagkitError(
+                f"'{self.path}' keeps what budgets have spent, and cannot be used: {error}. Make room on the disk "
+                "or mend the permissions, and run again; no call is made that could not be counted."
+            ) from error
 
 
 def _process() -> str:
@@ -175,9 +152,6 @@ def _cap(value: float) -> float:
     if not 0 <= value < float("inf"):
         raise InputError(f"A budget's cap must be 0 or more, and finite, not {value}.")
     return float(value)
-
-
-_POLL_SECONDS = 0.05
 
 
 @dataclass(slots=True)
@@ -214,10 +188,11 @@ class RateLimit:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float, Callable[[], bool]], object] = wait,
     ) -> None:
+        for name, limit in (("requests_per_minute", requests_per_minute), ("tokens_per_minute", tokens_per_minute)):
+            if limit is not None:
+                require_count(name, limit)
         self._requests = math.inf if requests_per_minute is None else requests_per_minute
         self._tokens = math.inf if tokens_per_minute is None else tokens_per_minute
-        if min(self._requests, self._tokens) < 1:
-            raise InputError("requests_per_minute and tokens_per_minute must be at least 1, or None for no limit.")
         self._clock = clock
         self._sleep = sleep
         self._turn = threading.Lock()
@@ -229,7 +204,7 @@ class RateLimit:
         Raises:
             OperationCancelled: `cancelled` said so.
         """
-        while not self._turn.acquire(timeout=_POLL_SECONDS):
+        while not self._turn.acquire(timeout=POLL_SECONDS):
             wait(0, cancelled)
         try:
             while True:
@@ -240,6 +215,6 @@ class RateLimit:
                 if not self._minute or (len(self._minute) < self._requests and used + tokens <= self._tokens):
                     self._minute.append(taken := Taken(now, tokens))
                     return taken
-                self._sleep(_POLL_SECONDS, cancelled)
+                self._sleep(POLL_SECONDS, cancelled)
         finally:
             self._turn.release()

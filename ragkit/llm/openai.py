@@ -25,7 +25,7 @@ import urllib.parse
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ragkit.cancellation import _POLL_SECONDS, never
+from ragkit.cancellation import POLL_SECONDS, never
 from ragkit.errors import (
     InputError,
     LLMAuthenticationError,
@@ -155,7 +155,7 @@ class ChatClient:
             while True:
                 item: str | BaseException | Usage | None = ""
                 with contextlib.suppress(queue.Empty):
-                    item = items.get(timeout=_POLL_SECONDS)
+                    item = items.get(timeout=POLL_SECONDS)
                 if cancelled():
                     raise OperationCancelled("The answer was cancelled.")
                 if item is None or isinstance(item, Usage):

@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Passage", "Prompt", "abstention", "fenced", "is_abstention"]
+__all__ = ["Passage", "Prompt", "abstention", "fenced", "is_abstention", "place_of"]
 
 _ABSTENTION = {
     "en": "I found no answer to this question in the indexed documents.",
@@ -82,7 +82,7 @@ class Passage:
     @property
     def body(self) -> str:
         """The text under its title and headings, as a model reads it."""
-        place = _place(self)
+        place = place_of(self)
         return f"{place}\n\n{self.text}" if place else self.text
 
 
@@ -118,7 +118,7 @@ class Prompt:
         ]
 
 
-def _place(passage: Passage) -> str:
+def place_of(passage: Passage) -> str:
     parts = (" ".join(part.split()) for part in (passage.title, *passage.headings))
     return " > ".join(dict.fromkeys(part for part in parts if part))  # a title is often the first heading too
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
+from collections.abc import Set
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from Stemmer import Stemmer
 
-__all__ = ["tokenize"]
+__all__ = ["is_same_question", "tokenize"]
 
 
 _WORD = re.compile(r"[^\W_]+")
@@ -43,13 +44,21 @@ def tokenize(text: str, language: str) -> list[str]:
     return stemmer.stemWords(kept) if stemmer is not None else kept
 
 
+def is_same_question(terms: Set[str], others: Set[str]) -> bool:
+    """Whether two questions ask the same: they share over three quarters of the index terms of the shorter one.
+
+    That is the overlap coefficient of Szymkiewicz and Simpson.
+    """
+    return len(terms & others) > 0.75 * min(len(terms), len(others))
+
+
 @functools.cache
 def _stemmer(language: str) -> tuple[Stemmer | None, frozenset[str]]:
-    from bm25s.tokenization import _infer_stopwords
+    from bm25s.tokenization import Tokenizer
     from Stemmer import Stemmer
 
     try:
-        stop_words = frozenset(map(_fold, _infer_stopwords(language)))
+        stop_words = frozenset(map(_fold, Tokenizer(stopwords=language).stopwords))
     except ValueError:  # bm25s has no list for this language
         stop_words = frozenset()
     return (Stemmer(_SNOWBALL[language]) if language in _SNOWBALL else None), stop_words
@@ -76,7 +85,7 @@ class BM25Scores:
 
     def scores(self, query: list[str]) -> npt.NDArray[np.float32]:
         """Score every text, shape (n,)."""
-        known = [] if self._empty else [t for t in query if t in self._model.vocab_dict]
+        known = [] if self._empty else self._model.get_tokens_ids(query)
         if not known:
             return np.zeros(self._size, dtype=np.float32)
         found: npt.NDArray[np.float32] = self._model.get_scores(known)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ragkit.cancellation import never
 from ragkit.documents.language import detect_language
 from ragkit.embedding.sentence_transformer import load_quietly, weights_revision
-from ragkit.errors import InputError, OperationCancelled, RerankingError
+from ragkit.errors import OperationCancelled, RerankingError, require_count
 from ragkit.llm.base import LLM
 from ragkit.llm.prompt import fenced
 from ragkit.llm.replies import generative, read, unreadable
@@ -76,9 +76,9 @@ class CrossEncoderReranker:
 
     def __post_init__(self) -> None:
         if not has_choices(self):
-            _check_count("depth", self.depth)
+            require_count("depth", self.depth)
             if self.batch_size is not None:
-                _check_count("batch_size", self.batch_size)
+                require_count("batch_size", self.batch_size)
 
     def identity(self) -> dict[str, Any]:
         """Say what its scores depend on, for keys of caches. Loads the model. Raises `RerankingError`."""
@@ -195,7 +195,7 @@ class LLMReranker:
     def __post_init__(self) -> None:
         if not has_choices(self):
             generative(self.llm, "LLMReranker")
-            _check_count("depth", self.depth)
+            require_count("depth", self.depth)
 
     def messages(self, question: str, texts: Sequence[str]) -> list[dict[str, str]]:
         """Return the chat messages for the model; question and passages are untrusted, and fenced as in a `Prompt`."""
@@ -235,8 +235,3 @@ class LLMReranker:
             raise unreadable(llm, reply, f"an order of {len(texts)} passages")
         order = list(dict.fromkeys([*named, *range(len(texts))]))
         return [1 / rank for _, rank in sorted(zip(order, range(1, len(order) + 1), strict=True))]
-
-
-def _check_count(name: str, count: int) -> None:
-    if type(count) is not int or count < 1:
-        raise InputError(f"{name} must be a whole number of at least 1, not {count!r}.")

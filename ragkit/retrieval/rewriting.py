@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from ragkit.cancellation import never
-from ragkit.errors import InputError
+from ragkit.errors import require_count
 from ragkit.llm.base import LLM
 from ragkit.llm.replies import generative, read, unreadable
 from ragkit.space import has_choices
@@ -73,7 +73,7 @@ class HyDE:
     def __post_init__(self) -> None:
         if not has_choices(self):
             generative(self.llm, "HyDE")
-            _check_count("passages", self.passages)
+            require_count("passages", self.passages, most=_MOST)
 
     def messages(self, question: str, *, language: str) -> list[dict[str, str]]:
         """Return the chat messages for the model."""
@@ -114,7 +114,7 @@ class MultiQuery:
     def __post_init__(self) -> None:
         if not has_choices(self):
             generative(self.llm, "MultiQuery")
-            _check_count("queries", self.queries)
+            require_count("queries", self.queries, most=_MOST)
 
     def messages(self, question: str, *, language: str) -> list[dict[str, str]]:
         """Return the chat messages for the model."""
@@ -136,11 +136,6 @@ class MultiQuery:
         if not found:
             raise unreadable(self.llm, reply, "a list of other wordings")
         return found
-
-
-def _check_count(name: str, count: int) -> None:
-    if type(count) is not int or not 1 <= count <= _MOST:
-        raise InputError(f"{name} must be a whole number from 1 to {_MOST}, not {count!r}.")
 
 
 def _in(texts: dict[str, str], language: str) -> str:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import overload
 
-from ragkit.errors import EmptyIndexError, EmptyQuestionError, InputError
+from ragkit.errors import EmptyIndexError, EmptyQuestionError, require_count
 from ragkit.retrieval.base import Hit, Hits, QueryRewriter, Reranker, Retriever, Scores
 from ragkit.retrieval.corpus import Passages
 from ragkit.retrieval.fusion import best_first, fused, reranked
@@ -88,8 +88,7 @@ def retrieve(
     given = [queries] if isinstance(queries, str) else list(queries)
     if not all(query.strip() for query in given):
         raise EmptyQuestionError
-    if not isinstance(k, int) or k < 1:
-        raise InputError(f"k must be a whole number of at least 1, not {k!r}.")
+    require_count("k", k)
     if not len(passages):
         raise EmptyIndexError(passages.path)
     if not all(isinstance(query, SearchQuery) for query in given):

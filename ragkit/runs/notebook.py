@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import hashlib
 import itertools
 import math
 from collections.abc import Iterable, Mapping
@@ -15,6 +14,7 @@ import msgspec
 
 from ragkit.errors import InputError, MissingExtraError
 from ragkit.files import plain
+from ragkit.hashing import hash_bytes
 
 __all__ = ["ParameterizedNotebook", "grid"]
 
@@ -104,7 +104,7 @@ class ParameterizedNotebook:
     def key(self, cell: Mapping[str, Any], digests: Mapping[str, str]) -> str:
         """Say what a cell's result depends on, as far as that is known: equal keys need not be run twice."""
         parts = [self._sources, self.kernel_name, sorted(cell.items()), sorted(digests.values())]
-        return hashlib.blake2b(msgspec.json.encode(parts), digest_size=16).hexdigest()
+        return hash_bytes(msgspec.json.encode(parts))
 
     def _find_kernel(self) -> None:
         from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import os
 import platform
 import subprocess
@@ -14,9 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ragkit.errors import SourceNotFoundError
+from ragkit.hashing import hash_bytes
 
-__all__ = ["Git", "Process", "Provenance", "environment", "find_git", "find_provenance", "hash_path", "this_process"]
+__all__ = ["Git", "Process", "Provenance", "environment", "find_git", "find_provenance", "this_process"]
 
 GIT_TIMEOUT_SECONDS = 30.0
 _SAME_START_SECONDS = 10.0  # by so much a system's clock may be put right meanwhile
@@ -48,7 +47,7 @@ class Provenance:
         platform: System, its version and the processor.
         packages: Everything installed beside that interpreter, as ``name==version``, sorted.
         seeds: Seeds of random numbers by name.
-        data: Digests of the data that was used, by name; see `digest`.
+        data: Digests of the data that was used, by name; see `ragkit.hashing.hash_path`.
     """
 
     git: Git | None = None
@@ -122,39 +121,7 @@ def find_git(folder: str | Path = ".") -> Git | None:
         diff = _git(folder, "diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv", "--no-color")
     except (OSError, subprocess.SubprocessError):
         return None
-    return Git(commit, bool(diff), _hash(diff) if diff else None)
-
-
-def hash_path(path: str | Path) -> str:
-    """Hash the contents of a file, or of all files in a folder and their names.
-
-    Hidden files and folders are left out.
-
-    Raises:
-        SourceNotFoundError: There is no such file or folder.
-    """
-    path = Path(path)
-    if path.is_file():
-        return _file_digest(path)
-    if not path.is_dir():
-        raise SourceNotFoundError(path)
-    whole = hashlib.blake2b(digest_size=16)
-    for folder, subfolders, names in os.walk(path):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
-            file = Path(folder, name)
-            if not name.startswith(".") and file.is_file():  # not a pipe, nor a link to nowhere
-                whole.update(os.fsencode(file.relative_to(path).as_posix()) + b"\0" + _file_digest(file).encode())
-    return whole.hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def _hash(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+    return Git(commit, bool(diff), hash_bytes(diff) if diff else None)
 
 
 def _git(folder: str | Path, *arguments: str) -> bytes:

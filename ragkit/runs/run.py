@@ -157,7 +157,7 @@ class Run:
         for name, frame in tables.items():
             self.write_table(name, frame)
         if plains:
-            self._update(lambda info: dataclasses.replace(info, recorded=info.recorded | plains))
+            self.update_info(lambda info: dataclasses.replace(info, recorded=info.recorded | plains))
 
     def write_table(self, name: str, frame: pd.DataFrame) -> Path:
         """Keep a table as ``tables/NAME.parquet``.
@@ -230,7 +230,7 @@ class Run:
         """
         if state not in ("done", "failed", "cancelled"):
             raise InputError(f"A run ends as 'done', 'failed' or 'cancelled', not as '{state}'.")
-        return self._update(
+        return self.update_info(
             lambda info: dataclasses.replace(
                 info,
                 state=state,
@@ -259,7 +259,7 @@ class Run:
             raise InputError(f"Run {self.id} has ended ({info.state}); nothing can be added to it. Make a new one.")
         return info
 
-    def _update(self, change: Callable[[RunInfo], RunInfo]) -> RunInfo:
+    def update_info(self, change: Callable[[RunInfo], RunInfo]) -> RunInfo:
         with FileLock(self.path / ".lock"):
             info = change(self._require_running())
             write_json(self.path / "run.json", info)

@@ -237,7 +237,7 @@ def current_run() -> Run:
         here, made = environment(), run.info.provenance
         if here.executable != made.executable:  # the kernel is of another environment than the sweep
             here = dataclasses.replace(here, git=made.git, seeds=made.seeds, data=made.data)
-            run._update(lambda info: dataclasses.replace(info, provenance=here))
+            run.update_info(lambda info: dataclasses.replace(info, provenance=here))
     return run
 
 

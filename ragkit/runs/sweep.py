@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ragkit.errors import InputError, OperationCancelled
+from ragkit.errors import InputError, OperationCancelled, require_count
 from ragkit.files import replacing
+from ragkit.hashing import hash_path
 from ragkit.live import messages
 from ragkit.live.publisher import Publisher, default_publisher
 from ragkit.runs.notebook import ParameterizedNotebook, grid
-from ragkit.runs.provenance import hash_path
 from ragkit.runs.run import Run, RunInfo
 from ragkit.runs.store import RunStore
 
@@ -91,8 +91,7 @@ def sweep(
         SourceNotFoundError: Something in ``data`` is not there.
         RagkitError: The store cannot be written.
     """
-    if max_concurrency < 1:
-        raise InputError(f"max_concurrency must be at least 1, not {max_concurrency}.")
+    require_count("max_concurrency", max_concurrency)
     if timeout_seconds is not None and timeout_seconds <= 0:
         raise InputError(f"timeout_seconds must be more than 0, not {timeout_seconds:g}.")
     book = ParameterizedNotebook(notebook, kernel_name=kernel_name)

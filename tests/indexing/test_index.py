@@ -195,7 +195,7 @@ def test_killed_at_any_moment_the_next_run_ends_as_an_undisturbed_one(tmp_path: 
 def test_a_crash_between_any_two_steps_leaves_nothing_behind(tmp_path: Path, folder: Path) -> None:
     """The four steps of a replacement, interrupted before each write to either side."""
     index_at(tmp_path / "index").update(folder)
-    steps = ["records.reserve", "store.add", "records.commit", "store.delete", "records.sweep"]
+    steps = ["records.reserve", "vector_store.add", "records.commit", "vector_store.delete", "records.sweep"]
     for number, step in enumerate(steps):
         write(folder / "page0.md", 700 + number)
         index = index_at(tmp_path / "index")
@@ -215,7 +215,7 @@ def test_a_crash_between_any_two_steps_leaves_nothing_behind(tmp_path: Path, fol
         assert len(reader.records.snapshot().chunks) == 7, step  # every document is there, old or new, at every moment
         held = {s.vector_id for chunks in reader.records.snapshot().chunks.values() for s in chunks}
         reader.vector_store.refresh()
-        assert set(reader.store.get(sorted(held))) == held, step
+        assert set(reader.vector_store.get(sorted(held))) == held, step
         index_at(tmp_path / "index").update(folder)
         fresh = index_at(tmp_path / f"fresh{number}")
         fresh.update(folder)
@@ -292,7 +292,7 @@ def test_a_file_that_becomes_a_pipe_is_reported_and_not_waited_for(tmp_path: Pat
 
     report = index.update(folder, on_progress=swap)
     assert report.added == 7
-    assert [error.reason for error in report.failed] == ["not a regular file any more"]
+    assert [error.reason for error in report.failed] == ["cannot be read: not a regular file any more"]
 
 
 def test_one_file_its_folder_and_the_folder_above(tmp_path: Path, folder: Path) -> None:

@@ -17,7 +17,8 @@ import pandas as pd
 import pytest
 
 from ragkit.errors import InputError, OperationCancelled, RagkitError, SourceNotFoundError
-from ragkit.runs.provenance import find_git, hash_path
+from ragkit.hashing import hash_path
+from ragkit.runs.provenance import find_git
 from ragkit.runs.store import RunStore
 from tests.support.commands import environment, ragkit
 

@@ -62,7 +62,7 @@ def _slide(slide: Any) -> tuple[str, list[str]]:
         elif shape.has_text_frame:
             blocks.append(_paragraphs(shape.text_frame))
         else:
-            blocks.append(shape._element.xpath("string(.//p:cNvPr/@descr)"))  # what a picture shows, if its author said
+            blocks.append(shape.element.xpath("string(.//p:cNvPr/@descr)"))  # what a picture shows, if its author said
     for relation in slide.part.rels.values():
         if relation.reltype.endswith("/diagramData"):  # SmartArt
             tree = parsed(relation.target_part.blob)

@@ -12,10 +12,10 @@ from ragkit.documents.markup import front_matter_title, html_to_markdown, markdo
 from ragkit.documents.outline import outline
 from ragkit.errors import DocumentError
 
-__all__ = []
+__all__ = ["read_html", "read_markdown", "read_text"]
 
 
-def _read_text(source: SourceFile, deadline: float) -> Iterator[Document | DocumentError]:
+def read_text(source: SourceFile, deadline: float) -> Iterator[Document | DocumentError]:
     kind = kind_of(source.name) or ""
     is_code = kind in CODE_SUFFIXES
     text, encoding = decode(source.path.read_bytes(), where=source.where, declares=is_code)
@@ -26,7 +26,7 @@ def _read_text(source: SourceFile, deadline: float) -> Iterator[Document | Docum
     yield draft.finish_as(text, title=title, encoding=encoding)
 
 
-def _read_markdown(source: SourceFile, deadline: float) -> Iterator[Document | DocumentError]:
+def read_markdown(source: SourceFile, deadline: float) -> Iterator[Document | DocumentError]:
     text, encoding = decode(source.path.read_bytes(), where=source.where)
     draft = DocumentBuilder(source)
     draft.marks += markdown_headings(text)
@@ -34,7 +34,7 @@ def _read_markdown(source: SourceFile, deadline: float) -> Iterator[Document | D
     yield draft.finish_as(text, title="" if has_top else front_matter_title(text), encoding=encoding)
 
 
-def _read_html(source: SourceFile, deadline: float) -> Iterator[Document | DocumentError]:
+def read_html(source: SourceFile, deadline: float) -> Iterator[Document | DocumentError]:
     html, encoding = decode(source.path.read_bytes(), where=source.where, declares=True)
     if not html.strip():
         raise DocumentError(source.where, "empty: it holds no text")

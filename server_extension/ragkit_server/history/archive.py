@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 import secrets
 import sqlite3
 import sys
@@ -32,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from ragkit.live.messages import Broadcast
+from ragkit.sqlite import make_private, primary_code, transaction
 
 __all__ = ["Archive", "ArchiveLockedError", "Batch", "Record", "Stored", "open_archive"]
 
@@ -135,9 +135,7 @@ class Archive:
     def __init__(self, path: Path, *, max_bytes: int = 64 * 2**20) -> None:
         self.path = path
         self._max_bytes = max_bytes
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):  # to open and close it would drop this process's lock on it
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        make_private(path)
         self._db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
         try:
             self._db.execute("PRAGMA locking_mode = EXCLUSIVE")  # and no shared memory, which network disks lack
@@ -146,13 +144,13 @@ class Archive:
             self._begin()
         except sqlite3.Error as problem:
             self._db.close()
-            if getattr(problem, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            if primary_code(problem) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise ArchiveLockedError(str(path)) from problem
             raise
         self._db.execute("PRAGMA synchronous = NORMAL")
 
     def _begin(self) -> None:
-        with self._transaction():
+        with transaction(self._db):
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             if version not in (0, FORMAT):
                 raise sqlite3.DatabaseError(f"format {version} is not known to this version of ragkit")
@@ -185,7 +183,7 @@ class Archive:
                 break
             log.append(record)
             log_after = record.seq - 1
-        with self._transaction():  # what was superseded and not yet forgotten when the server was killed
+        with transaction(self._db):  # what was superseded and not yet forgotten when the server was killed
             old = self._db.execute(f"SELECT seq FROM events WHERE seq <= ? AND {SUPERSEDED}", (log_after,)).fetchall()
             freed = self._delete(seq for (seq,) in old)
         self._bytes -= freed
@@ -222,7 +220,7 @@ class Archive:
         gone = [(id,) for id, numbers in batch.numbers.items() if numbers is None]
         size = self._bytes + sum(len(record.payload) + ROW_BYTES for record, _ in batch.events)
         horizon = self._horizon
-        with self._transaction():
+        with transaction(self._db):
             self._db.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", rows)
             self._db.executemany("INSERT OR REPLACE INTO publishers VALUES (?, ?, ?)", heard)
             if gone:
@@ -245,7 +243,7 @@ class Archive:
         Raises:
             sqlite3.Error: It still does.
         """
-        with self._transaction():
+        with transaction(self._db):
             self._db.execute("DELETE FROM events")
             self._db.execute("DELETE FROM publishers")
             self._set(epoch=epoch, seq=seq, horizon=seq)
@@ -282,22 +280,11 @@ class Archive:
         """Close it, and note that all of it is on disk."""
         try:
             self._db.execute("PRAGMA synchronous = FULL")
-            with self._transaction():
+            with transaction(self._db):
                 self._set(closed=1)
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         finally:
             self._db.close()
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error):  # a full disk has rolled it back already
-                self._db.execute("ROLLBACK")
-            raise
 
     def _meta(self) -> dict[str, Any]:
         meta = dict(self._db.execute("SELECT key, value FROM meta"))

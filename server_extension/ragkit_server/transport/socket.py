@@ -48,6 +48,7 @@ class SocketTransport:
         if direct and type(connection) is StrictProtocol and connection._compressor is None:
             connection.ending = self._end
             self._stream = stream = connection.stream
+            # What Tornado has not written yet cannot be asked for; without that deque the stream's own way is taken.
             # TLS, and what else a stream may do to the bytes, is its own affair.
             plain = type(stream) is IOStream and isinstance(getattr(stream, "_write_futures", None), deque)
             if plain and not stream.closed():  # it may have left during the handshake
