@@ -36,6 +36,7 @@ import msgspec
 
 from ragkit.live.journal import Journal
 from ragkit.live.messages import (
+    MAX_MESSAGE_BYTES,
     Broadcast,
     ExperimentProgress,
     IndexingProgress,
@@ -45,10 +46,7 @@ from ragkit.live.messages import (
     encode,
 )
 
-__all__ = ["MAX_MESSAGE_BYTES", "Counts", "Item", "Mailbox", "Outbox", "is_coalescable"]
-
-MAX_MESSAGE_BYTES = 8 * 2**20
-"""The largest message that the hub takes from a publisher, unless it is configured otherwise."""
+__all__ = ["Counts", "Item", "Mailbox", "Outbox", "is_coalescable"]
 
 Item = tuple[float, Broadcast] | Callable[[], None]
 """An event with the time when it was published, or something to do in the publisher's thread."""

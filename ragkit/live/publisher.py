@@ -27,12 +27,12 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ragkit.live.discovery import Server, find_server, journal_dir
-from ragkit.live.messages import Broadcast, Engine, Hello, Origin
+from ragkit.live.messages import Broadcast, Engine, Hello, Origin, to_broadcast
 from ragkit.live.origin import find_origin
 from ragkit.live.outbox import Counts, Mailbox, Outbox, is_coalescable
 from ragkit.live.serving import AnswerQuery, Reply, Serving
@@ -40,7 +40,7 @@ from ragkit.live.serving import AnswerQuery, Reply, Serving
 if TYPE_CHECKING:
     from ragkit.live.connection import Connection
 
-__all__ = ["Counts", "Publisher", "Reply", "Serving", "default_publisher"]
+__all__ = ["Counts", "Publisher", "Reply", "Serving", "broadcast", "default_publisher"]
 
 _log = logging.getLogger("ragkit.live.publisher")
 _now = time.time
@@ -259,6 +259,26 @@ def default_publisher() -> Publisher:
         if _default is None or _default._closed:
             _default = Publisher()
         return _default
+
+
+def broadcast(message: Broadcast | Mapping[str, Any], *, publisher: Publisher | None = None) -> None:
+    """Send a message to everybody who listens: browsers, widgets, notebooks, programs.
+
+        ragkit.broadcast({"type": "follow_up_questions", "questions": ["How is BM25 tuned?"]})
+
+    Returns at once. Without a server the message waits in the journal, and is broadcast when a server starts.
+
+    Args:
+        message: One of the broadcasts in `ragkit.live.messages`, or the same as a dict with its ``type``. The hub adds
+            ``epoch`` and ``seq``; ``time`` and ``origin`` are added where they are missing.
+        publisher: Sends it; the one of this process by default.
+
+    Raises:
+        InputError: It is not a message that may be broadcast; the reason names the key. See
+            `ragkit.live.messages.to_broadcast`.
+    """
+    event = to_broadcast(message)
+    (publisher or default_publisher()).publish(event)
 
 
 @functools.cache
