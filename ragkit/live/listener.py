@@ -228,6 +228,6 @@ def _place(since: Place) -> dict[str, Any]:
         place = msgspec.convert({key: given.get(key, UNSET) for key in ("epoch", "seq")}, messages.Since)
     except msgspec.ValidationError as problem:
         raise InputError(
-            f"since is the last event that was seen, or its epoch and seq, as {{'epoch': '9f1c', 'seq': 58}}. {problem}."
+            f"since is the last event that was seen, or its epoch and seq, as {{'epoch': 'a', 'seq': 5}}. {problem}."
         ) from problem
     return {"epoch": place.epoch, "seq": place.seq}

@@ -15,13 +15,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
+from ragkit.errors import ServerError
 from ragkit.live.messages import (
     Broadcast,
     Engine,
@@ -36,6 +39,7 @@ from ragkit.live.messages import (
     Since,
     Welcome,
     Withdraw,
+    to_broadcast,
 )
 from ragkit_server.history.archive import Archive
 from ragkit_server.history.log import History
@@ -43,8 +47,9 @@ from ragkit_server.hub.commits import Acks, Commits
 from ragkit_server.hub.counters import Counters
 from ragkit_server.hub.engines import Engines
 from ragkit_server.hub.inbound import RejectedError, check_event
-from ragkit_server.hub.ports import SessionSocket, Thread, Timer, Timers, Transport
+from ragkit_server.hub.ports import RunningLoop, SessionSocket, Thread, Timer, Timers, Transport
 from ragkit_server.hub.sessions import ListenerSession, PublisherSession, SessionState
+from ragkit_server.transport.messages import MessageTransport, message_sender
 
 __all__ = ["WebSocketManager"]
 
@@ -56,10 +61,13 @@ SLICE = 500  # listeners pumped before other work of the event loop gets its tur
 class WebSocketManager:
     """Listeners, publishers, and what passes between them.
 
+    Other code in the server reaches the one of a running Jupyter server as
+    ``serverapp.web_app.settings["ragkit_manager"]``, and calls `connect`, `disconnect` and `broadcast`.
+
     Args:
-        history: The log to broadcast from.
-        timers: An event loop; everything here runs on its thread.
-        log: Where events of interest to the server's operator go.
+        history: The log to broadcast from; an empty one in memory by default.
+        timers: An event loop; everything here runs on its thread. By default the loop that runs when it is needed.
+        log: Where events of interest to the server's operator go; by default the logger ``ragkit_server``.
         publisher_grace_seconds: How long a publisher that went away may take to come back before
             its running tasks are broadcast as failed.
         max_queue_bytes: What may wait for one connection beside broadcasts.
@@ -74,9 +82,9 @@ class WebSocketManager:
     def __init__(
         self,
         *,
-        history: History,
-        timers: Timers,
-        log: logging.Logger,
+        history: History | None = None,
+        timers: Timers | None = None,
+        log: logging.Logger | None = None,
         publisher_grace_seconds: float = 10,
         max_queue_bytes: int = 2**20,
         query_timeout_seconds: float = 120,
@@ -86,7 +94,9 @@ class WebSocketManager:
         archive: Archive | None = None,
         thread: Thread | None = None,
     ) -> None:
-        self.history = history
+        self.history = history = history if history is not None else History()
+        timers = timers if timers is not None else RunningLoop()
+        log = log if log is not None else logging.getLogger("ragkit_server")
         self.counters = Counters()
         self.commits = Commits(
             history,
@@ -116,6 +126,7 @@ class WebSocketManager:
         # The same, in a row that is made anew when somebody comes or goes. For each broadcast, its pairs would make
         # Python look for garbage in all that thousands of connections hold: half a second, every few seconds.
         self._audience: list[tuple[ListenerSession, SessionSocket]] | None = None
+        self._by_websocket: dict[int, ListenerSession] = {}  # by the id of what was connected
         self._publishers: dict[PublisherSession, SessionSocket] = {}
         self._ready: dict[str, PublisherSession] = {}  # by the publisher's own id
         self._graces: dict[str, Timer] = {}
@@ -124,10 +135,26 @@ class WebSocketManager:
 
     # ------------------------------------------------------------------ listeners
 
-    def connect(self, transport: Transport, *, since: Since | None = None) -> ListenerSession:
-        """Add a listener; it gets every broadcast from now on (or ``since``), in order."""
+    def connect(self, websocket: Transport | Any, *, since: Since | None = None) -> ListenerSession:
+        """Add a listener; it gets every broadcast from now on (or ``since``), in order.
+
+        Args:
+            websocket: Where the broadcasts go: an open WebSocket with ``write_message`` (a Tornado handler),
+                ``send_text`` or ``send_json`` (Starlette, FastAPI), or a `Transport`. Each message is one text. What
+                comes in on it stays with whoever reads it.
+            since: The last event that it has seen.
+
+        Returns:
+            Its session; the one that there is if it is connected already.
+
+        Raises:
+            TypeError: It is none of these.
+        """
+        if (known := self._by_websocket.get(id(websocket))) is not None:
+            return known
         session = ListenerSession(self.history, since=since, max_reply_bytes=self._max_queue_bytes)
-        self._listeners[session] = SessionSocket(transport)
+        self._listeners[session] = SessionSocket(self._transport(websocket, session))
+        self._by_websocket[id(websocket)] = session
         self._audience = None
         self.counters.connections["listener"] += 1
         if self._closing is not None:
@@ -135,11 +162,35 @@ class WebSocketManager:
         self._pump(session)
         return session
 
-    def disconnect(self, session: Session) -> None:
-        """Forget a connection; safe at any time, also in the middle of a broadcast, also twice."""
+    def _transport(self, websocket: Transport | Any, session: ListenerSession) -> Transport:
+        if (send := message_sender(websocket)) is not None:
+            return MessageTransport(
+                websocket, send, drained=lambda: self.drained(session), lost=lambda: self.disconnect(session)
+            )
+        write = getattr(websocket, "write", None)
+        if not callable(write) or inspect.iscoroutinefunction(write) or not callable(getattr(websocket, "close", None)):
+            raise TypeError(
+                f"{type(websocket).__name__} is no WebSocket that the hub can write to: it needs write_message (as a "
+                "Tornado handler has), send_text or send_json (as Starlette's has), or write and close of "
+                "ragkit_server.hub.ports.Transport."
+            )
+        return websocket
+
+    def disconnect(self, session: Session | Transport | Any) -> None:
+        """Forget a connection; safe at any time, also in the middle of a broadcast, also twice.
+
+        Args:
+            session: What `connect` or `attach` returned, or the WebSocket that was given to `connect`.
+        """
+        if not isinstance(session, ListenerSession | PublisherSession):
+            if (known := self._by_websocket.get(id(session))) is None:
+                return
+            session = known
         session.closed()
         if isinstance(session, ListenerSession):
-            if self._listeners.pop(session, None) is not None:
+            if (link := self._listeners.pop(session, None)) is not None:
+                given = link.transport.websocket if isinstance(link.transport, MessageTransport) else link.transport
+                self._by_websocket.pop(id(given), None)
                 self._audience = None
                 self.engines.asker_gone(session)
         elif self._publishers.pop(session, None) is not None:
@@ -147,13 +198,37 @@ class WebSocketManager:
         if not self._listeners and not self._publishers:
             self._empty.set()
 
-    def broadcast(
+    async def broadcast(self, message: Broadcast | Mapping[str, Any]) -> None:
+        """Send a message to every listener: ``await manager.broadcast({"type": "follow_up_questions", ...})``.
+
+        For code in the server; a notebook calls ``ragkit.broadcast``. Returns when the event is committed: it has its
+        number, is safe on disk where the history is kept there, and is on its way to whoever listens. A listener that
+        is slow or dead neither delays nor breaks this or another one.
+
+        Args:
+            message: One of the broadcasts in `ragkit.live.messages`, or the same as a dict with its ``type``. The hub
+                adds ``epoch``, ``seq`` and ``time``, and no ``origin``.
+
+        Raises:
+            InputError: It is not a message that may be broadcast; the reason names the key.
+            ServerError: The server is stopping.
+            RuntimeError: This is not the server's event loop.
+        """
+        event = to_broadcast(message)
+        if isinstance(self._timers, asyncio.AbstractEventLoop) and self._timers is not asyncio.get_running_loop():
+            raise RuntimeError(
+                "Broadcast in the server's event loop: from another thread with "
+                "asyncio.run_coroutine_threadsafe(manager.broadcast(...), loop)."
+            )
+        if self._closing is not None:
+            raise ServerError("The server is stopping and broadcasts nothing more. Publish again when it is back.")
+        self.append(event)
+        await self.commits.wait_for_disk()
+
+    def append(
         self, event: Broadcast, *, publisher: str = "", origin: Origin | msgspec.UnsetType = msgspec.UNSET
     ) -> Broadcast:
-        """Stamp an event and send it to every listener.
-
-        Returns at once: the listeners are written to when it is safe, and one that is slow or dead
-        neither delays nor breaks another.
+        """Stamp an event, which has been checked, and send it to every listener soon: when it is committed.
 
         Returns:
             The event with its ``epoch`` and ``seq``.
@@ -314,7 +389,7 @@ class WebSocketManager:
         if not self.history.publishers.is_new(hello.publisher, message.n):
             self.counters.repeats += 1
             return False
-        self.broadcast(message.event, publisher=hello.publisher, origin=hello.origin)
+        self.append(message.event, publisher=hello.publisher, origin=hello.origin)
         return True
 
     def _publisher_gone(self, session: PublisherSession) -> None:
@@ -335,7 +410,7 @@ class WebSocketManager:
             self.expect(publisher)
             return
         for task in self.history.state.live_tasks_of(publisher):
-            self.broadcast(
+            self.append(
                 msgspec.structs.replace(
                     task,
                     state="failed",
@@ -353,7 +428,7 @@ class WebSocketManager:
             self.expect(publisher)
 
     def _engines_changed(self, engines: list[Engine]) -> None:
-        self.broadcast(EnginesChanged(engines=engines))
+        self.append(EnginesChanged(engines=engines))
 
     @property
     def listeners(self) -> Collection[SessionSocket]:
