@@ -24,7 +24,7 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from ragkit.errors import AmbiguousServerError, ServerError
 from ragkit.live.discovery import Server
-from ragkit.live.handshake import CLOSE_SECONDS, RefusedError, open_socket
+from ragkit.live.handshake import CLOSE_SECONDS, RefusedError, closing, open_socket
 from ragkit.live.journal import Journal
 from ragkit.live.messages import (
     Ack,
@@ -311,7 +311,7 @@ class Connection:
 
     async def _converse(self, server: Server) -> None:
         socket, welcome = await open_socket(server, self._hello)
-        async with socket:
+        async with closing(socket):
             for engine in self._desk.engines:
                 await socket.send(encode(Offer(engine=engine)), text=True)
             self.outbox.resume(welcome.n)

@@ -29,7 +29,7 @@ from websockets.exceptions import ConnectionClosedOK, WebSocketException
 from ragkit.errors import AmbiguousServerError, InputError, ServerConnectionError, ServerNotFoundError
 from ragkit.live import messages
 from ragkit.live.discovery import find_server
-from ragkit.live.handshake import RefusedError, dial
+from ragkit.live.handshake import RefusedError, closing, dial
 
 __all__ = ["Message", "Subscription", "listen"]
 
@@ -163,7 +163,7 @@ class Subscription:
                 path = "api/v1/ws" + (f"?{urlencode(self._since)}" if self._since else "")
                 async with asyncio.timeout_at(self._ends):
                     socket = await dial(server, path, right="read")
-                async with socket:
+                async with closing(socket):
                     self._socket = socket
                     await self.send(messages.Subscribe(topics=self._topics))
                     self._report(logging.INFO, f"{'Connected again' if was_connected else 'Connected'} to {where}")
