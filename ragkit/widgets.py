@@ -98,7 +98,7 @@ class Live(anywidget.AnyWidget):
         self._saved_at = 0.0
         self._listens = False
         self._lock = threading.RLock()  # around what becomes the state and what is told of it, in one order
-        self._renew: Any = None
+        self._refresh: Any = None
         self._replies: dict[str, Reply] = {}
         super().__init__(views=list(views), language=language)
         self.on_msg(self._receive)
@@ -109,11 +109,11 @@ class Live(anywidget.AnyWidget):
         publisher: Publisher | None = vars(self).get("_publisher")  # ipywidgets closes what was never made, too
         if publisher is not None and self._take in publisher.watchers:
             publisher.watchers.remove(self._take)
-        if vars(self).get("_renew") is not None:
+        if vars(self).get("_refresh") is not None:
             from IPython import get_ipython
 
-            get_ipython().events.unregister("post_run_cell", self._renew)
-            self._renew = None
+            get_ipython().events.unregister("post_run_cell", self._refresh)
+            self._refresh = None
         super().close()
 
     # ------------------------------------------------------------------------ what this process does
@@ -136,7 +136,7 @@ class Live(anywidget.AnyWidget):
         with self._lock:
             return self._state.snapshot(epoch="kernel", seq=self._seq)
 
-    def _tell(self, message: msgspec.Struct) -> None:
+    def _send_message(self, message: msgspec.Struct) -> None:
         self.send({"kind": "message", "message": _plain(message)})
 
     # -------------------------------------------------------------------------- where no server is
@@ -151,7 +151,7 @@ class Live(anywidget.AnyWidget):
             with self._lock:
                 self._listens = True
                 self.send({"kind": "attached"})
-                self._tell(self._current())
+                self._send_message(self._current())
         elif kind == "message":
             try:
                 message = msgspec.convert(content.get("message"), messages.ClientMessage)
@@ -159,7 +159,7 @@ class Live(anywidget.AnyWidget):
                 given = content.get("message")
                 id = given.get("id") if isinstance(given, dict) else None
                 id = id if isinstance(id, str) and 0 < len(id) <= 128 else ""
-                self._tell(_error(messages.ErrorCode.INVALID_MESSAGE, f"{problem}.", id))
+                self._send_message(_error(messages.ErrorCode.INVALID_MESSAGE, f"{problem}.", id))
                 return
             self._act(message)
 
@@ -169,17 +169,17 @@ class Live(anywidget.AnyWidget):
                 reply.cancel()
             else:
                 unknown = "No question with this id is being answered; it may have just ended."
-                self._tell(_error(messages.ErrorCode.UNKNOWN_REQUEST, unknown, message.id))
+                self._send_message(_error(messages.ErrorCode.UNKNOWN_REQUEST, unknown, message.id))
         elif isinstance(message, messages.Query):
             id = message.id if isinstance(message.id, str) else "query"
             if self._engine is None:
                 advice = (
                     "This page reaches no Jupyter server with ragkit. Make the widget with the engine: Live(engine)."
                 )
-                self._tell(_error(messages.ErrorCode.NO_ENGINE, advice, id))
+                self._send_message(_error(messages.ErrorCode.NO_ENGINE, advice, id))
                 return
             # A thread: cells can be run meanwhile, and between cells Stop is heard.
-            reply = self._replies[id] = Reply(id, self._tell)
+            reply = self._replies[id] = Reply(id, self._send_message)
             work = partial(self._answer, self._engine, message.content, reply)
             threading.Thread(target=work, name="ragkit-answer", daemon=True).start()
 
@@ -201,13 +201,13 @@ class Live(anywidget.AnyWidget):
             return
         handle: Any = display(self._summary(), raw=True, display_id=True)  # type: ignore[no-untyped-call]
 
-        def renew(_result: object) -> None:
+        def refresh(_result: object) -> None:
             self._publisher.flush(FLUSH_SECONDS)  # what this cell did has been told by now
             handle.update(self._summary(), raw=True)
 
         # Not from the publisher's thread: executors drop what does not belong to the cell that runs.
-        self._renew = renew
-        get_ipython().events.register("post_run_cell", renew)
+        self._refresh = refresh
+        get_ipython().events.register("post_run_cell", refresh)
 
     def _summary(self) -> dict[str, str]:
         lines = list(_summary_lines(self._current()))

@@ -110,7 +110,7 @@ async def test_a_slow_socket_delays_nobody_and_gets_everything_in_order() -> Non
         await within(manager.broadcast(FOLLOW_UPS | {"questions": [f"{number}", "x" * 1_000]}))
     await eventually(lambda: len(quick.sent) == 300)
     assert slow.sent == []
-    await eventually(lambda: sum(link.blocked for link in manager.listeners) == 1)
+    await eventually(lambda: sum(socket.blocked for socket in manager.listeners) == 1)
     slow.may_send.set()
     await eventually(lambda: len(slow.sent) == 300)
     assert slow.texts() == quick.texts() == [f"{number}" for number in range(300)]

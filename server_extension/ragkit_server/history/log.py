@@ -205,7 +205,7 @@ class History:
         self._horizon = max(self._horizon, horizon)
         self.publishers.commit(batch.numbers)
 
-    def renew(self, batch: Batch | None = None, *, epoch: str = "", seq: int = 0, durable: bool = False) -> None:
+    def begin_epoch(self, batch: Batch | None = None, *, epoch: str = "", seq: int = 0, durable: bool = False) -> None:
         """Begin a new epoch with the same state; every listener gets a gap, and nothing is lost.
 
         Args:

@@ -100,7 +100,7 @@ class WebSocketManager:
         self.counters = Counters()
         self.commits = Commits(
             history,
-            settled=self._settled,
+            committed=self._committed,
             fed=self._pump,
             timers=timers,
             log=log,
@@ -109,8 +109,8 @@ class WebSocketManager:
             thread=thread,
         )
         self.engines = Engines(
-            tell_asker=self._tell_asker,
-            tell_publisher=self._tell_publisher,
+            send_to_asker=self._send_to_asker,
+            send_to_publisher=self._send_to_publisher,
             changed=self._engines_changed,
             timers=timers,
             query_timeout_seconds=query_timeout_seconds,
@@ -188,8 +188,10 @@ class WebSocketManager:
             session = known
         session.closed()
         if isinstance(session, ListenerSession):
-            if (link := self._listeners.pop(session, None)) is not None:
-                given = link.transport.websocket if isinstance(link.transport, MessageTransport) else link.transport
+            if (socket := self._listeners.pop(session, None)) is not None:
+                given = (
+                    socket.transport.websocket if isinstance(socket.transport, MessageTransport) else socket.transport
+                )
                 self._by_websocket.pop(id(given), None)
                 self._audience = None
                 self.engines.asker_gone(session)
@@ -237,7 +239,7 @@ class WebSocketManager:
         self.counters.broadcasts[str(type(event).__struct_config__.tag)] += 1
         return stamped
 
-    def _settled(self, acks: Acks) -> None:
+    def _committed(self, acks: Acks) -> None:
         for session, n in acks.items():
             session.acknowledge(n)
             self._pump(session)
@@ -249,19 +251,19 @@ class WebSocketManager:
         end = start + SLICE
         runs, seq = self.history.runs, self.history.seq
         writes = size = 0
-        for session, link in listeners[start:end]:
+        for session, socket in listeners[start:end]:
             # The hub's inner loop. Nearly always: a listener that keeps up, as others do, and has nothing coming to
             # it alone. What they all get has been put together for the first of them.
-            if session.plain and not link.blocked and (run := runs.get(session.cursor)) is not None and run[1] == seq:
+            if session.plain and not socket.blocked and (run := runs.get(session.cursor)) is not None and run[1] == seq:
                 session.cursor = seq
                 writes += 1
                 size += len(run[0])
                 try:
-                    link.blocked = not link.write(run[0])
+                    socket.blocked = not socket.write(run[0])
                 except Exception as problem:
-                    self._drop(session, link, problem)
+                    self._drop(session, socket, problem)
             else:
-                self._pump_link(session, link)
+                self._pump_socket(session, socket)
         self.counters.writes += writes
         self.counters.bytes += size
         if end < len(listeners):
@@ -275,57 +277,57 @@ class WebSocketManager:
 
     def drained(self, session: Session) -> None:
         """Go on writing: the socket's buffer has emptied."""
-        if (link := self._link(session)) is not None:
-            link.blocked = link.closing
+        if (socket := self._socket_of(session)) is not None:
+            socket.blocked = socket.closing
             self._pump(session)
 
-    def _link(self, session: Session) -> SessionSocket | None:
+    def _socket_of(self, session: Session) -> SessionSocket | None:
         if isinstance(session, ListenerSession):
             return self._listeners.get(session)
         return self._publishers.get(session)
 
     def _pump(self, session: Session) -> None:
-        if (link := self._link(session)) is not None:
-            self._pump_link(session, link)
+        if (socket := self._socket_of(session)) is not None:
+            self._pump_socket(session, socket)
 
-    def _pump_link(self, session: Session, link: SessionSocket) -> None:
-        if link.blocked:
+    def _pump_socket(self, session: Session, socket: SessionSocket) -> None:
+        if socket.blocked:
             return
         try:
             while data := session.data_to_send():
                 self.counters.writes += 1
                 self.counters.bytes += len(data)
-                if not link.write(data):
-                    link.blocked = True
+                if not socket.write(data):
+                    socket.blocked = True
                     return
             if session.waits:
-                self._look_after(session, link)
+                self._look_after(session, socket)
         except Exception as problem:
-            self._drop(session, link, problem)
+            self._drop(session, socket, problem)
 
-    def _drop(self, session: Session, link: SessionSocket, problem: Exception) -> None:
+    def _drop(self, session: Session, socket: SessionSocket, problem: Exception) -> None:
         # Whatever is wrong with this connection must not reach the others.
         self._log.debug("ragkit: a connection was dropped: %r", problem)
         self.counters.dropped += 1
         self.disconnect(session)
         with contextlib.suppress(Exception):  # it is broken already
-            link.transport.close(1011, "the connection broke")
+            socket.transport.close(1011, "the connection broke")
 
-    def _look_after(self, session: Session, link: SessionSocket) -> None:
+    def _look_after(self, session: Session, socket: SessionSocket) -> None:
         if session.close_code is not None:
-            link.blocked = True
-            link.closing = True
-            link.transport.close(*session.close_code)
+            socket.blocked = True
+            socket.closing = True
+            socket.transport.close(*session.close_code)
         elif isinstance(session, ListenerSession):
             self.commits.fetch(session)
 
-    def _tell_asker(self, session: ListenerSession, message: Struct) -> None:
+    def _send_to_asker(self, session: ListenerSession, message: Struct) -> None:
         if isinstance(message, Response | Error):
             self.counters.replies[message.content.code if isinstance(message, Error) else "response"] += 1
         session.reply(message)
         self._pump(session)
 
-    def _tell_publisher(self, session: PublisherSession, message: Struct) -> bool:
+    def _send_to_publisher(self, session: PublisherSession, message: Struct) -> bool:
         taken = session.send(message)
         self._pump(session)
         return taken
@@ -461,9 +463,9 @@ class WebSocketManager:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._empty.wait(), timeout_seconds)
         for session in sessions:
-            link = self._link(session)
-            if link is not None and not link.closing:  # it has not even taken what was queued for it
-                link.transport.close(code, reason)
+            socket = self._socket_of(session)
+            if socket is not None and not socket.closing:  # it has not even taken what was queued for it
+                socket.transport.close(code, reason)
             self.disconnect(session)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.commits.close(), timeout_seconds)
