@@ -1,5 +1,6 @@
 __version__: str
 
+from . import live as live
 from .chunking.base import Chunk as Chunk
 from .chunking.recursive import RecursiveChunker as RecursiveChunker
 from .chunking.semantic import SemanticChunker as SemanticChunker
@@ -30,6 +31,7 @@ from .experiments.experiment import Experiment as Experiment
 from .experiments.system import System as System
 from .experiments.tuning import tune as tune
 from .indexing.report import IndexReport as IndexReport
+from .live.publisher import broadcast as broadcast
 from .llm.base import LLM as LLM
 from .llm.base import ScriptedLLM as ScriptedLLM
 from .llm.limits import Budget as Budget

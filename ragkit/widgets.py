@@ -16,7 +16,7 @@ from __future__ import annotations
 import html
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from ragkit.live import messages
 from ragkit.live.origin import is_run_without_browser
 from ragkit.live.publisher import Publisher, Reply, default_publisher
 from ragkit.live.serving import answer
+from ragkit.live.snapshot import SnapshotState
 from ragkit.terminal import printable
 
 try:
@@ -44,12 +45,7 @@ __all__ = ["Live"]
 VIEWS = ("activity", "ask", "experiments")
 EVERY_SECONDS = 1.0  # between two states that are saved with the notebook
 FLUSH_SECONDS = 2.0
-MAX_ENDED = 20
-MAX_FOLLOW_UPS = 5
-MAX_RESULTS = 5
-MAX_RESULT_BYTES = 65_536
-MAX_FAILURES = 20
-MAX_RUNNING = 100
+NOTHING = "ragkit: nothing has run yet."
 
 _STATIC = Path(__file__).with_name("static")
 
@@ -96,11 +92,13 @@ class Live(anywidget.AnyWidget):
             raise ValueError(f"views are {', '.join(VIEWS)}, not {', '.join(sorted(unknown))}.")
         self._engine = engine
         self._publisher = publisher or (engine.publisher if engine is not None else default_publisher())
-        self._state = _State()
+        # Less than a server keeps: it is saved with the notebook.
+        self._state = SnapshotState(max_live_tasks=100, max_follow_ups=5, max_results=5)
+        self._seq = 0
         self._saved_at = 0.0
         self._listens = False
         self._lock = threading.RLock()  # around what becomes the state and what is told of it, in one order
-        self._renew: Any = None
+        self._refresh: Any = None
         self._replies: dict[str, Reply] = {}
         super().__init__(views=list(views), language=language)
         self.on_msg(self._receive)
@@ -111,29 +109,34 @@ class Live(anywidget.AnyWidget):
         publisher: Publisher | None = vars(self).get("_publisher")  # ipywidgets closes what was never made, too
         if publisher is not None and self._take in publisher.watchers:
             publisher.watchers.remove(self._take)
-        if vars(self).get("_renew") is not None:
+        if vars(self).get("_refresh") is not None:
             from IPython import get_ipython
 
-            get_ipython().events.unregister("post_run_cell", self._renew)
-            self._renew = None
+            get_ipython().events.unregister("post_run_cell", self._refresh)
+            self._refresh = None
         super().close()
 
     # ------------------------------------------------------------------------ what this process does
 
     def _take(self, event: messages.Broadcast) -> None:
         """Take one event in; called in the publisher's thread."""
-        plain = _plain(event)  # raises, and changes nothing, for what is no message
+        encoded = messages.encode(event)  # raises, and changes nothing, for what is no message
         with self._lock:
-            self._state.apply(event)
+            self._seq += 1
+            self._state.apply(event, size=len(encoded))
             if self._listens:
-                self.send({"kind": "message", "message": plain})
+                self.send({"kind": "message", "message": msgspec.json.decode(encoded)})
         now = time.monotonic()
         ended = getattr(event, "state", "") in messages.TERMINAL or isinstance(event, messages.FollowUpQuestions)
         if ended or now - self._saved_at >= EVERY_SECONDS:
             self._saved_at = now
-            self._snapshot = _plain(self._state.snapshot())
+            self._snapshot = _plain(self._current())
 
-    def _tell(self, message: msgspec.Struct) -> None:
+    def _current(self) -> messages.Snapshot:
+        with self._lock:
+            return self._state.snapshot(epoch="kernel", seq=self._seq)
+
+    def _send_message(self, message: msgspec.Struct) -> None:
         self.send({"kind": "message", "message": _plain(message)})
 
     # -------------------------------------------------------------------------- where no server is
@@ -144,11 +147,11 @@ class Live(anywidget.AnyWidget):
         if kind == "unlisten":
             self._listens = False
         elif kind == "listen":
-            engines = [self._engine.describe()] if self._engine is not None else []
+            self._state.engines = [self._engine.describe()] if self._engine is not None else []
             with self._lock:
                 self._listens = True
                 self.send({"kind": "attached"})
-                self._tell(self._state.snapshot(engines))
+                self._send_message(self._current())
         elif kind == "message":
             try:
                 message = msgspec.convert(content.get("message"), messages.ClientMessage)
@@ -156,7 +159,7 @@ class Live(anywidget.AnyWidget):
                 given = content.get("message")
                 id = given.get("id") if isinstance(given, dict) else None
                 id = id if isinstance(id, str) and 0 < len(id) <= 128 else ""
-                self._tell(_error(messages.ErrorCode.INVALID_MESSAGE, f"{problem}.", id))
+                self._send_message(_error(messages.ErrorCode.INVALID_MESSAGE, f"{problem}.", id))
                 return
             self._act(message)
 
@@ -166,17 +169,17 @@ class Live(anywidget.AnyWidget):
                 reply.cancel()
             else:
                 unknown = "No question with this id is being answered; it may have just ended."
-                self._tell(_error(messages.ErrorCode.UNKNOWN_REQUEST, unknown, message.id))
+                self._send_message(_error(messages.ErrorCode.UNKNOWN_REQUEST, unknown, message.id))
         elif isinstance(message, messages.Query):
             id = message.id if isinstance(message.id, str) else "query"
             if self._engine is None:
                 advice = (
                     "This page reaches no Jupyter server with ragkit. Make the widget with the engine: Live(engine)."
                 )
-                self._tell(_error(messages.ErrorCode.NO_ENGINE, advice, id))
+                self._send_message(_error(messages.ErrorCode.NO_ENGINE, advice, id))
                 return
             # A thread: cells can be run meanwhile, and between cells Stop is heard.
-            reply = self._replies[id] = Reply(id, self._tell)
+            reply = self._replies[id] = Reply(id, self._send_message)
             work = partial(self._answer, self._engine, message.content, reply)
             threading.Thread(target=work, name="ragkit-answer", daemon=True).start()
 
@@ -198,79 +201,35 @@ class Live(anywidget.AnyWidget):
             return
         handle: Any = display(self._summary(), raw=True, display_id=True)  # type: ignore[no-untyped-call]
 
-        def renew(_result: object) -> None:
+        def refresh(_result: object) -> None:
             self._publisher.flush(FLUSH_SECONDS)  # what this cell did has been told by now
             handle.update(self._summary(), raw=True)
 
         # Not from the publisher's thread: executors drop what does not belong to the cell that runs.
-        self._renew = renew
-        get_ipython().events.register("post_run_cell", renew)
+        self._refresh = refresh
+        get_ipython().events.register("post_run_cell", refresh)
 
     def _summary(self) -> dict[str, str]:
-        return {"text/plain": self._state.text(), "text/html": self._state.html()}
+        lines = list(_summary_lines(self._current()))
+        if not lines:
+            return {"text/plain": NOTHING, "text/html": f"<p>{NOTHING}</p>"}
+        items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+        return {"text/plain": printable("\n".join(lines)), "text/html": f"<ul>{items}</ul>"}
 
 
-class _State:
-    """What this process has told: the newest event of each task, the last follow-ups and results."""
-
-    def __init__(self) -> None:
-        self._tasks: dict[tuple[str, str], messages.IndexingProgress | messages.ExperimentProgress] = {}
-        self._follow_ups: list[messages.FollowUpQuestions] = []
-        self._results: dict[str, messages.ExperimentResult] = {}
-        self._seq = 0
-
-    def apply(self, event: messages.Broadcast) -> None:
-        self._seq += 1
-        if isinstance(event, messages.ExperimentResult) and len(messages.encode(event)) > MAX_RESULT_BYTES:
-            event = msgspec.structs.replace(event, leaderboard=[])
-        if isinstance(event, messages.IndexingProgress):
-            event = msgspec.structs.replace(event, failures=event.failures[:MAX_FAILURES])
-        if isinstance(event, messages.FollowUpQuestions):
-            self._follow_ups = [*self._follow_ups, event][-MAX_FOLLOW_UPS:]
-        elif isinstance(event, messages.ExperimentResult):
-            self._results.pop(event.task_id, None)
-            self._results[event.task_id] = event
-            if len(self._results) > MAX_RESULTS:
-                del self._results[next(iter(self._results))]
-        elif isinstance(event, messages.IndexingProgress | messages.ExperimentProgress):
-            self._tasks[type(event).__name__, event.task_id] = event
-            ended = [key for key, task in self._tasks.items() if task.state in messages.TERMINAL]
-            running = [key for key, task in self._tasks.items() if task.state not in messages.TERMINAL]
-            for key in [*ended[:-MAX_ENDED], *running[:-MAX_RUNNING]]:
-                del self._tasks[key]
-
-    def snapshot(self, engines: Sequence[messages.Engine] = ()) -> messages.Snapshot:
-        return messages.Snapshot(
-            epoch="kernel",
-            seq=self._seq,
-            tasks=list(self._tasks.values()),
-            engines=list(engines),
-            follow_ups=self._follow_ups,
-            results=list(self._results.values()),
-        )
-
-    def text(self) -> str:
-        return printable("\n".join(self._lines()) or "ragkit: nothing has run yet.")
-
-    def html(self) -> str:
-        items = "".join(f"<li>{html.escape(line)}</li>" for line in self._lines())
-        return f"<ul>{items}</ul>" if items else "<p>ragkit: nothing has run yet.</p>"
-
-    def _lines(self) -> list[str]:
-        lines = []
-        for task in list(self._tasks.values()):
-            failed = ""
-            if isinstance(task, messages.IndexingProgress):
-                what, done, total, unit = f"Indexing {task.index}", task.chunks_done, task.chunks_total, "passages"
-                failed = f", {task.failures_total} files failed" if task.failures_total else ""
-            else:
-                what, done, total, unit = f"Experiment {task.experiment}", task.cells_done, task.cells_total, "cells"
-            of = f"{done:,}" if total is None else f"{done:,} of {total:,}"
-            lines.append(f"{what}: {task.state}, {of} {unit}{failed}{f': {task.message}' if task.message else ''}")
-        for event in self._follow_ups:
-            asked = f" after “{event.question}”" if isinstance(event.question, str) else ""
-            lines.append(f"Follow-up questions{asked}: {' · '.join(event.questions)}")
-        return lines
+def _summary_lines(snapshot: messages.Snapshot) -> Iterator[str]:
+    for task in snapshot.tasks:
+        failed = ""
+        if isinstance(task, messages.IndexingProgress):
+            what, done, total, unit = f"Indexing {task.index}", task.chunks_done, task.chunks_total, "passages"
+            failed = f", {task.failures_total} files failed" if task.failures_total else ""
+        else:
+            what, done, total, unit = f"Experiment {task.experiment}", task.cells_done, task.cells_total, "cells"
+        of = f"{done:,}" if total is None else f"{done:,} of {total:,}"
+        yield f"{what}: {task.state}, {of} {unit}{failed}{f': {task.message}' if task.message else ''}"
+    for event in snapshot.follow_ups:
+        asked = f" after “{event.question}”" if isinstance(event.question, str) else ""
+        yield f"Follow-up questions{asked}: {' · '.join(event.questions)}"
 
 
 def _plain(message: msgspec.Struct) -> Any:

@@ -77,7 +77,7 @@ def test_who_listens_gets_the_state_and_then_what_happens(publisher: Publisher, 
     live = Said(publisher=publisher)
     publisher.publish(IndexingProgress(task_id="t", index="i", state="running", chunks_done=1, chunks_total=4))
     publisher.publish(ExperimentResult(task_id="x", experiment="e", row={"nDCG@10": 0.5}))
-    eventually(lambda: live._state.snapshot().results)
+    eventually(lambda: live._current().results)
     assert live.sent == [], "nobody listens yet"
     live.hear(kind="listen")
     assert live.sent[0] == {"kind": "attached"}
@@ -173,7 +173,7 @@ def test_its_state_is_bounded_and_its_summary_is_text(publisher: Publisher) -> N
     failed = IndexingProgress(task_id="f", index=HOSTILE, state="failed", failures_total=2, message="\x1b[2J disk full")
     publisher.publish(failed)
     assert publisher.flush()
-    snapshot = live._state.snapshot()
+    snapshot = live._current()
     assert len(snapshot.results) == 5
     assert len(snapshot.follow_ups) == 5
     assert sum(task.state == "done" for task in snapshot.tasks) < 20

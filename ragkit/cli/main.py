@@ -32,7 +32,6 @@ from ragkit.cli.options import (
     find_index,
     find_model,
     index_from_environment,
-    named_server,
     open_engine,
 )
 from ragkit.cli.runs import add_commands
@@ -257,27 +256,21 @@ def watch(
 
     from rich.console import Console
 
-    from ragkit.cli.watch import JsonLines, Screen
-    from ragkit.live import listener
+    from ragkit.cli.watch import TYPES, JsonLines, Screen, show_messages
+    from ragkit.live.listener import Subscription
 
     wanted = {name.strip() for names in until or () for name in names.split(",")}
-    if unknown := wanted - listener.TYPES:
-        raise typer.BadParameter(f"no message type '{min(unknown)}'. There are: {', '.join(sorted(listener.TYPES))}.")
+    if unknown := wanted - TYPES:
+        raise typer.BadParameter(f"no message type '{min(unknown)}'. There are: {', '.join(sorted(TYPES))}.")
     if ask is not None and not ask.strip():
         raise EmptyQuestionError
     view = JsonLines() if as_json else Screen(Console())
+    subscription = Subscription(
+        url=url, token=token, timeout_seconds=timeout, report=lambda _level, text: _say(one_line(text))
+    )
     try:
         with view:
-            missing = asyncio.run(
-                listener.watch(
-                    lambda: named_server(url, token),
-                    view,
-                    say=lambda text: _say(one_line(text)),
-                    until=wanted,
-                    question=ask,
-                    timeout_seconds=timeout,
-                )
-            )
+            missing = asyncio.run(show_messages(subscription, view, until=wanted, question=ask))
     except KeyboardInterrupt:
         return
     except BrokenPipeError:
@@ -302,9 +295,10 @@ def doctor(
 ) -> None:
     """Find the layer that does not work, and what to do."""
     from ragkit.cli.doctor import Doctor
+    from ragkit.live.discovery import find_server
 
     examination = Doctor(
-        find=lambda: named_server(url, token),
+        find=lambda: find_server(url=url, token=token),
         index=lambda: find_index(index),
         llm=find_model(llm, base_url, api_key_env),
         timeout_seconds=timeout,

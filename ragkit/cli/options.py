@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 from collections.abc import Callable
@@ -16,7 +15,6 @@ from ragkit.errors import InputError
 
 if TYPE_CHECKING:
     from ragkit.engine.engine import RAGEngine
-    from ragkit.live.discovery import Server
     from ragkit.llm.base import GenerativeLLM
 
 __all__ = [
@@ -31,7 +29,6 @@ __all__ = [
     "find_index",
     "find_model",
     "index_from_environment",
-    "named_server",
     "open_engine",
 ]
 
@@ -82,18 +79,6 @@ def open_engine(
     publisher = Publisher(origin=find_origin(kind="cli", name=name))
     llm = make_model() if make_model is not None else None
     return RAGEngine(folder, llm=llm, k=k, follow_ups=follow_ups, publisher=publisher)
-
-
-def named_server(url: str | None, token: str | None) -> Server:
-    from ragkit.live.discovery import find_server
-
-    env = dict(os.environ)
-    if url is not None:
-        if env.get("RAGKIT_URL", url) != url:
-            env.pop("RAGKIT_TOKEN", None)  # it is another server's
-        env["RAGKIT_URL"] = url
-    server = find_server(env=env)
-    return dataclasses.replace(server, token=token) if token is not None else server
 
 
 INDEXES = Path("indexes")

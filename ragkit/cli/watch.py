@@ -1,10 +1,4 @@
-"""A live view of the socket: every run that publishes, as bars and lines, or as JSON for a pipe.
-
-`watch` keeps a socket on ``/api/v1/ws`` open, connects again when it is lost and resumes where it was.
-It resumes with ``?epoch=...&seq=...`` in the address, which is in force before the first event can come;
-a `Subscribe` with `Since` races with events that are already on their way. The `Subscribe` that follows
-asks for the snapshot alone.
-"""
+"""A live view of the socket: every run that publishes, as bars and lines, or as JSON for a pipe."""
 
 from __future__ import annotations
 
@@ -13,7 +7,8 @@ import datetime
 import re
 import sys
 import time
-from typing import TypeAlias
+from collections.abc import Collection, Iterable
+from typing import Protocol, TypeAlias
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -23,16 +18,90 @@ from rich.table import Column
 from rich.text import Text
 
 from ragkit.live import messages
-from ragkit.live.listener import Message
+from ragkit.live.listener import Message, Subscription
 from ragkit.terminal import one_line, printable
 
-__all__ = ["JsonLines", "Screen"]
+__all__ = ["TYPES", "JsonLines", "Screen", "View", "show_messages"]
+
+TYPES = frozenset(str(member.__struct_config__.tag) for member in messages.ListenerMessage.__args__)
+"""The types of message that a listener can get."""
 
 PLAIN_SECONDS = 2.0  # between two lines about a task where there are no bars
 MAX_BARS = 30
 MAX_FAILURES = 5
+QUERY_ID = "ragkit-watch"
 
 TaskProgress: TypeAlias = messages.IndexingProgress | messages.ExperimentProgress
+
+
+class View(Protocol):
+    """What shows messages: `Screen` or `JsonLines`."""
+
+    def show(self, message: Message) -> None:
+        """Show one message of the hub; called in the order in which they came."""
+        ...
+
+
+async def show_messages(
+    subscription: Subscription, view: View, *, until: Collection[str] = (), question: str | None = None
+) -> frozenset[str]:
+    """Show what comes on the socket until everything in ``until`` has come, or the subscription's time is up.
+
+    Args:
+        subscription: Where the messages come from.
+        view: Shows each message.
+        until: Types of message to wait for; none means to watch until time is up.
+        question: Asked on the socket as soon as somebody answers; the reply is shown like everything else.
+
+    Returns:
+        The types in ``until`` that did not come.
+
+    Raises:
+        ServerNotFoundError, AmbiguousServerError, ServerConnectionError: See `ragkit.live.listener.listen`.
+    """
+    missing = set(until)
+    asker = _Asker(question) if question is not None else None
+    async with contextlib.aclosing(subscription.messages()) as received:
+        async for message in received:
+            view.show(message)
+            if asker is not None and asker.wants_to_ask(message):
+                await subscription.send(asker.query)
+            missing.difference_update(_types_in(message))
+            if until and not missing:
+                break
+    return frozenset(missing)
+
+
+def _types_in(message: Message) -> Iterable[str]:
+    yield str(message.get("type"))
+    if message.get("type") == "gap":  # what it replaces was sent, and dropped for us
+        snapshot = message.get("snapshot", {})
+        yield from (str(task.get("type")) for task in snapshot.get("tasks", ()))
+        if snapshot.get("follow_ups"):
+            yield "follow_up_questions"
+
+
+class _Asker:
+    """Decides when to ask: at once, and if nobody answers, when an engine comes."""
+
+    def __init__(self, question: str) -> None:
+        self.query = messages.Query(content=messages.QueryContent(question=question), id=QUERY_ID)
+        self._state = "new"  # new -> asked -> done, or asked -> waiting (for an engine) -> asked
+
+    def wants_to_ask(self, message: Message) -> bool:
+        kind, ours = message.get("type"), message.get("id") == QUERY_ID
+        if kind == "snapshot" and self._state == "asked":  # a new connection: the old one's replies are lost
+            self._state = "new"
+        if ours and kind == "response":
+            self._state = "done"
+        elif ours and kind == "error":
+            self._state = "waiting" if message["content"]["code"] == messages.ErrorCode.NO_ENGINE else "done"
+        elif (kind == "snapshot" and self._state == "new") or (
+            kind == "engines" and self._state == "waiting" and message["engines"]
+        ):
+            self._state = "asked"
+            return True
+        return False
 
 
 # ------------------------------------------------------------------------------------ for pipes

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import time
-import uuid
 from typing import Any
 
-from ragkit.live import messages
+from ragkit.live.experiment_events import ExperimentEvents
+from ragkit.live.messages import TaskState
 from ragkit.live.publisher import Publisher
 from ragkit.progress_bar import CellsBar, Pace
 
 __all__ = ["ProgressReporter"]
 
 _TELL_SECONDS = 0.25
-_LONGEST = 2_000  # characters of a message
-_MOST_ROWS = 200  # of a leaderboard that is told
 
 
 class ProgressReporter:
@@ -31,10 +29,8 @@ class ProgressReporter:
     """
 
     def __init__(self, name: str, publisher: Publisher | None, bar: CellsBar, *, questions: int) -> None:
-        self._name = name
-        self._publisher = publisher
+        self._events = ExperimentEvents(name, publisher)
         self._bar = bar
-        self._task_id = uuid.uuid4().hex
         self._questions = questions
         self._systems = 0
         self._finished = 0
@@ -79,14 +75,10 @@ class ProgressReporter:
         self._finished += 1
         self._ranked = 0
         self.tell("running", now=True)
-        self._publish(
-            messages.ExperimentResult(
-                task_id=self._task_id, experiment=self._name, row=row, leaderboard=leaderboard[:_MOST_ROWS]
-            )
-        )
+        self._events.result(row, leaderboard)
 
     def tell(
-        self, state: messages.TaskState, *, systems: int | None = None, now: bool = False, message: str | None = None
+        self, state: TaskState, *, systems: int | None = None, now: bool = False, message: str | None = None
     ) -> None:
         """Tell how far it is, unless that has just been told.
 
@@ -109,18 +101,5 @@ class ProgressReporter:
         left = parts - part or total - done
         shown = f", {doing} {parts:,}" if doing else ""
         self._bar.show(done, total, f"{self._finished}/{self._systems} systems{shown}")
-        self._publish(
-            messages.ExperimentProgress(
-                task_id=self._task_id,
-                experiment=self._name,
-                state=state,
-                cells_done=done,
-                cells_total=total,
-                eta_seconds=left / rate if rate and state == "running" else None,
-                message=message and message[:_LONGEST],
-            )
-        )
-
-    def _publish(self, event: messages.Broadcast) -> None:
-        if self._publisher is not None:
-            self._publisher.publish(event)
+        eta_seconds = left / rate if rate and state == "running" else None
+        self._events.progress(state, done=done, total=total, eta_seconds=eta_seconds, message=message)

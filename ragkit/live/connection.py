@@ -1,7 +1,7 @@
 """The publisher's thread: one event loop, one WebSocket to the hub.
 
 Two tasks. The *pump* empties the mailbox into the outbox, and the outbox into the journal when there is
-no other way. The *keeper* finds the server, connects, and talks until the connection is lost, over and
+no other way. The *connector* finds the server, connects, and talks until the connection is lost, over and
 over. Neither waits for the other, so a hub that does not read never keeps events from being safe.
 
 Imported in that thread: a notebook need not wait for websockets.
@@ -24,7 +24,7 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from ragkit.errors import AmbiguousServerError, ServerError
 from ragkit.live.discovery import Server
-from ragkit.live.handshake import CLOSE_SECONDS, RefusedError, open_socket
+from ragkit.live.handshake import CLOSE_SECONDS, RefusedError, closing, open_socket
 from ragkit.live.journal import Journal
 from ragkit.live.messages import (
     Ack,
@@ -85,7 +85,7 @@ class Connection:
         self._find = find
         self._journal_dir = journal_dir
         self._loop = asyncio.get_running_loop()
-        self._desk = QueryDispatcher()
+        self._dispatcher = QueryDispatcher()
         self._socket: ClientConnection | None = None
         self._awake = asyncio.Event()
         self._outgoing = asyncio.Event()
@@ -96,7 +96,7 @@ class Connection:
         self._failed_attempts = 0
         self._moved_at = self._stored_at = self._journal_from = self._loop.time()
         self._flushes: list[tuple[int, threading.Event]] = []
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         self._sending: set[asyncio.Task[None]] = set()
 
     def _wake(self) -> None:
@@ -108,39 +108,39 @@ class Connection:
     async def run(self) -> None:
         """Work until `stop`, or until all is done after `finish`; leave nothing in memory."""
         threading.Thread(
-            target=self._mailbox.listen, args=(self._wake,), name="ragkit-publisher-bell", daemon=True
+            target=self._mailbox.wait_for_rings, args=(self._wake,), name="ragkit-publisher-bell", daemon=True
         ).start()
         pump = asyncio.create_task(self._pump())
-        keeper = asyncio.create_task(self._keep_connected())
+        connector = asyncio.create_task(self._keep_connected())
         stop = asyncio.create_task(self._stop.wait())
         try:
-            await asyncio.wait({pump, keeper, stop}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (pump, keeper):
+            await asyncio.wait({pump, connector, stop}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (pump, connector):
                 if task.done() and (error := task.exception()):
                     _log.error("The publisher has stopped because of an error in ragkit", exc_info=error)
         finally:
             pump.cancel()
             self._mailbox.close()
             self._put_away()
-            keeper.cancel()
-            await asyncio.wait({pump, keeper}, timeout=2 * CLOSE_SECONDS)
+            connector.cancel()
+            await asyncio.wait({pump, connector}, timeout=2 * CLOSE_SECONDS)
             stop.cancel()
 
     # ------------------------------------------------------------- called through the mailbox
 
     def offer(self, serving: Serving) -> None:
         """Put an engine on offer, now and after every reconnection."""
-        self._desk.offer(serving)
+        self._dispatcher.offer(serving)
         self._send_soon(Offer(engine=serving.engine))
 
-    def renew(self, serving: Serving) -> None:
+    def update(self, serving: Serving) -> None:
         """Describe an engine anew, if it is still on offer."""
-        if self._desk.has(serving):
+        if self._dispatcher.has(serving):
             self._send_soon(Offer(engine=serving.engine))
 
     def withdraw(self, serving: Serving) -> None:
         """Take it off offer."""
-        if self._desk.withdraw(serving):
+        if self._dispatcher.withdraw(serving):
             self._send_soon(Withdraw(engine_id=serving.engine.id))
 
     def flush(self, safe: threading.Event) -> None:
@@ -203,14 +203,14 @@ class Connection:
                 self._store(now)
         except OSError as problem:
             self._journal_from = now + LOOK_SECONDS
-            self._tell_once(
+            self._warn_once(
                 "journal",
                 f"Events cannot be written to the journal in '{self._journal_dir()}' ({problem}). They stay in memory; "
                 "when it is full, the oldest will be lost. Free some space, or set RAGKIT_JOURNAL_DIR.",
             )
         outbox.shed()
         if outbox.dropped:
-            self._tell_once("dropped", "Events were lost: there was no room for them; see Publisher.counts.")
+            self._warn_once("dropped", "Events were lost: there was no room for them; see Publisher.counts.")
         for flush in [flush for flush in self._flushes if outbox.is_safe(flush[0])]:
             self._flushes.remove(flush)
             flush[1].set()
@@ -269,7 +269,7 @@ class Connection:
             safe.set()
         self.state = "closed"
 
-    # ------------------------------------------------------------------------------ the keeper
+    # ------------------------------------------------------------------------------ the connector
 
     async def _keep_connected(self) -> None:
         while True:
@@ -288,7 +288,7 @@ class Connection:
         except (ServerError, OSError, ValueError) as problem:  # the last two: a runtime file holds nonsense
             # Not finding one is an everyday matter for a script; having to choose is the user's.
             if isinstance(problem, AmbiguousServerError):
-                self._tell_once("find", str(problem))
+                self._warn_once("find", str(problem))
             self._serverless = True
             self._set_state(f"looking for a server: {problem}")
             return LOOK_SECONDS
@@ -298,7 +298,7 @@ class Connection:
             await self._converse(server)
         except RefusedError as problem:
             self._set_state(f"refused: {problem}")
-            self._tell_once("refused", str(problem))
+            self._warn_once("refused", str(problem))
             return REFUSED_SECONDS
         except (OSError, WebSocketException, ServerError, RuntimeError, ValueError) as problem:
             # RuntimeError: no thread to resolve a name, at interpreter exit. ValueError: an impossible host name.
@@ -311,27 +311,27 @@ class Connection:
 
     async def _converse(self, server: Server) -> None:
         socket, welcome = await open_socket(server, self._hello)
-        async with socket:
-            for engine in self._desk.engines:
+        async with closing(socket):
+            for engine in self._dispatcher.engines:
                 await socket.send(encode(Offer(engine=engine)), text=True)
             self.outbox.resume(welcome.n)
             self._moved_at = self._loop.time()
-            self._told.discard("refused")
+            self._warned.discard("refused")
             self._socket = socket
             self._set_state(f"connected to {server.url}")
-            talk = {asyncio.create_task(self._talk(socket)), asyncio.create_task(self._listen(socket))}
+            talking = {asyncio.create_task(self._send_events(socket)), asyncio.create_task(self._receive(socket))}
             try:
-                done, _ = await asyncio.wait(talk, return_when=asyncio.FIRST_COMPLETED)
+                done, _ = await asyncio.wait(talking, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 self._socket = None
-                self._desk.lost()
-                for task in talk:
+                self._dispatcher.lost()
+                for task in talking:
                     task.cancel()
-                await asyncio.gather(*talk, return_exceptions=True)
+                await asyncio.gather(*talking, return_exceptions=True)
         for task in done:
             task.result()
 
-    async def _talk(self, socket: ClientConnection) -> None:
+    async def _send_events(self, socket: ClientConnection) -> None:
         while True:
             frames = self.outbox.take()
             for frame in frames:
@@ -340,7 +340,7 @@ class Connection:
                 self._outgoing.clear()
                 await self._outgoing.wait()
 
-    async def _listen(self, socket: ClientConnection) -> None:
+    async def _receive(self, socket: ClientConnection) -> None:
         while True:
             frame = await socket.recv()
             try:
@@ -355,9 +355,9 @@ class Connection:
                     self._outgoing.set()
                     self._awake.set()
                 case EngineQuery():
-                    self._desk.take(message, self._sender(socket))
+                    self._dispatcher.take(message, self._sender(socket))
                 case Cancel(id=id):
-                    self._desk.cancel(id)
+                    self._dispatcher.cancel(id)
                 case Ping(id=id):
                     await socket.send(encode(Pong(id=id)), text=True)
                 case Error(content=content):
@@ -394,7 +394,7 @@ class Connection:
             state = f"journal {self.outbox.journal.path} ({state})"
         self.state = state
 
-    def _tell_once(self, what: str, message: str) -> None:
-        if what not in self._told:
-            self._told.add(what)
+    def _warn_once(self, what: str, message: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
             _log.warning(message)

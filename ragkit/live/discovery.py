@@ -28,6 +28,7 @@ process it cannot see, which from a kernel in another container is a server that
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import ipaddress
 import os
@@ -104,12 +105,16 @@ def find_server(
     env: Mapping[str, str] = os.environ,
     cwd: str | os.PathLike[str] | None = None,
     notebook: str | os.PathLike[str] | None = None,
+    url: str | None = None,
+    token: str | None = None,
 ) -> Server:
     """Find the Jupyter server that this process belongs to.
 
     Reads a few small files; opens no connection, so the server may still refuse.
 
     Args:
+        url: Its address, where that is known. ``RAGKIT_TOKEN`` counts for the server that ``RAGKIT_URL`` names only.
+        token: Its token, where that is known.
         env: The environment to look at.
         cwd: The folder to look for in the servers' ``root_dir``; the working directory by default.
         notebook: The notebook's path, taken instead of ``cwd``; by default what `find_notebook` finds.
@@ -118,8 +123,11 @@ def find_server(
         ServerNotFoundError: No rule found one.
         AmbiguousServerError: Several servers could be meant.
     """
-    if url := env.get("RAGKIT_URL"):
-        return _given(url, env.get("RAGKIT_TOKEN"), "RAGKIT_URL")
+    if token is not None:
+        return dataclasses.replace(find_server(env=env, cwd=cwd, notebook=notebook, url=url), token=token)
+    if address := url or env.get("RAGKIT_URL"):
+        is_another = env.get("RAGKIT_URL", address) != address
+        return _given(address, None if is_another else env.get("RAGKIT_TOKEN"), "RAGKIT_URL" if url is None else "url")
     infos = _running(env)
     found = _from_hub(env) or _from_ancestors(env, infos) or _from_terminal(env, infos)
     if found:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
@@ -13,7 +15,7 @@ from ragkit.errors import ServerConnectionError
 from ragkit.live.discovery import Server
 from ragkit.live.messages import Error, Hello, Welcome, decode_hub_message, encode
 
-__all__ = ["CLOSE_SECONDS", "RefusedError", "dial", "open_socket"]
+__all__ = ["CLOSE_SECONDS", "RefusedError", "closing", "dial", "open_socket"]
 
 CLOSE_SECONDS = 0.5
 
@@ -58,6 +60,16 @@ async def dial(
         )
     except InvalidStatus as problem:
         raise _explain(server, problem.response.status_code, right) from problem
+
+
+@contextlib.asynccontextmanager
+async def closing(socket: ClientConnection) -> AsyncIterator[None]:
+    """Close the socket at the end, whatever state it is in."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(AttributeError):  # websockets aborts a transport that has just lost its event loop
+            await socket.close()
 
 
 async def open_socket(

@@ -21,18 +21,21 @@ sizes are bounded here because everything on the socket comes from outside.
 from __future__ import annotations
 
 import enum
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
+
+from ragkit.errors import InputError
 
 __all__ = [
     "Ack", "Broadcast", "Cancel", "ClientMessage", "Engine", "EngineMessage", "EnginesChanged", "Error", "ErrorCode",
     "ErrorContent", "ExperimentProgress", "ExperimentResult", "Failure", "FollowUpQuestions", "Gap", "Hello",
     "HubMessage", "IndexingProgress", "ListenerMessage", "Offer", "Origin", "Ping", "Pong", "Publish", "Query",
     "QueryContent", "Response", "ResponseContent", "ResponseDelta", "Since", "Snapshot", "Source", "Subscribe",
-    "TaskState", "Welcome", "Withdraw", "decode_client_message", "decode_engine_message", "decode_hub_message",
-    "decode_listener_message", "encode",
+    "TaskState", "Welcome", "Withdraw", "check_broadcast", "decode_broadcast", "decode_client_message",
+    "decode_engine_message", "decode_hub_message", "decode_listener_message", "encode", "is_too_deep", "to_broadcast",
 ]  # fmt: skip
 
 Id = Annotated[str, Meta(min_length=1, max_length=128)]
@@ -44,6 +47,15 @@ TaskState = Literal["queued", "running", "done", "failed", "cancelled"]
 """A task's states; the last three are terminal."""
 
 TERMINAL: frozenset[str] = frozenset({"done", "failed", "cancelled"})
+
+MAX_DEPTH = 50
+"""Levels of a ``context``, a ``row`` or a ``leaderboard``: more could be decoded here and not everywhere."""
+
+MAX_MESSAGE_BYTES = 8 * 2**20
+"""The largest message that the hub takes from a publisher, unless it is configured otherwise."""
+
+MAX_BROADCAST_BYTES = MAX_MESSAGE_BYTES - 2**16
+"""The largest event: its publisher still adds a number, the time and its origin."""
 
 
 class ErrorCode(enum.StrEnum):
@@ -175,6 +187,9 @@ class EnginesChanged(_Broadcast, frozen=True, kw_only=True, tag_field="type", ta
 
 
 Broadcast = FollowUpQuestions | IndexingProgress | ExperimentProgress | ExperimentResult | EnginesChanged
+
+TOPICS = frozenset(str(event.__struct_config__.tag) for event in Broadcast.__args__)
+"""The types that a listener may subscribe to."""
 
 
 # ------------------------------------------------------------------------- listener -> hub
@@ -398,3 +413,100 @@ decode_engine_message = msgspec.json.Decoder(EngineMessage).decode
 
 decode_hub_message = msgspec.json.Decoder(HubMessage).decode
 """decode_hub_message(frame): what the hub sent to a publisher."""
+
+decode_broadcast = msgspec.json.Decoder(Broadcast).decode
+"""decode_broadcast(text): one event by itself, as it is in a `Publish` or in the history."""
+
+
+# ---------------------------------------------------------------------------------- checking
+
+
+def to_broadcast(message: Broadcast | Mapping[str, Any]) -> Broadcast:
+    """Check a message that is to be broadcast.
+
+    Args:
+        message: A broadcast, or the same as a dict: ``{"type": "follow_up_questions", "questions": ["Why?"]}``.
+
+    Returns:
+        The broadcast. It shares nothing with ``message``, which may be changed afterwards.
+
+    Raises:
+        InputError: It has no type or one that may not be broadcast, a key is missing, unknown or holds something else
+            than the protocol says, or it is too large. Types of your own are not taken: each has its place in the
+            protocol, so that every listener can rely on its shape. Keys that are not in the protocol are refused
+            too, because no listener would get them.
+    """
+    if isinstance(message, Struct):
+        kind: Any = message.__struct_config__.tag
+    elif isinstance(message, Mapping):
+        message = dict(message)
+        kind = message.get("type")
+    else:
+        raise InputError(f"A message to broadcast is a dict or one of ragkit.live.messages, not {message!r:.100}.")
+    if not isinstance(kind, str) or kind not in TOPICS:
+        known = ", ".join(sorted(TOPICS - {"engines"}))
+        what = (
+            "A message to broadcast needs a 'type'" if kind is None else f"There is no broadcast of type {kind!r:.100}"
+        )
+        raise InputError(
+            f"{what}. The types are: {known}. Values of your own fit into the 'row' of an experiment_result."
+        )
+    try:
+        frame = msgspec.json.encode(message, enc_hook=_as_number)
+    except (TypeError, ValueError, RecursionError) as problem:
+        raise InputError(f"This '{kind}' cannot be broadcast, because it is not JSON: {problem}.") from problem
+    if len(frame) > MAX_BROADCAST_BYTES:
+        raise InputError(
+            f"This '{kind}' cannot be broadcast: it has {len(frame):,} bytes, and {MAX_BROADCAST_BYTES:,} is the most."
+        )
+    try:
+        event: Broadcast = decode_broadcast(frame)
+    except (msgspec.ValidationError, RecursionError) as problem:
+        states = f" (a state is one of {', '.join(get_args(TaskState))})" if "$.state" in str(problem) else ""
+        raise InputError(f"This '{kind}' cannot be broadcast: {problem}{states}. See docs/protocol.md.") from problem
+    check_broadcast(event)
+    if unknown := next(_unknown_keys(msgspec.json.decode(frame), msgspec.json.decode(encode(event))), None):
+        keys = ", ".join(event.__struct_fields__)
+        raise InputError(f"This '{kind}' cannot be broadcast: there is no key '{unknown}'. The keys are: {keys}.")
+    return event
+
+
+def check_broadcast(event: Broadcast) -> None:
+    """Check what the type of an event cannot say.
+
+    Raises:
+        InputError: Only the hub may broadcast it, or a row is nested too deep.
+    """
+    if isinstance(event, EnginesChanged):
+        raise InputError("Only the hub broadcasts 'engines'. Send 'offer' (in Python: engine.serve()) instead.")
+    if isinstance(event, ExperimentResult) and is_too_deep(event.row, event.leaderboard):
+        raise InputError(f"It is nested more than {MAX_DEPTH} levels deep. Send a flatter object.")
+
+
+def is_too_deep(*level: object) -> bool:
+    """Return whether what these objects hold could be decoded here, and would be too deep to be decoded elsewhere."""
+    for _ in range(MAX_DEPTH):
+        inner = (part for outer in level for part in (outer.values() if isinstance(outer, dict) else outer))  # type: ignore[attr-defined]
+        level = tuple(part for part in inner if isinstance(part, dict | list))
+        if not level:
+            return False
+    return True
+
+
+def _as_number(value: Any) -> Any:
+    if hasattr(value, "dtype") and getattr(value, "shape", None) == ():  # one of NumPy's, as a mean is
+        return value.item()
+    raise TypeError(f"{type(value).__module__}.{type(value).__qualname__} is none of its types")
+
+
+def _unknown_keys(given: Any, kept: Any, path: str = "") -> Iterator[str]:
+    """Yield the keys that decoding has left out."""
+    if isinstance(given, dict) and isinstance(kept, dict):
+        for key, value in given.items():
+            if key not in kept:
+                yield path + key
+            else:
+                yield from _unknown_keys(value, kept[key], f"{path}{key}.")
+    elif isinstance(given, list) and isinstance(kept, list):
+        for number, pair in enumerate(zip(given, kept, strict=True)):
+            yield from _unknown_keys(*pair, f"{path}{number}.")

@@ -36,6 +36,7 @@ import msgspec
 
 from ragkit.live.journal import Journal
 from ragkit.live.messages import (
+    MAX_MESSAGE_BYTES,
     Broadcast,
     ExperimentProgress,
     IndexingProgress,
@@ -45,10 +46,7 @@ from ragkit.live.messages import (
     encode,
 )
 
-__all__ = ["MAX_MESSAGE_BYTES", "Counts", "Item", "Mailbox", "Outbox", "is_coalescable"]
-
-MAX_MESSAGE_BYTES = 8 * 2**20
-"""The largest message that the hub takes from a publisher, unless it is configured otherwise."""
+__all__ = ["Counts", "Item", "Mailbox", "Outbox", "is_coalescable"]
 
 Item = tuple[float, Broadcast] | Callable[[], None]
 """An event with the time when it was published, or something to do in the publisher's thread."""
@@ -89,7 +87,7 @@ class Mailbox:
         with contextlib.suppress(RuntimeError):  # it rings already: two callers came at once
             self._bell.release()
 
-    def listen(self, wake: Callable[[], None]) -> None:
+    def wait_for_rings(self, wake: Callable[[], None]) -> None:
         """Call ``wake`` whenever somebody rings, until `close`. Blocks: for a thread that does nothing else."""
         while True:
             self._bell.acquire()
@@ -98,7 +96,7 @@ class Mailbox:
             wake()
 
     def close(self) -> None:
-        """End `listen`; what is put from now on stays where it is."""
+        """End `wait_for_rings`; what is put from now on stays where it is."""
         self._closed = True
         self.ring()
 
@@ -180,9 +178,9 @@ class Outbox:
         if len(self._waiting) > self._compact_at:
             self.compact()
             self._compact_at = min(max(2 * len(self._waiting), self._coalesce_above), self._max_events)
-        for tell in tuple(self._watchers):  # one may be closed meanwhile
+        for watcher in tuple(self._watchers):  # one may be closed meanwhile
             try:
-                tell(self._stamped(published, event))
+                watcher(self._stamped(published, event))
             except Exception as problem:  # a view of theirs must not keep the event from the hub
                 _log.warning("A watcher of the publisher failed: %s: %s", type(problem).__name__, problem)
 

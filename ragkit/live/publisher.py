@@ -27,12 +27,12 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ragkit.live.discovery import Server, find_server, journal_dir
-from ragkit.live.messages import Broadcast, Engine, Hello, Origin
+from ragkit.live.messages import Broadcast, Engine, Hello, Origin, to_broadcast
 from ragkit.live.origin import find_origin
 from ragkit.live.outbox import Counts, Mailbox, Outbox, is_coalescable
 from ragkit.live.serving import AnswerQuery, Reply, Serving
@@ -40,7 +40,7 @@ from ragkit.live.serving import AnswerQuery, Reply, Serving
 if TYPE_CHECKING:
     from ragkit.live.connection import Connection
 
-__all__ = ["Counts", "Publisher", "Reply", "Serving", "default_publisher"]
+__all__ = ["Counts", "Publisher", "Reply", "Serving", "broadcast", "default_publisher"]
 
 _log = logging.getLogger("ragkit.live.publisher")
 _now = time.time
@@ -78,7 +78,7 @@ class Publisher:
         self._max_queue = max_queue
         self._journal_folder = journal_folder
         self._begin()
-        _live.add(self)
+        _publishers.add(self)
         _register()
         self._start()
 
@@ -87,7 +87,7 @@ class Publisher:
         self.watchers: list[Callable[[Broadcast], object]] = []
         self._mailbox = Mailbox()
         self._items = self._mailbox.items
-        self._link: Connection | None = None
+        self._connection: Connection | None = None
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._closed = False
@@ -128,7 +128,7 @@ class Publisher:
             True if the hub has acknowledged it or it is in the journal; False if time ran out.
         """
         safe = threading.Event()
-        return self._do(lambda link: link.flush(safe)) and safe.wait(timeout_seconds)
+        return self._do(lambda connection: connection.flush(safe)) and safe.wait(timeout_seconds)
 
     def close(self, timeout_seconds: float = 5.0) -> None:
         """Send what is left, or put it into the journal if that takes too long; then end.
@@ -140,10 +140,10 @@ class Publisher:
         thread = self._thread
         if thread is None or not thread.is_alive() or thread is threading.current_thread():
             return
-        self._mailbox.put(lambda: self._need_link().finish())
+        self._mailbox.put(lambda: self._need_connection().finish())
         thread.join(timeout_seconds)
         if thread.is_alive():
-            self._mailbox.put(lambda: self._need_link().stop())
+            self._mailbox.put(lambda: self._need_connection().stop())
             thread.join(1.5)
 
     def serve(self, engine: Engine, answer: AnswerQuery) -> Serving:
@@ -157,23 +157,23 @@ class Publisher:
         serving = Serving(
             engine,
             answer,
-            stop=lambda serving: self._do(lambda link: link.withdraw(serving)),
-            renew=lambda serving: self._do(lambda link: link.renew(serving)),
+            stop=lambda serving: self._do(lambda connection: connection.withdraw(serving)),
+            update=lambda serving: self._do(lambda connection: connection.update(serving)),
         )
-        self._do(lambda link: link.offer(serving))
+        self._do(lambda connection: connection.offer(serving))
         return serving
 
     @property
     def state(self) -> str:
         """What it does now, for people: connected to which server, or what is in the way."""
-        if self._link is not None:
-            return self._link.state
+        if self._connection is not None:
+            return self._connection.state
         return "closed" if self._closed else "looking for a server"
 
     @property
     def counts(self) -> Counts:
         """What has become of the events so far."""
-        counts = self._link.outbox.counts() if self._link is not None else Counts()
+        counts = self._connection.outbox.counts() if self._connection is not None else Counts()
         return Counts(
             acknowledged=counts.acknowledged,
             waiting=counts.waiting + len(self._mailbox.items),
@@ -207,14 +207,14 @@ class Publisher:
         from ragkit.live.connection import Connection
 
         async def work() -> None:
-            self._link = Connection(
+            self._connection = Connection(
                 self._mailbox,
                 Outbox(self.origin, max_events=self._max_queue, watchers=self.watchers),
                 Hello(publisher=self.id, origin=self.origin),
                 find=lambda: self._server or find_server(),
                 journal_dir=lambda: self._journal_folder or journal_dir(),
             )
-            await self._link.run()
+            await self._connection.run()
 
         # Not asyncio.run: it waits without a deadline, and a policy may give it another kind of loop.
         loop = asyncio.SelectorEventLoop()
@@ -231,13 +231,13 @@ class Publisher:
         """Have the thread do something; False if there is none any more."""
         if not self._takes and not self._start():
             return False
-        self._mailbox.put(lambda: action(self._need_link()))
+        self._mailbox.put(lambda: action(self._need_connection()))
         return True
 
-    def _need_link(self) -> Connection:
-        if self._link is None:
+    def _need_connection(self) -> Connection:
+        if self._connection is None:
             raise RuntimeError("this runs in the publisher's thread only")
-        return self._link
+        return self._connection
 
     def _after_fork(self) -> None:
         # The parent's loop and socket must not be closed here: their file descriptors and the
@@ -246,7 +246,7 @@ class Publisher:
         self._begin()
 
 
-_live: weakref.WeakSet[Publisher] = weakref.WeakSet()
+_publishers: weakref.WeakSet[Publisher] = weakref.WeakSet()
 _kept_from_parent: list[dict[str, object]] = []
 _default: Publisher | None = None
 _default_lock = threading.Lock()
@@ -261,6 +261,26 @@ def default_publisher() -> Publisher:
         return _default
 
 
+def broadcast(message: Broadcast | Mapping[str, Any], *, publisher: Publisher | None = None) -> None:
+    """Send a message to everybody who listens: browsers, widgets, notebooks, programs.
+
+        ragkit.broadcast({"type": "follow_up_questions", "questions": ["How is BM25 tuned?"]})
+
+    Returns at once. Without a server the message waits in the journal, and is broadcast when a server starts.
+
+    Args:
+        message: One of the broadcasts in `ragkit.live.messages`, or the same as a dict with its ``type``. The hub adds
+            ``epoch`` and ``seq``; ``time`` and ``origin`` are added where they are missing.
+        publisher: Sends it; the one of this process by default.
+
+    Raises:
+        InputError: It is not a message that may be broadcast; the reason names the key. See
+            `ragkit.live.messages.to_broadcast`.
+    """
+    event = to_broadcast(message)
+    (publisher or default_publisher()).publish(event)
+
+
 @functools.cache
 def _register() -> None:
     atexit.register(_close_all)
@@ -269,14 +289,14 @@ def _register() -> None:
 
 
 def _close_all() -> None:
-    for publisher in list(_live):
+    for publisher in list(_publishers):
         publisher.close(publisher.exit_timeout_seconds)
 
 
 def _after_fork() -> None:
     global _default_lock
     _default_lock = threading.Lock()
-    for publisher in list(_live):
+    for publisher in list(_publishers):
         publisher._after_fork()
 
 

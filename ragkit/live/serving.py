@@ -65,21 +65,21 @@ class Reply:
     def delta(self, text: str) -> None:
         """Send the next piece of the answer; nothing happens when nobody waits for it."""
         if text and not self._answered:
-            self._tell(ResponseDelta(id=self.id, content=DeltaContent(delta=text)))
+            self._send_reply(ResponseDelta(id=self.id, content=DeltaContent(delta=text)))
 
     def respond(self, content: ResponseContent) -> None:
         """Send the whole answer. The first call of this or `fail` counts."""
         if not self._answered:
             self._answered = True
-            self._tell(Response(id=self.id, content=content))
+            self._send_reply(Response(id=self.id, content=content))
 
     def fail(self, code: ErrorCode, message: str) -> None:
         """Send an error in place of an answer. The first call of this or `respond` counts."""
         if not self._answered:
             self._answered = True
-            self._tell(Error(id=self.id, content=ErrorContent(code=code, message=message)))
+            self._send_reply(Error(id=self.id, content=ErrorContent(code=code, message=message)))
 
-    def _tell(self, message: msgspec.Struct) -> None:
+    def _send_reply(self, message: msgspec.Struct) -> None:
         if self.cancelled and isinstance(message, ResponseDelta):
             return
         try:
@@ -107,17 +107,17 @@ class Serving:
         answer: AnswerQuery,
         *,
         stop: Callable[[Serving], object],
-        renew: Callable[[Serving], object],
+        update: Callable[[Serving], object],
     ) -> None:
         self.engine = engine
         self.answer = answer
         self._stop = stop
-        self._renew = renew
+        self._update = update
 
     def update(self, engine: Engine) -> None:
         """Describe the engine anew, for example after more was indexed; its id stays."""
         self.engine = msgspec.structs.replace(engine, id=self.engine.id)
-        self._renew(self)
+        self._update(self)
 
     def stop(self) -> None:
         """Take the engine off offer, unless another has replaced it; answers under way are finished."""

@@ -1,7 +1,7 @@
 """What a late joiner needs: the newest state of every task, the engines on offer, recent follow-ups and results.
 
-It follows from the events alone, in their order, so a restarted server arrives at the same state.
-It is bounded whatever is published: a snapshot is sent whole.
+It follows from the events alone, in their order, so a restarted server arrives at the same state. The hub keeps one of
+everybody's events, a widget one of its own process's. It is bounded whatever is published: a snapshot is sent whole.
 """
 
 from __future__ import annotations
@@ -45,22 +45,36 @@ def task_name(event: TaskProgress | ExperimentResult) -> str:
 
 
 class SnapshotState:
-    """The state as of the newest event."""
+    """The state as of the newest event.
 
-    def __init__(self) -> None:
+    Args:
+        max_live_tasks: How many tasks that have not ended are remembered; beyond it the oldest is forgotten.
+        max_follow_ups: How many events with follow-up questions.
+        max_results: Of how many experiments the newest result.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_live_tasks: int = MAX_LIVE_TASKS,
+        max_follow_ups: int = MAX_FOLLOW_UPS,
+        max_results: int = MAX_RESULTS,
+    ) -> None:
         self.engines: list[Engine] = []
+        self._max_live_tasks = max_live_tasks
+        self._max_results = max_results
         self._live: OrderedDict[TaskKey, TaskProgress] = OrderedDict()
         self._ended: OrderedDict[TaskKey, TaskProgress] = OrderedDict()
-        self._follow_ups: deque[FollowUpQuestions] = deque(maxlen=MAX_FOLLOW_UPS)
+        self._follow_ups: deque[FollowUpQuestions] = deque(maxlen=max_follow_ups)
         self._results: OrderedDict[TaskKey, ExperimentResult] = OrderedDict()
 
-    def apply(self, event: Broadcast, *, publisher: str, size: int) -> TaskKey | None:
+    def apply(self, event: Broadcast, *, size: int, publisher: str = "") -> TaskKey | None:
         """Take the next event in.
 
         Args:
             event: As it is broadcast.
-            publisher: Whose it is.
             size: Its bytes on the wire.
+            publisher: Whose it is.
 
         Returns:
             A live task that is forgotten, because there are too many; None in every other case.
@@ -73,7 +87,7 @@ class SnapshotState:
             self._results.pop(key, None)  # also if the new one is too large: an old one would pass for it
             if (short := _result_in_short(event, size)) is not None:
                 self._results[key] = short
-                if len(self._results) > MAX_RESULTS:
+                if len(self._results) > self._max_results:
                     self._results.popitem(last=False)
         elif isinstance(event, EnginesChanged):
             self.engines = event.engines
@@ -87,7 +101,7 @@ class SnapshotState:
                     self._ended.popitem(last=False)
             else:
                 self._live[key] = _in_short(event, size)
-                if len(self._live) > MAX_LIVE_TASKS:
+                if len(self._live) > self._max_live_tasks:
                     return self._live.popitem(last=False)[0]
         return None
 

@@ -15,17 +15,15 @@ import os
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from ragkit.errors import InputError, OperationCancelled, require_count
 from ragkit.files import replacing
 from ragkit.hashing import hash_path
-from ragkit.live import messages
+from ragkit.live.experiment_events import ExperimentEvents
+from ragkit.live.messages import TaskState
 from ragkit.live.publisher import Publisher, default_publisher
 from ragkit.runs.notebook import ParameterizedNotebook, grid
 from ragkit.runs.run import Run, RunInfo
@@ -38,10 +36,7 @@ __all__ = ["sweep"]
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 20.0  # for a kernel to be shut down, before it is killed
-MAX_ROWS_TOLD = 200
-MAX_COLUMNS_TOLD = 40
-MAX_TEXT_TOLD = 200
-MAX_TRACEBACK_TOLD = 2_000
+MAX_PUBLISHED_COLUMNS = 40
 _MAX_LOG = 4_000
 
 
@@ -102,7 +97,7 @@ def sweep(
         raise InputError(f"There is no folder '{folder}' to run the notebook in. Make it, or give another cwd.")
     digests = {str(path): hash_path(path) for path in data}
     store = store if isinstance(store, RunStore) else RunStore(store)
-    show = _Show(
+    show = _Reporter(
         book.path.stem,
         cells,
         max_concurrency=max_concurrency,
@@ -235,8 +230,8 @@ def _stop(children: Sequence[_Child]) -> None:
 # ----------------------------------------------------------------------------------------- live
 
 
-class _Show:
-    """Tells the socket and the caller how far it is."""
+class _Reporter:
+    """Reports to the socket and the caller how far it is."""
 
     def __init__(
         self,
@@ -247,13 +242,10 @@ class _Show:
         publisher: Publisher,
         on_row: Callable[[int, dict[str, Any]], object] | None,
     ) -> None:
-        self.id = uuid.uuid4().hex
-        self._name, self._max_concurrency, self._publisher, self._on_row = (
-            name[:1_024],
-            max_concurrency,
-            publisher,
-            on_row,
-        )
+        self._events = ExperimentEvents(name, publisher)
+        self.id = self._events.task_id
+        self._max_concurrency = max_concurrency
+        self._on_row = on_row
         self._infos: list[RunInfo | None] = [None] * len(cells)
         self._seconds: list[float] = []
 
@@ -268,30 +260,15 @@ class _Show:
         self._infos[at] = info
         if not is_kept and info.seconds is not None:
             self._seconds.append(info.seconds)
-        board = [_told(each) for each in self.infos()[:MAX_ROWS_TOLD]]
-        trace = {"traceback": info.traceback[-MAX_TRACEBACK_TOLD:]} if info.traceback else {}
-        self._publisher.publish(
-            messages.ExperimentResult(
-                task_id=self.id, experiment=self._name, row=_told(info) | trace, leaderboard=board
-            )
-        )
+        self._events.result(_published_row(info), map(_published_row, self.infos()), traceback=info.traceback)
         self.progress("running")
         self.row(at, info.row())
 
-    def progress(self, state: messages.TaskState, message: str | None = None) -> None:
+    def progress(self, state: TaskState, message: str | None = None) -> None:
         done, total = len(self.infos()), len(self._infos)
         mean = sum(self._seconds) / len(self._seconds) if self._seconds else None
-        self._publisher.publish(
-            messages.ExperimentProgress(
-                task_id=self.id,
-                experiment=self._name,
-                state=state,
-                cells_done=done,
-                cells_total=total,
-                eta_seconds=None if mean is None else round(mean * (total - done) / self._max_concurrency, 1),
-                message=message,
-            )
-        )
+        eta_seconds = None if mean is None else round(mean * (total - done) / self._max_concurrency, 1)
+        self._events.progress(state, done=done, total=total, eta_seconds=eta_seconds, message=message)
 
     def finish(self) -> None:
         failed = sum(info.state != "done" for info in self.infos())
@@ -299,18 +276,11 @@ class _Show:
         self.progress("failed" if failed == len(self._infos) else "done", message)
 
 
-def _told(info: RunInfo) -> dict[str, Any]:
-    """A run's row, small enough for the socket and without what stands empty."""
+def _published_row(info: RunInfo) -> dict[str, Any]:
+    """A run's row without what is empty or is published otherwise, and with what says how it ended at its end."""
     row = info.row()
     last = {name: row.pop(name) for name in ("state", "seconds", "error", "message", "run")}
     for name in ("kind", "name", "started", "traceback"):
         del row[name]
-    kept = dict(list(row.items())[:MAX_COLUMNS_TOLD]) | last
-    return {name[:MAX_TEXT_TOLD]: _short(value) for name, value in kept.items() if value is not None}
-
-
-def _short(value: Any) -> Any:
-    if isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 2**53):
-        return value
-    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-    return text if len(text) <= MAX_TEXT_TOLD else f"{text[:MAX_TEXT_TOLD]}…"
+    kept = dict(list(row.items())[:MAX_PUBLISHED_COLUMNS]) | last
+    return {name: value for name, value in kept.items() if value is not None}

@@ -142,6 +142,7 @@ class RagkitApp(ExtensionApp):
             archive=archive,
             thread=Worker(loop.call_soon_threadsafe) if archive is not None else None,
         )
+        self.settings["ragkit_manager"] = self.manager  # other extensions' way to it: docs/server.md
         self.metrics = Exporter(self.manager)
         self.child = ChildEngine(
             self.index,

@@ -97,7 +97,7 @@ class ChildEngine:
         try:
             while True:
                 born = asyncio.get_running_loop().time()
-                reason = await self._live()
+                reason = await self._run_once()
                 served = self.state is ChildState.SERVING
                 self.state = ChildState.BACKOFF
                 if asyncio.get_running_loop().time() - born > MAX_DELAY_SECONDS:
@@ -116,7 +116,7 @@ class ChildEngine:
         finally:
             self._task = None
 
-    async def _live(self) -> str:
+    async def _run_once(self) -> str:
         """Run the child to its end; return how it ended."""
         environment = dict(self._environment())
         name = f"The engine for '{self.index}' (ragkit serve)"

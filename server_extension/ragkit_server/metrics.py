@@ -17,7 +17,7 @@ __all__ = ["Exporter", "gauges"]
 def gauges(hub: WebSocketManager) -> dict[str, tuple[float, str]]:
     """Return how a hub stands now: values and their meanings, by name."""
     history = hub.history
-    blocked = sum(link.blocked for link in hub.listeners)
+    blocked = sum(socket.blocked for socket in hub.listeners)
     return {
         "listeners": (len(hub.listeners), "Open connections of listeners."),
         "listeners_blocked": (blocked, "Listeners that do not read as fast as they are sent to."),

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from ragkit.live.journal import Journal
 from ragkit.live.messages import (
+    MAX_MESSAGE_BYTES,
     ExperimentResult,
     FollowUpQuestions,
     Hello,
@@ -25,7 +26,7 @@ from ragkit.live.messages import (
     Publish,
     decode_engine_message,
 )
-from ragkit.live.outbox import MAX_MESSAGE_BYTES, Outbox, is_coalescable
+from ragkit.live.outbox import Outbox, is_coalescable
 
 ORIGIN = Origin(kind="script", name="test.py", run_id="r")
 

@@ -29,6 +29,7 @@ from ragkit.live.messages import (
     EngineQuery,
     Error,
     ErrorCode,
+    ExperimentResult,
     FollowUpQuestions,
     IndexingProgress,
     Offer,
@@ -115,6 +116,14 @@ def test_events_arrive_in_order_with_time_and_origin(hub: Hub, make: Callable[..
     assert times[0].endswith("Z")
     assert publisher.counts.acknowledged == 2_000
     assert publisher.state == f"connected to {hub.server.url}"
+
+
+def test_a_hub_that_takes_smaller_messages_does_not_stop_the_publisher(make: Callable[..., Publisher]) -> None:
+    with running(max_message_bytes=2**20) as hub:
+        publisher = make(server=hub.server)
+        publisher.publish(ExperimentResult(task_id="t", experiment="e", row={"x": "y" * 7 * 2**20}))
+        eventually(lambda: len(hub.hellos) >= 3)
+        assert publisher.state != "closed"
 
 
 def test_the_token_is_in_the_header_and_nowhere_else(hub: Hub, make: Callable[..., Publisher]) -> None:

@@ -258,7 +258,7 @@ def test_an_event_larger_than_the_archive_is_seen_and_then_gone(tmp_path: Path) 
 def test_topics_are_chosen_in_the_archive_too(hub: DurableHub) -> None:
     for number in range(100):
         hub.broadcast(str(number))
-        hub.manager.broadcast(IndexingProgress(task_id=str(number), index="i", state="done"))
+        hub.manager.append(IndexingProgress(task_id=str(number), index="i", state="done"))
         hub.turn()
     wire = Wire()
     session = hub.manager.connect(wire)
@@ -353,7 +353,7 @@ def test_the_end_makes_safe_what_is_left(hub: DurableHub, tmp_path: Path) -> Non
             thread=Worker(loop.call_soon_threadsafe),
         )
         session = manager.connect(wire)
-        manager.broadcast(FollowUpQuestions(questions=["last words"]))
+        manager.append(FollowUpQuestions(questions=["last words"]))
         closing = asyncio.create_task(manager.close())
         await eventually(lambda: wire.closed)
         manager.disconnect(session)

@@ -49,8 +49,8 @@ class Room:
         self.offered: list[list[str]] = []
         self.listener = ListenerSession(History())
         self.engines = Engines(
-            tell_asker=lambda session, message: session.reply(message),
-            tell_publisher=lambda session, message: session.send(message),
+            send_to_asker=lambda session, message: session.reply(message),
+            send_to_publisher=lambda session, message: session.send(message),
             changed=lambda engines: self.offered.append([engine.id for engine in engines]),
             timers=clock,
             query_timeout_seconds=60,

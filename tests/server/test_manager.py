@@ -30,7 +30,7 @@ class Hub:
         return wire
 
     def broadcast(self, text: str = "?") -> None:
-        self.manager.broadcast(FollowUpQuestions(questions=[text]))
+        self.manager.append(FollowUpQuestions(questions=[text]))
 
     def publisher(self, id: str = "p") -> tuple[PublisherSession, Wire]:
         wire = Wire()
@@ -178,8 +178,8 @@ def test_a_slow_listener_is_spared_superseded_progress_but_no_end(clock: Clock) 
     hub.broadcast("kept")
     hub.clock.advance()
     for done in range(1_000):
-        hub.manager.broadcast(IndexingProgress(task_id="t", index="i", state="running", documents_done=done))
-    hub.manager.broadcast(IndexingProgress(task_id="t", index="i", state="done"))
+        hub.manager.append(IndexingProgress(task_id="t", index="i", state="running", documents_done=done))
+    hub.manager.append(IndexingProgress(task_id="t", index="i", state="done"))
     hub.clock.advance()
     slow.unstick()
     hub.manager.drained(slow.session)

@@ -40,7 +40,16 @@ class Hub:
         hellos: One for each connection.
     """
 
-    def __init__(self, *, token: str = "t0ken", acknowledge: bool = True, reads: bool = True, status: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        token: str = "t0ken",
+        acknowledge: bool = True,
+        reads: bool = True,
+        status: int = 0,
+        max_message_bytes: int = messages.MAX_MESSAGE_BYTES,
+    ) -> None:
+        self.max_message_bytes = max_message_bytes
         self.token = token
         self.acknowledge = acknowledge
         self.reads = reads
@@ -100,7 +109,13 @@ class Hub:
 
     async def _serve(self) -> Any:
         return await serve(
-            self._talk, "127.0.0.1", self.port, process_request=self._check, compression=None, ping_interval=None
+            self._talk,
+            "127.0.0.1",
+            self.port,
+            process_request=self._check,
+            compression=None,
+            ping_interval=None,
+            max_size=self.max_message_bytes,
         )
 
     async def _vanish(self) -> None:

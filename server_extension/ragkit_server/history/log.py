@@ -36,20 +36,24 @@ from datetime import UTC, datetime
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from ragkit.live.messages import TERMINAL, Broadcast, ExperimentResult, Gap, Origin, Snapshot, encode
+from ragkit.live.messages import (
+    TERMINAL,
+    Broadcast,
+    ExperimentResult,
+    Gap,
+    Origin,
+    Snapshot,
+    decode_broadcast,
+    encode,
+)
 from ragkit.live.snapshot import SnapshotState, TaskKey, TaskProgress, task_name
 from ragkit_server.history.archive import Batch, Record, Stored
 from ragkit_server.history.numbers import Publishers
 from ragkit_server.transport.frames import text_frame
 
-__all__ = ["RUN_BYTES", "TOPICS", "History"]
-
-TOPICS = frozenset(str(event.__struct_config__.tag) for event in Broadcast.__args__)
-"""The types that a listener may subscribe to."""
+__all__ = ["RUN_BYTES", "History"]
 
 RUN_BYTES = 65_536  # about one kernel socket buffer: more at once only moves the queue there
-
-_decode = msgspec.json.Decoder(Broadcast).decode
 
 
 class _Entry:
@@ -118,7 +122,7 @@ class History:
         for record in stored.records:
             entry = self._log(record, logged=record.seq > stored.log_after)
             try:
-                self._remember(record, _decode(record.payload), entry)
+                self._remember(record, decode_broadcast(record.payload), entry)
             except (msgspec.MsgspecError, RecursionError):
                 continue  # of a version that had other messages: still to be replayed
             if record.seq <= stored.log_after:
@@ -201,7 +205,7 @@ class History:
         self._horizon = max(self._horizon, horizon)
         self.publishers.commit(batch.numbers)
 
-    def renew(self, batch: Batch | None = None, *, epoch: str = "", seq: int = 0, durable: bool = False) -> None:
+    def begin_epoch(self, batch: Batch | None = None, *, epoch: str = "", seq: int = 0, durable: bool = False) -> None:
         """Begin a new epoch with the same state; every listener gets a gap, and nothing is lost.
 
         Args:

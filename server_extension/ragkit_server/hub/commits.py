@@ -2,7 +2,7 @@
 
 ::
 
-    append, acknowledge --> next turn of the event loop --> archive (thread) --> settled
+    append, acknowledge --> next turn of the event loop --> archive (thread) --> committed
 
 While one batch is being written the next one collects, so a slow disk makes larger batches and not a
 longer queue. When the disk refuses, the history goes on in memory, under a new epoch (what the old one
@@ -45,7 +45,7 @@ class Commits:
 
     Args:
         history: Where events are logged once they are safe.
-        settled: Called when there is something for listeners to see, with what can be acknowledged.
+        committed: Called when there is something for listeners to see, with what can be acknowledged.
         fed: Called when a listener has got what it wanted from the archive.
         timers: An event loop.
         log: Where trouble with the disk is reported.
@@ -58,7 +58,7 @@ class Commits:
         self,
         history: History,
         *,
-        settled: Callable[[Acks], None],
+        committed: Callable[[Acks], None],
         fed: Callable[[ListenerSession], None],
         timers: Timers,
         log: logging.Logger,
@@ -67,7 +67,7 @@ class Commits:
         thread: Thread | None = None,
     ) -> None:
         self.history = history
-        self._settled = settled
+        self._committed = committed
         self._fed = fed
         self._timers = timers
         self._log = log
@@ -110,7 +110,7 @@ class Commits:
             return  # it goes on when that is done
         acks, self._acks = self._acks, {}
         if self._archive is None or self._thread is None or not self.history.has_pending:
-            self._settle(acks)
+            self._finish(acks)
             return
         self._writing = True
         batch = self.history.take()
@@ -126,12 +126,12 @@ class Commits:
             self._counters.commits += 1
             self._counters.commit_seconds += seconds
             self.history.commit(batch, horizon=horizon)
-        self._settle(acks)
+        self._finish(acks)
         if self.history.has_pending or self._acks:
             self._schedule()
 
-    def _settle(self, acks: Acks) -> None:
-        self._settled(acks)
+    def _finish(self, acks: Acks) -> None:
+        self._committed(acks)
         seq = self.history.seq
         for waiter in [waiter for waiter in self._waiters if waiter[0] <= seq]:
             self._waiters.remove(waiter)
@@ -153,7 +153,7 @@ class Commits:
             "ragkit: the history cannot be written to '%s' (%s). It goes on in memory: a restart would forget it. Free "
             "some space, or set --RagkitApp.history_dir; it is tried again every minute.", path, problem,
         )  # fmt: skip
-        self.history.renew(batch)
+        self.history.begin_epoch(batch)
         self._timers.call_later(RETRY_SECONDS, self._try_again)
 
     def _try_again(self) -> None:
@@ -167,8 +167,8 @@ class Commits:
             self._timers.call_later(RETRY_SECONDS, self._try_again)
             return
         self._log.info("ragkit: the history is written to disk again")
-        self.history.renew(epoch=epoch, seq=seq, durable=True)
-        self._settle({})
+        self.history.begin_epoch(epoch=epoch, seq=seq, durable=True)
+        self._finish({})
         self._schedule()
 
     # ------------------------------------------------------------------ reading

@@ -7,7 +7,7 @@ A query's life::
                +--> TIMEOUT, ENGINE_FAILED                       +--> TIMEOUT, CANCELLED, ENGINE_LOST
 
 Every query ends in exactly one `Response` or `Error` to its asker, unless the asker has gone.
-There is no I/O here: messages leave through ``tell_asker`` and ``tell_publisher``, time comes from
+There is no I/O here: messages leave through ``send_to_asker`` and ``send_to_publisher``, time comes from
 ``timers`` (an event loop, or a fake).
 """
 
@@ -57,8 +57,8 @@ class Engines:
     """Routes queries to engines and their answers back.
 
     Args:
-        tell_asker: Sends a message to a listener.
-        tell_publisher: Sends a message to a publisher; false if it does not read.
+        send_to_asker: Sends a message to a listener.
+        send_to_publisher: Sends a message to a publisher; false if it does not read.
         changed: Called with the engines on offer, newest first, when they change.
         timers: Where deadlines are kept.
         query_timeout_seconds: How long an engine has for one answer.
@@ -70,8 +70,8 @@ class Engines:
     def __init__(
         self,
         *,
-        tell_asker: Callable[[ListenerSession, Struct], None],
-        tell_publisher: Callable[[PublisherSession, Struct], bool],
+        send_to_asker: Callable[[ListenerSession, Struct], None],
+        send_to_publisher: Callable[[PublisherSession, Struct], bool],
         changed: Callable[[list[Engine]], None],
         timers: Timers,
         query_timeout_seconds: float = 120,
@@ -80,8 +80,8 @@ class Engines:
         max_queries_per_minute: float = 120,
     ) -> None:
         self.child: Child | None = None
-        self._tell_asker = tell_asker
-        self._tell_publisher = tell_publisher
+        self._send_to_asker = send_to_asker
+        self._send_to_publisher = send_to_publisher
         self._changed = changed
         self._timers = timers
         self._query_timeout_seconds = query_timeout_seconds
@@ -203,7 +203,7 @@ class Engines:
                 message = EngineQuery(
                     id=query.key, engine_id=engine_id, content=query.content, request_id=query.asker_id
                 )
-                if not self._tell_publisher(publisher, message):
+                if not self._send_to_publisher(publisher, message):
                     self._fail(
                         query,
                         ErrorCode.ENGINE_FAILED,
@@ -255,7 +255,7 @@ class Engines:
                 "then; --RagkitApp.start_timeout_seconds allows more.",
             )
             return
-        self._tell_publisher(query.publisher, Cancel(id=query.key))
+        self._send_to_publisher(query.publisher, Cancel(id=query.key))
         self._fail(
             query,
             ErrorCode.TIMEOUT,
@@ -268,7 +268,7 @@ class Engines:
         for query in self._queries.values():
             if query.asker is asker and query.asker_id == id:
                 if query.publisher is not None:
-                    self._tell_publisher(query.publisher, Cancel(id=query.key))
+                    self._send_to_publisher(query.publisher, Cancel(id=query.key))
                 self._fail(query, ErrorCode.CANCELLED, "Stopped, as you asked.")
                 return
         self._refuse(
@@ -280,7 +280,7 @@ class Engines:
         self._asked.pop(asker, None)
         for query in [query for query in self._queries.values() if query.asker is asker]:
             if query.publisher is not None:
-                self._tell_publisher(query.publisher, Cancel(id=query.key))
+                self._send_to_publisher(query.publisher, Cancel(id=query.key))
             self._end(query)
 
     # ------------------------------------------------------------------ answers
@@ -292,14 +292,14 @@ class Engines:
             return  # harmless: it crossed with a cancel, a deadline, or the asker's leaving
         if not isinstance(message, ResponseDelta):
             self._end(query)
-        self._tell_asker(query.asker, msgspec.structs.replace(message, id=query.asker_id))
+        self._send_to_asker(query.asker, msgspec.structs.replace(message, id=query.asker_id))
 
     def _fail(self, query: _Query, code: ErrorCode, message: str) -> None:
         self._end(query)
         self._refuse(query.asker, query.asker_id, code, message)
 
     def _refuse(self, asker: ListenerSession, id: str, code: ErrorCode, message: str) -> None:
-        self._tell_asker(asker, error(code, message, id=id))
+        self._send_to_asker(asker, error(code, message, id=id))
 
     def _end(self, query: _Query) -> None:
         self._queries.pop(query.key, None)

@@ -11,23 +11,24 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from ragkit.errors import InputError
 from ragkit.live.messages import (
+    MAX_DEPTH,
     Broadcast,
     ClientMessage,
     EngineMessage,
-    EnginesChanged,
     Error,
     ErrorCode,
     ErrorContent,
-    ExperimentResult,
     Query,
+    check_broadcast,
     decode_client_message,
     decode_engine_message,
+    is_too_deep,
 )
 
 __all__ = ["RejectedError", "check_event", "error", "from_listener", "from_publisher"]
 
-MAX_DEPTH = 50
 Message = TypeVar("Message")
 
 
@@ -51,8 +52,9 @@ def from_listener(frame: str | bytes) -> ClientMessage:
         RejectedError: It is no message.
     """
     message: ClientMessage = _decode(frame, decode_client_message, ClientMessage)
-    if isinstance(message, Query):
-        _check_depth(message.content.context, id=message.id)
+    if isinstance(message, Query) and is_too_deep(message.content.context):
+        problem = f"It is nested more than {MAX_DEPTH} levels deep. Send a flatter object."
+        raise RejectedError(error(ErrorCode.INVALID_MESSAGE, problem, id=message.id))
     return message
 
 
@@ -72,12 +74,10 @@ def check_event(event: Broadcast) -> None:
     Raises:
         RejectedError: It may not; it need not send it again.
     """
-    if isinstance(event, EnginesChanged):
-        raise RejectedError(
-            error(ErrorCode.INVALID_MESSAGE, "Only the hub broadcasts 'engines'. Send 'offer' instead.")
-        )
-    if isinstance(event, ExperimentResult):
-        _check_depth(event.row, event.leaderboard)
+    try:
+        check_broadcast(event)
+    except InputError as problem:
+        raise RejectedError(error(ErrorCode.INVALID_MESSAGE, str(problem))) from problem
 
 
 class _Envelope(Struct):
@@ -103,17 +103,6 @@ def _decode(frame: str | bytes, decode: Callable[[str], Message], union: Any) ->
         raise RejectedError(
             error(ErrorCode.INVALID_JSON, f"That is not JSON: {problem}. Send one JSON object in a text frame.")
         ) from problem
-
-
-def _check_depth(*level: object, id: str | UnsetType = UNSET) -> None:
-    """Refuse what could be decoded here, and would be too deep to be encoded or decoded elsewhere."""
-    for _ in range(MAX_DEPTH):
-        inner = (part for outer in level for part in (outer.values() if isinstance(outer, dict) else outer))  # type: ignore[attr-defined]
-        level = tuple(part for part in inner if isinstance(part, dict | list))
-        if not level:
-            return
-    problem = f"It is nested more than {MAX_DEPTH} levels deep. Send a flatter object."
-    raise RejectedError(error(ErrorCode.INVALID_MESSAGE, problem, id=id))
 
 
 def _explain(frame: str, reason: str, union: Any) -> Error:

@@ -15,13 +15,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
+from ragkit.errors import ServerError
 from ragkit.live.messages import (
     Broadcast,
     Engine,
@@ -36,6 +39,7 @@ from ragkit.live.messages import (
     Since,
     Welcome,
     Withdraw,
+    to_broadcast,
 )
 from ragkit_server.history.archive import Archive
 from ragkit_server.history.log import History
@@ -43,8 +47,9 @@ from ragkit_server.hub.commits import Acks, Commits
 from ragkit_server.hub.counters import Counters
 from ragkit_server.hub.engines import Engines
 from ragkit_server.hub.inbound import RejectedError, check_event
-from ragkit_server.hub.ports import SessionSocket, Thread, Timer, Timers, Transport
+from ragkit_server.hub.ports import RunningLoop, SessionSocket, Thread, Timer, Timers, Transport
 from ragkit_server.hub.sessions import ListenerSession, PublisherSession, SessionState
+from ragkit_server.transport.messages import MessageTransport, message_sender
 
 __all__ = ["WebSocketManager"]
 
@@ -56,10 +61,13 @@ SLICE = 500  # listeners pumped before other work of the event loop gets its tur
 class WebSocketManager:
     """Listeners, publishers, and what passes between them.
 
+    Other code in the server reaches the one of a running Jupyter server as
+    ``serverapp.web_app.settings["ragkit_manager"]``, and calls `connect`, `disconnect` and `broadcast`.
+
     Args:
-        history: The log to broadcast from.
-        timers: An event loop; everything here runs on its thread.
-        log: Where events of interest to the server's operator go.
+        history: The log to broadcast from; an empty one in memory by default.
+        timers: An event loop; everything here runs on its thread. By default the loop that runs when it is needed.
+        log: Where events of interest to the server's operator go; by default the logger ``ragkit_server``.
         publisher_grace_seconds: How long a publisher that went away may take to come back before
             its running tasks are broadcast as failed.
         max_queue_bytes: What may wait for one connection beside broadcasts.
@@ -74,9 +82,9 @@ class WebSocketManager:
     def __init__(
         self,
         *,
-        history: History,
-        timers: Timers,
-        log: logging.Logger,
+        history: History | None = None,
+        timers: Timers | None = None,
+        log: logging.Logger | None = None,
         publisher_grace_seconds: float = 10,
         max_queue_bytes: int = 2**20,
         query_timeout_seconds: float = 120,
@@ -86,11 +94,13 @@ class WebSocketManager:
         archive: Archive | None = None,
         thread: Thread | None = None,
     ) -> None:
-        self.history = history
+        self.history = history = history if history is not None else History()
+        timers = timers if timers is not None else RunningLoop()
+        log = log if log is not None else logging.getLogger("ragkit_server")
         self.counters = Counters()
         self.commits = Commits(
             history,
-            settled=self._settled,
+            committed=self._committed,
             fed=self._pump,
             timers=timers,
             log=log,
@@ -99,8 +109,8 @@ class WebSocketManager:
             thread=thread,
         )
         self.engines = Engines(
-            tell_asker=self._tell_asker,
-            tell_publisher=self._tell_publisher,
+            send_to_asker=self._send_to_asker,
+            send_to_publisher=self._send_to_publisher,
             changed=self._engines_changed,
             timers=timers,
             query_timeout_seconds=query_timeout_seconds,
@@ -116,6 +126,7 @@ class WebSocketManager:
         # The same, in a row that is made anew when somebody comes or goes. For each broadcast, its pairs would make
         # Python look for garbage in all that thousands of connections hold: half a second, every few seconds.
         self._audience: list[tuple[ListenerSession, SessionSocket]] | None = None
+        self._by_websocket: dict[int, ListenerSession] = {}  # by the id of what was connected
         self._publishers: dict[PublisherSession, SessionSocket] = {}
         self._ready: dict[str, PublisherSession] = {}  # by the publisher's own id
         self._graces: dict[str, Timer] = {}
@@ -124,10 +135,26 @@ class WebSocketManager:
 
     # ------------------------------------------------------------------ listeners
 
-    def connect(self, transport: Transport, *, since: Since | None = None) -> ListenerSession:
-        """Add a listener; it gets every broadcast from now on (or ``since``), in order."""
+    def connect(self, websocket: Transport | Any, *, since: Since | None = None) -> ListenerSession:
+        """Add a listener; it gets every broadcast from now on (or ``since``), in order.
+
+        Args:
+            websocket: Where the broadcasts go: an open WebSocket with ``write_message`` (a Tornado handler),
+                ``send_text`` or ``send_json`` (Starlette, FastAPI), or a `Transport`. Each message is one text. What
+                comes in on it stays with whoever reads it.
+            since: The last event that it has seen.
+
+        Returns:
+            Its session; the one that there is if it is connected already.
+
+        Raises:
+            TypeError: It is none of these.
+        """
+        if (known := self._by_websocket.get(id(websocket))) is not None:
+            return known
         session = ListenerSession(self.history, since=since, max_reply_bytes=self._max_queue_bytes)
-        self._listeners[session] = SessionSocket(transport)
+        self._listeners[session] = SessionSocket(self._transport(websocket, session))
+        self._by_websocket[id(websocket)] = session
         self._audience = None
         self.counters.connections["listener"] += 1
         if self._closing is not None:
@@ -135,11 +162,37 @@ class WebSocketManager:
         self._pump(session)
         return session
 
-    def disconnect(self, session: Session) -> None:
-        """Forget a connection; safe at any time, also in the middle of a broadcast, also twice."""
+    def _transport(self, websocket: Transport | Any, session: ListenerSession) -> Transport:
+        if (send := message_sender(websocket)) is not None:
+            return MessageTransport(
+                websocket, send, drained=lambda: self.drained(session), lost=lambda: self.disconnect(session)
+            )
+        write = getattr(websocket, "write", None)
+        if not callable(write) or inspect.iscoroutinefunction(write) or not callable(getattr(websocket, "close", None)):
+            raise TypeError(
+                f"{type(websocket).__name__} is no WebSocket that the hub can write to: it needs write_message (as a "
+                "Tornado handler has), send_text or send_json (as Starlette's has), or write and close of "
+                "ragkit_server.hub.ports.Transport."
+            )
+        return websocket
+
+    def disconnect(self, session: Session | Transport | Any) -> None:
+        """Forget a connection; safe at any time, also in the middle of a broadcast, also twice.
+
+        Args:
+            session: What `connect` or `attach` returned, or the WebSocket that was given to `connect`.
+        """
+        if not isinstance(session, ListenerSession | PublisherSession):
+            if (known := self._by_websocket.get(id(session))) is None:
+                return
+            session = known
         session.closed()
         if isinstance(session, ListenerSession):
-            if self._listeners.pop(session, None) is not None:
+            if (socket := self._listeners.pop(session, None)) is not None:
+                given = (
+                    socket.transport.websocket if isinstance(socket.transport, MessageTransport) else socket.transport
+                )
+                self._by_websocket.pop(id(given), None)
                 self._audience = None
                 self.engines.asker_gone(session)
         elif self._publishers.pop(session, None) is not None:
@@ -147,13 +200,37 @@ class WebSocketManager:
         if not self._listeners and not self._publishers:
             self._empty.set()
 
-    def broadcast(
+    async def broadcast(self, message: Broadcast | Mapping[str, Any]) -> None:
+        """Send a message to every listener: ``await manager.broadcast({"type": "follow_up_questions", ...})``.
+
+        For code in the server; a notebook calls ``ragkit.broadcast``. Returns when the event is committed: it has its
+        number, is safe on disk where the history is kept there, and is on its way to whoever listens. A listener that
+        is slow or dead neither delays nor breaks this or another one.
+
+        Args:
+            message: One of the broadcasts in `ragkit.live.messages`, or the same as a dict with its ``type``. The hub
+                adds ``epoch``, ``seq`` and ``time``, and no ``origin``.
+
+        Raises:
+            InputError: It is not a message that may be broadcast; the reason names the key.
+            ServerError: The server is stopping.
+            RuntimeError: This is not the server's event loop.
+        """
+        event = to_broadcast(message)
+        if isinstance(self._timers, asyncio.AbstractEventLoop) and self._timers is not asyncio.get_running_loop():
+            raise RuntimeError(
+                "Broadcast in the server's event loop: from another thread with "
+                "asyncio.run_coroutine_threadsafe(manager.broadcast(...), loop)."
+            )
+        if self._closing is not None:
+            raise ServerError("The server is stopping and broadcasts nothing more. Publish again when it is back.")
+        self.append(event)
+        await self.commits.wait_for_disk()
+
+    def append(
         self, event: Broadcast, *, publisher: str = "", origin: Origin | msgspec.UnsetType = msgspec.UNSET
     ) -> Broadcast:
-        """Stamp an event and send it to every listener.
-
-        Returns at once: the listeners are written to when it is safe, and one that is slow or dead
-        neither delays nor breaks another.
+        """Stamp an event, which has been checked, and send it to every listener soon: when it is committed.
 
         Returns:
             The event with its ``epoch`` and ``seq``.
@@ -162,7 +239,7 @@ class WebSocketManager:
         self.counters.broadcasts[str(type(event).__struct_config__.tag)] += 1
         return stamped
 
-    def _settled(self, acks: Acks) -> None:
+    def _committed(self, acks: Acks) -> None:
         for session, n in acks.items():
             session.acknowledge(n)
             self._pump(session)
@@ -174,19 +251,19 @@ class WebSocketManager:
         end = start + SLICE
         runs, seq = self.history.runs, self.history.seq
         writes = size = 0
-        for session, link in listeners[start:end]:
+        for session, socket in listeners[start:end]:
             # The hub's inner loop. Nearly always: a listener that keeps up, as others do, and has nothing coming to
             # it alone. What they all get has been put together for the first of them.
-            if session.plain and not link.blocked and (run := runs.get(session.cursor)) is not None and run[1] == seq:
+            if session.plain and not socket.blocked and (run := runs.get(session.cursor)) is not None and run[1] == seq:
                 session.cursor = seq
                 writes += 1
                 size += len(run[0])
                 try:
-                    link.blocked = not link.write(run[0])
+                    socket.blocked = not socket.write(run[0])
                 except Exception as problem:
-                    self._drop(session, link, problem)
+                    self._drop(session, socket, problem)
             else:
-                self._pump_link(session, link)
+                self._pump_socket(session, socket)
         self.counters.writes += writes
         self.counters.bytes += size
         if end < len(listeners):
@@ -200,57 +277,57 @@ class WebSocketManager:
 
     def drained(self, session: Session) -> None:
         """Go on writing: the socket's buffer has emptied."""
-        if (link := self._link(session)) is not None:
-            link.blocked = link.closing
+        if (socket := self._socket_of(session)) is not None:
+            socket.blocked = socket.closing
             self._pump(session)
 
-    def _link(self, session: Session) -> SessionSocket | None:
+    def _socket_of(self, session: Session) -> SessionSocket | None:
         if isinstance(session, ListenerSession):
             return self._listeners.get(session)
         return self._publishers.get(session)
 
     def _pump(self, session: Session) -> None:
-        if (link := self._link(session)) is not None:
-            self._pump_link(session, link)
+        if (socket := self._socket_of(session)) is not None:
+            self._pump_socket(session, socket)
 
-    def _pump_link(self, session: Session, link: SessionSocket) -> None:
-        if link.blocked:
+    def _pump_socket(self, session: Session, socket: SessionSocket) -> None:
+        if socket.blocked:
             return
         try:
             while data := session.data_to_send():
                 self.counters.writes += 1
                 self.counters.bytes += len(data)
-                if not link.write(data):
-                    link.blocked = True
+                if not socket.write(data):
+                    socket.blocked = True
                     return
             if session.waits:
-                self._look_after(session, link)
+                self._look_after(session, socket)
         except Exception as problem:
-            self._drop(session, link, problem)
+            self._drop(session, socket, problem)
 
-    def _drop(self, session: Session, link: SessionSocket, problem: Exception) -> None:
+    def _drop(self, session: Session, socket: SessionSocket, problem: Exception) -> None:
         # Whatever is wrong with this connection must not reach the others.
         self._log.debug("ragkit: a connection was dropped: %r", problem)
         self.counters.dropped += 1
         self.disconnect(session)
         with contextlib.suppress(Exception):  # it is broken already
-            link.transport.close(1011, "the connection broke")
+            socket.transport.close(1011, "the connection broke")
 
-    def _look_after(self, session: Session, link: SessionSocket) -> None:
+    def _look_after(self, session: Session, socket: SessionSocket) -> None:
         if session.close_code is not None:
-            link.blocked = True
-            link.closing = True
-            link.transport.close(*session.close_code)
+            socket.blocked = True
+            socket.closing = True
+            socket.transport.close(*session.close_code)
         elif isinstance(session, ListenerSession):
             self.commits.fetch(session)
 
-    def _tell_asker(self, session: ListenerSession, message: Struct) -> None:
+    def _send_to_asker(self, session: ListenerSession, message: Struct) -> None:
         if isinstance(message, Response | Error):
             self.counters.replies[message.content.code if isinstance(message, Error) else "response"] += 1
         session.reply(message)
         self._pump(session)
 
-    def _tell_publisher(self, session: PublisherSession, message: Struct) -> bool:
+    def _send_to_publisher(self, session: PublisherSession, message: Struct) -> bool:
         taken = session.send(message)
         self._pump(session)
         return taken
@@ -314,7 +391,7 @@ class WebSocketManager:
         if not self.history.publishers.is_new(hello.publisher, message.n):
             self.counters.repeats += 1
             return False
-        self.broadcast(message.event, publisher=hello.publisher, origin=hello.origin)
+        self.append(message.event, publisher=hello.publisher, origin=hello.origin)
         return True
 
     def _publisher_gone(self, session: PublisherSession) -> None:
@@ -335,7 +412,7 @@ class WebSocketManager:
             self.expect(publisher)
             return
         for task in self.history.state.live_tasks_of(publisher):
-            self.broadcast(
+            self.append(
                 msgspec.structs.replace(
                     task,
                     state="failed",
@@ -353,7 +430,7 @@ class WebSocketManager:
             self.expect(publisher)
 
     def _engines_changed(self, engines: list[Engine]) -> None:
-        self.broadcast(EnginesChanged(engines=engines))
+        self.append(EnginesChanged(engines=engines))
 
     @property
     def listeners(self) -> Collection[SessionSocket]:
@@ -386,9 +463,9 @@ class WebSocketManager:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._empty.wait(), timeout_seconds)
         for session in sessions:
-            link = self._link(session)
-            if link is not None and not link.closing:  # it has not even taken what was queued for it
-                link.transport.close(code, reason)
+            socket = self._socket_of(session)
+            if socket is not None and not socket.closing:  # it has not even taken what was queued for it
+                socket.transport.close(code, reason)
             self.disconnect(session)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.commits.close(), timeout_seconds)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-__all__ = ["Child", "SessionSocket", "Thread", "Timer", "Timers", "Transport"]
+__all__ = ["Child", "RunningLoop", "SessionSocket", "Thread", "Timer", "Timers", "Transport"]
 
 
 class Transport(Protocol):
@@ -62,6 +63,19 @@ class Timers(Protocol):
     def time(self) -> float: ...
     def call_soon(self, callback: Callable[..., object], /, *args: Any) -> object: ...
     def call_later(self, delay: float, callback: Callable[..., object], /, *args: Any) -> Timer: ...
+
+
+class RunningLoop:
+    """`Timers` of the event loop that runs when they are used: so a hub can be made before its loop is."""
+
+    def time(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def call_soon(self, callback: Callable[..., object], /, *args: Any) -> object:
+        return asyncio.get_running_loop().call_soon(callback, *args)
+
+    def call_later(self, delay: float, callback: Callable[..., object], /, *args: Any) -> Timer:
+        return asyncio.get_running_loop().call_later(delay, callback, *args)
 
 
 class Child(Protocol):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from msgspec import UNSET, Struct, UnsetType
 
 from ragkit.live.messages import (
+    TOPICS,
     Ack,
     Cancel,
     EngineMessage,
@@ -32,7 +33,7 @@ from ragkit.live.messages import (
     Subscribe,
     encode,
 )
-from ragkit_server.history.log import RUN_BYTES, TOPICS, History
+from ragkit_server.history.log import RUN_BYTES, History
 from ragkit_server.hub.inbound import RejectedError, error, from_listener, from_publisher
 from ragkit_server.transport.frames import text_frame
 
