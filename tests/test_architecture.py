@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-import ragkit
-
 ROOT = Path(__file__).resolve().parent.parent
 
 # What kernels and the server share.
@@ -70,11 +68,3 @@ def test_import_ragkit_takes_a_moment() -> None:
         subprocess.run([sys.executable, "-c", "import ragkit"], check=True, timeout=60)
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 0.3
-
-
-def test_public_names_exist() -> None:
-    for name in ragkit.__all__:
-        assert getattr(ragkit, name) is not None
-    with pytest.raises(AttributeError, match="attribute nonsense"):
-        ragkit.nonsense  # noqa: B018
-    assert set(dir(ragkit)) == set(ragkit.__all__)

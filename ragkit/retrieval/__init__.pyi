@@ -2,6 +2,7 @@ from .base import Hit as Hit
 from .base import QueryRewriter as QueryRewriter
 from .base import Reranker as Reranker
 from .base import Retriever as Retriever
+from .corpus import Passages as Passages
 from .reranking import CrossEncoderReranker as CrossEncoderReranker
 from .reranking import LLMReranker as LLMReranker
 from .retrievers import BM25 as BM25

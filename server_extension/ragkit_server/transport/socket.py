@@ -57,7 +57,7 @@ class SocketTransport:
         self._ended = True
 
     def write(self, data: bytes) -> bool:
-        """Write whole frames; see `ragkit_server.links.Transport`."""
+        """Write whole frames; see `ragkit_server.hub.ports.Transport`."""
         if self._ended:
             raise WebSocketClosedError
         if self._send is None or self._unwritten:
