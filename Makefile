@@ -11,12 +11,16 @@ REACT  := $(VENV)/share/react
 AXE    := $(VENV)/share/axe-core/4.14.1.js
 PANEL  := $(wildcard server_extension/ragkit_server/labextension/package.json)
 
+# PyPI's torch for Linux is the CUDA build, gigabytes of it. Without an NVIDIA GPU take the CPU build, once:
+# make lab TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+
 # Jupyter refuses to run as root unless told that it is meant.
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 export RAGKIT_TEST_GGUF := $(abspath $(MODELS))
 
-.PHONY: help lab demo test check format bench-retrieval bench-french bench-handbook bench-publish bench-hub bench-soak bench-panel bench-index bench-chunkers bench-experiment docs frontend clean
+.PHONY: help lab demo test check format bench-retrieval bench-french bench-handbook bench-publish bench-hub bench-soak bench-panel bench-index bench-chunkers bench-experiment docs docs-site frontend clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -72,12 +76,15 @@ bench-experiment: $(VENV)/.test $(PEERS)/.peers  ## Experiments: reference value
 docs: $(VENV)/.lab  ## Rewrite the tables of docs/protocol.md that repeat the code
 	$(BIN)/python docs/generate.py
 
+docs-site: $(VENV)/.docs  ## Build the documentation as a site, with the API reference, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 frontend: $(VENV)/.lab  ## Build the panel, the widget and the client of the socket anew (needs Node.js; what it makes is committed)
 	$(BIN)/python frontend/messages.py
 	cd frontend && npm ci --silent && npm run --silent build
 
 clean:  ## Remove the environment and the indexes
-	rm -rf $(VENV) $(PEERS) indexes
+	rm -rf $(VENV) $(PEERS) indexes site
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ragkit needs Python 3.11 or newer; try: make PYTHON=python3.11")'
@@ -87,7 +94,8 @@ $(BIN)/python:
 # One stamp an extra: a second run has nothing to install and starts at once. The panel is copied when it is installed.
 # Notebooks 02 to 05 are experiments.
 $(VENV)/.lab: EXTRAS = lab,eval
-$(VENV)/.lab $(VENV)/.test $(VENV)/.dev $(VENV)/.bench: $(VENV)/.%: pyproject.toml constraints.txt $(PANEL) | $(BIN)/python
+$(VENV)/.lab $(VENV)/.test $(VENV)/.dev $(VENV)/.docs $(VENV)/.bench: $(VENV)/.%: pyproject.toml constraints.txt $(PANEL) | $(BIN)/python
+	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet -c constraints.txt --index-url $(TORCH_INDEX) torch)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(or $(EXTRAS),$*)]'
 	@touch $@
 

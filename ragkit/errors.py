@@ -394,10 +394,10 @@ class MissingExtraError(RagkitError, ImportError):
 
     Attributes:
         package: The package that is missing.
-        extra: The extra of ragkit that brings it.
+        extra: The extra of the distribution `ragkit-lab` that installs it.
     """
 
     def __init__(self, package: str, *, extra: str) -> None:
         self.package = package
         self.extra = extra
-        super().__init__(f"This needs {package}. Install it with: pip install 'ragkit[{extra}]'")
+        super().__init__(f"This needs {package}. Install it with: pip install 'ragkit-lab[{extra}]'")

@@ -72,7 +72,7 @@ def choose(*options: Any) -> Any:
 
 
 def between(low: _Number, high: _Number, *, step: _Number | None = None, log: bool = False) -> _Number:
-    """Stand for the numbers of a range, from which `ragkit.experiments.search` draws.
+    """Stand for the numbers of a range, from which `ragkit.experiments.tune` draws.
 
     They are whole if the ends and the step are, unless they are for a field of a dataclass that is declared ``float``.
 

@@ -51,7 +51,7 @@ class Chunker(Protocol):
     def name(self) -> str: ...
 
     def chunk(self, document: Document, *, embedder: Embedder) -> list[Chunk]:
-        """Splitter one document.
+        """Divide one document into chunks.
 
         Args:
             document: What to cut.

@@ -224,8 +224,7 @@ class RAGEngine:
             What was added, updated, skipped, deleted, and which files failed and why.
 
         Raises:
-            SourceNotFoundError, NoDocumentsError, IndexLockedError, IndexMismatchError, IndexWriteError,
-            EmbeddingError, OperationCancelled: See `ragkit.indexing.Index.update`.
+            RagkitError: For the same reasons as `ragkit.indexing.Index.update`.
         """
         return self._index(path, rebuild=rebuild, cancelled=cancelled, executor=executor, show=self._progress)
 
@@ -270,7 +269,8 @@ class RAGEngine:
 
         Raises:
             InputError: ``path`` is an address.
-            What `index` does, the first time. Later failures are in the handle's ``error``, and on the socket.
+            RagkitError: The first run failed, as in `index`. Later failures are in the handle's ``error``, and on the
+                socket.
         """
         if str(path).startswith(("http:/", "https:/")):
             raise InputError(f"'{path}' cannot be watched, only files can. Call index() when it may have changed.")

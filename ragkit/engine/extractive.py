@@ -335,9 +335,9 @@ class ExtractiveLLM:
     Args:
         embedder: Compares question and sentences.
         max_quotes: Sentences (or code blocks, list items, table rows) in an answer, at most.
-        min_relevance: Abstain if no sentence reaches it; see `ragkit.engine.extractive` for what it is made of. None
-        takes a
-            value measured for all-MiniLM-L6-v2; other models spread their cosines differently, so set it for them.
+        min_relevance: Abstain if no sentence reaches it; see `ragkit.engine.extractive` for what it is made of.
+            None takes a value measured for all-MiniLM-L6-v2; other models spread their cosines differently, so set it
+            for them.
     """
 
     generative = False

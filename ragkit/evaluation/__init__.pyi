@@ -10,6 +10,7 @@ from .measures import SpanIoU as SpanIoU
 from .measures import SpanPrecision as SpanPrecision
 from .measures import SpanRecall as SpanRecall
 from .measures import evaluate as evaluate
+from .significance import compare as compare
 from .synthesis import generate_questions as generate_questions
 from .trec import read_run as read_run
 from .trec import write_run as write_run

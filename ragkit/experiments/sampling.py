@@ -82,7 +82,7 @@ class Draws:
         try:
             import optuna
         except ImportError as problem:
-            raise MissingExtraError("optuna", extra="search") from problem
+            raise MissingExtraError("optuna", extra="tune") from problem
 
         self._evenly = optuna.samplers.RandomSampler(seed=seed)
         # Each parameter by itself: those of an option are not in every trial.

@@ -78,8 +78,8 @@ def tune(
 
     Args:
         dataset: What is searched, asked and right.
-        system: With choices and ranges in it, at any depth; see `ragkit.experiments.choose` and
-        `ragkit.experiments.between`. measure: What to choose by; more of it is better.
+        system: With choices and ranges in it, at any depth; see `ragkit.space.choose` and `ragkit.space.between`.
+        measure: What to choose by; more of it is better.
         method: ``"random"`` draws evenly, which is hard to beat where few parameters matter (Bergstra and Bengio
             2012). ``"tpe"`` learns from every trial where to draw next (Bergstra et al. 2011). ``"halving"`` draws
             evenly, asks a ninth of the train questions, then a third, then all, and each time only the best third of

@@ -3,6 +3,7 @@ from .base import Hits as Hits
 from .base import QueryRewriter as QueryRewriter
 from .base import Reranker as Reranker
 from .base import Retriever as Retriever
+from .corpus import Passages as Passages
 from .query import SearchQuery as SearchQuery
 from .reranking import CrossEncoderReranker as CrossEncoderReranker
 from .reranking import LLMReranker as LLMReranker

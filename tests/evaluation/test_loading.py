@@ -268,7 +268,7 @@ def test_sets_that_ir_datasets_has_not(ir_datasets: Any) -> None:
 
 def test_ir_datasets_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ir_datasets", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'ragkit\[eval\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'ragkit-lab\[eval\]'"):
         load_dataset("ir_datasets:cranfield")
 
 

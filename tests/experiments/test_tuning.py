@@ -279,5 +279,5 @@ def test_questions_are_left_to_choose_by(few: Dataset, tmp_path: Path) -> None:
 
 def test_without_optuna(few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(MissingExtraError, match=r"ragkit\[search\]"):
+    with pytest.raises(MissingExtraError, match=r"ragkit-lab\[tune\]"):
         find(few, HILL, tmp_path)

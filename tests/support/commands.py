@@ -20,6 +20,8 @@ DEADLINE_SECONDS = 120.0
 def environment(folder: Path, server: Server | None = None, **more: str) -> dict[str, str]:
     """What a command is started with; `server` is the one that it finds."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAGKIT_", "JUPYTER", "JPY_"))}
+    if "RAGKIT_CACHE_DIR" in os.environ:  # of the tests, see conftest.py
+        kept["RAGKIT_CACHE_DIR"] = os.environ["RAGKIT_CACHE_DIR"]
     kept |= {
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "server_extension")]),
         "PYTHONWARNINGS": "default",

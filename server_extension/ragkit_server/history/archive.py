@@ -15,7 +15,7 @@ that by the boot id, and begins a new epoch; the end of a server is waited for, 
 What is kept: every event but superseded progress, up to ``max_bytes``; then the oldest go, except the
 newest state of tasks that still run. `Stored.horizon` is how far back a replay can go.
 
-Everything here blocks; `ragkit_server.worker` runs it in a thread.
+Everything here blocks; `ragkit_server.history.worker` runs it in a thread.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Publishers number their events and send them again until they are acknowledged. A number that has
 come is never broadcast again, and that is known for as long as the history lasts: it is committed
-together with the event (`ragkit_server.archive`).
+together with the event (`ragkit_server.history.archive`).
 """
 
 from __future__ import annotations
