@@ -7,10 +7,9 @@ from collections.abc import Callable
 
 from ragkit.errors import OperationCancelled
 
-__all__ = ["never", "wait"]
+__all__ = ["POLL_SECONDS", "never", "wait"]
 
-
-_POLL_SECONDS = 0.05
+POLL_SECONDS = 0.05  # between two looks at whether somebody has cancelled
 
 
 def never() -> bool:
@@ -30,4 +29,4 @@ def wait(seconds: float, cancelled: Callable[[], bool] = never) -> None:
             raise OperationCancelled("The answer was cancelled.")
         if (left := ends - time.monotonic()) <= 0:
             return
-        time.sleep(min(left, _POLL_SECONDS))
+        time.sleep(min(left, POLL_SECONDS))

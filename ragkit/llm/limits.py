@@ -14,13 +14,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ragkit.cancellation import never, wait
+from ragkit.cancellation import POLL_SECONDS, never, wait
 from ragkit.errors import BudgetError, InputError, RagkitError
 
 __all__ = ["Budget", "RateLimit", "Taken"]
 
-
-_POLL_SECONDS = 0.05
 _BUSY_SECONDS = 60.0
 
 _SCHEMA = """
@@ -107,7 +105,7 @@ class Budget:
                     return int(call.lastrowid or 0)
             if most > room:
                 raise BudgetError(self.name, spent=fixed + own, cap=self.cap, most=most)
-            wait(_POLL_SECONDS, cancelled)
+            wait(POLL_SECONDS, cancelled)
 
     def settle(self, call: int, cost: float) -> None:
         """Replace what a call had taken with what it did cost.
@@ -177,9 +175,6 @@ def _cap(value: float) -> float:
     return float(value)
 
 
-_POLL_SECONDS = 0.05
-
-
 @dataclass(slots=True)
 class Taken:
     """What a call has taken from the minute after it began.
@@ -229,7 +224,7 @@ class RateLimit:
         Raises:
             OperationCancelled: `cancelled` said so.
         """
-        while not self._turn.acquire(timeout=_POLL_SECONDS):
+        while not self._turn.acquire(timeout=POLL_SECONDS):
             wait(0, cancelled)
         try:
             while True:
@@ -240,6 +235,6 @@ class RateLimit:
                 if not self._minute or (len(self._minute) < self._requests and used + tokens <= self._tokens):
                     self._minute.append(taken := Taken(now, tokens))
                     return taken
-                self._sleep(_POLL_SECONDS, cancelled)
+                self._sleep(POLL_SECONDS, cancelled)
         finally:
             self._turn.release()
