@@ -58,6 +58,8 @@ _GATEWAY_TIMEOUTS = {504, 524}  # the server behind the gateway may still be at 
 # Less than the 5 seconds after which uvicorn, llama.cpp and Node close an idle connection: a request that meets the
 # closing would be lost, and may not be repeated.
 _KEEP_ALIVE_SECONDS = 4.0
+# A server that closes a connection as a request comes in says so within one round trip, and has not read the request.
+_CLOSING_SECONDS = 0.5
 _LONGEST_EXCERPT = 300  # characters of what a server says that are shown
 
 
@@ -420,7 +422,7 @@ def _http_client(trust_env: bool) -> httpx2.AsyncClient:
             exchange = _exchange.get()
             exchange.status, exchange.billable = None, True
             try:
-                response = await super().send(request, **options)
+                response = await self._on_open_connection(request, options)
             except (httpx2.ConnectError, httpx2.ConnectTimeout):
                 exchange.billable = False
                 raise
@@ -433,6 +435,23 @@ def _http_client(trust_env: bool) -> httpx2.AsyncClient:
             if exchange.billable and not exchange.is_repeatable:
                 response.headers["x-should-retry"] = "false"
             return response
+
+        async def _on_open_connection(self, request: httpx2.Request, options: dict[str, Any]) -> httpx2.Response:
+            """Send a request, and again if the server was closing the connection just then, as llama.cpp often is."""
+            is_new = False
+
+            async def trace(event: str, details: object) -> None:
+                nonlocal is_new
+                is_new = is_new or event.startswith("connection.connect")
+
+            request.extensions = {**request.extensions, "trace": trace}
+            while True:
+                sent = time.monotonic()
+                try:
+                    return await super().send(request, **options)
+                except (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError):
+                    if is_new or time.monotonic() - sent > _CLOSING_SECONDS:
+                        raise
 
     return Client(
         trust_env=trust_env,
