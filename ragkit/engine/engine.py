@@ -43,6 +43,7 @@ from ragkit.live import messages
 from ragkit.live.publisher import Publisher, Reply, Serving, default_publisher
 from ragkit.llm.base import LLM
 from ragkit.llm.prompt import Prompt
+from ragkit.llm.replies import answer_prompt
 from ragkit.retrieval.base import Hit, QueryRewriter, Reranker, Retriever
 from ragkit.retrieval.corpus import Passages
 from ragkit.retrieval.index_passages import IndexPassages
@@ -311,14 +312,10 @@ class RAGEngine:
         prompt = Prompt(
             question=question, passages=passages_of(hits), language=language, instructions=self.instructions
         )
-        pieces: list[str] = []
-        for piece in self.llm.stream(prompt, cancelled=cancelled):
-            pieces.append(piece)
-            if on_delta is not None:
-                on_delta(piece)
+        reply = answer_prompt(self.llm, prompt, on_delta=on_delta, cancelled=cancelled)
         answer = cite(
             question,
-            "".join(pieces),
+            reply.text,
             hits,
             language=language,
             model=self.llm.name,
