@@ -82,13 +82,13 @@ class ThoughtFilter:
         wait: Whether to pass nothing on until it is known whether the reply has begun inside a thought.
 
     Attributes:
-        text: The answer so far. It is what was passed on, unless the reply turned out to have begun inside a thought.
         began_inside: Whether the reply has begun inside a thought.
     """
 
     def __init__(self, model: str, *, wait: bool = False) -> None:
-        self.text = ""
         self.began_inside = False
+        self._parts: list[str] = []  # of the answer
+        self._tail = ""  # where they end
         self._model = model
         self._wait = wait
         self._step = self._begin
@@ -96,7 +96,11 @@ class ThoughtFilter:
         self._closing = ""  # the mark that ends the thought
         self._has_thought = False
         self._ends: tuple[str, ...] = _ENDS  # marks that may end the answer
-        self._end = re.compile("")
+
+    @property
+    def text(self) -> str:
+        """The answer so far: what was passed on, unless the reply turned out to have begun inside a thought."""
+        return "".join(self._parts)
 
     def feed(self, piece: str) -> str:
         """Take a piece of the reply, and return what can be passed on."""
@@ -110,8 +114,9 @@ class ThoughtFilter:
             LLMResponseError: It ends inside a thought, or after one without an answer.
         """
         rest = self._run(ended=True)
-        is_empty = self.text.strip() in ("", CUT)
-        if self._step == self._think or (self._has_thought and is_empty) or (self._wait and self._is_cut_thought()):
+        text = self.text.strip()
+        is_cut_inside = self._wait and not self._has_thought and text.endswith(CUT)
+        if self._step == self._think or (self._has_thought and text in ("", CUT)) or is_cut_inside:
             raise LLMResponseError(
                 f"'{self._model}' ended its reply before it answered: all that it said is what it thought. Raise "
                 "max_tokens, or turn its thinking off.",
@@ -119,10 +124,6 @@ class ThoughtFilter:
                 base_url="",
             )
         return rest
-
-    def _is_cut_thought(self) -> bool:
-        """Whether a model that begins inside thoughts has reached its limit before it closed one."""
-        return not self._has_thought and self.text.rstrip().endswith(CUT)
 
     def _run(self, *, ended: bool) -> str:
         passed_on = ""
@@ -144,61 +145,69 @@ class ThoughtFilter:
         elif ended or opening or not any(mark.startswith(text) for mark in marks):
             self._step = self._answer_or_think
             if self._has_thought:
-                ends = (*_ENDS, _AROUND_ANSWERS[opening]) if opening else _ENDS
-                self._end = re.compile(rf"(?:\s|{'|'.join(map(re.escape, ends))})*\Z")
-                self._ends = ends
-                self._pending = text.removeprefix(opening).lstrip()
+                self._ends = (*_ENDS, _AROUND_ANSWERS[opening]) if opening else _ENDS
+                self._pending = text.removeprefix(opening)
                 self._step = self._answer
         return ""
 
     def _think(self, ended: bool) -> str:
-        at = _find(self._pending, self._closing, ended)
-        if at is None:
-            self._pending = self._pending[-len(self._closing) - 1 :]  # a part of the mark, and what stands before it
+        mark = self._closing
+        at = self._pending.find(mark)
+        while _is_quoted(self._pending, at, mark):
+            at = self._pending.find(mark, at + 1)
+        if at < 0:
+            self._pending = self._pending[-len(mark) :]  # a part of the mark, and what stands before it
             return ""
-        self._pending = self._pending[at + len(self._closing) :]
+        if not ended and _may_be_quoted(self._pending, at, mark):
+            return ""
+        self._pending = self._pending[at + len(mark) :]
         self._has_thought = True
         self._step = self._begin
         return ""
 
     def _answer(self, ended: bool) -> str:
         """After a thought: all of it, but for a mark at its end."""
-        partial = 0 if ended else max(_overlap(self._pending, mark) for mark in self._ends)
-        held = self._end.search(self._pending[: len(self._pending) - partial])
-        kept = held.start() if held and (held.group().strip() or not ended) else len(self._pending)
-        passed_on, self._pending = self._pending[:kept], "" if ended else self._pending[kept:]
-        self.text += passed_on
-        return passed_on
+        text = self._pending if self._parts else self._pending.lstrip()
+        partial = 0 if ended else max(_overlap(text, mark) for mark in self._ends)
+        kept = len(text) - partial
+        is_marked = False
+        while mark := next((mark for mark in self._ends if text[:kept].rstrip().endswith(mark)), ""):
+            kept = len(text[:kept].rstrip()) - len(mark)
+            is_marked = True
+        if is_marked or not ended:  # else the space at the end is the answer's
+            kept = len(text[:kept].rstrip())
+        self._pending = "" if ended else text[kept:]
+        return self._say(text[:kept])
 
     def _answer_or_think(self, ended: bool) -> str:
         """No thought at the beginning: an answer, if no mark shows that the reply has begun inside one."""
-        seen = len(self.text)
-        self.text += self._pending
-        self._pending = ""
         # The rest of a mark may come with this piece, or what shows that backticks enclose it.
-        if any(mark in self.text[max(0, seen - _LONGEST_CLOSING - 1) :] for mark in _CLOSINGS):
-            end = _end_of_unopened(self.text, ended)
-            if end is not None:
-                self._pending, self.text = self.text[end:], ""
-                self._has_thought = self.began_inside = True
-                self._step = self._begin
-                return ""
+        is_mark_near = any(mark in self._tail + self._pending for mark in _CLOSINGS)
+        passed_on, self._pending = self._say(self._pending), ""
+        if is_mark_near and (end := _end_of_unopened(self.text, ended)) is not None:
+            self._pending, self._parts = self.text[end:], []
+            self._has_thought = self.began_inside = True
+            self._step = self._begin
+            return ""
         if not self._wait:
-            return self.text[seen:]
+            return passed_on
         return self.text if ended else ""
 
-
-def _find(text: str, mark: str, ended: bool) -> int | None:
-    """Find a mark that backticks do not enclose; None while it is not known whether they do."""
-    at = text.find(mark)
-    while at >= 0 and _is_quoted(text, at, at + len(mark)):
-        at = text.find(mark, at + 1)
-    is_open = at > 0 and text[at - 1] == "`" and at + len(mark) == len(text)
-    return None if at < 0 or (is_open and not ended) else at
+    def _say(self, part: str) -> str:
+        if part:
+            self._parts.append(part)
+            self._tail = (self._tail + part)[-_LONGEST_CLOSING - 1 :]
+        return part
 
 
-def _is_quoted(text: str, start: int, end: int) -> bool:
-    return start > 0 and text[start - 1] == "`" and text[end : end + 1] == "`"
+def _is_quoted(text: str, at: int, mark: str) -> bool:
+    """Whether backticks enclose the mark that stands there."""
+    return at > 0 and text[at - 1] == "`" and text.startswith("`", at + len(mark))
+
+
+def _may_be_quoted(text: str, at: int, mark: str) -> bool:
+    """Whether the next character decides that."""
+    return at > 0 and text[at - 1] == "`" and at + len(mark) == len(text)
 
 
 def _end_of_unopened(text: str, ended: bool) -> int | None:
@@ -208,15 +217,15 @@ def _end_of_unopened(text: str, ended: bool) -> int | None:
     for match in _MARKS.finditer(text):
         if match["fence"]:
             in_code = not in_code
-        elif in_code or _is_quoted(text, *match.span()):
+        elif in_code or _is_quoted(text, match.start(), match.group()):
             continue
         elif match.group() not in _CLOSINGS:
             opened += 1
         elif opened:
             opened -= 1
         else:
-            is_open = text[: match.start()].endswith("`") and match.end() == len(text)
-            return match.end() if ended or not is_open else None
+            is_certain = ended or not _may_be_quoted(text, match.start(), match.group())
+            return match.end() if is_certain else None
     return None
 
 
