@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -74,8 +76,8 @@ ANSWERS = [
 ENDS_INSIDE = [
     "<think>", "<think>Hm", "<think>Hm […]", "<think>Hm</think", "<think>`</think>`", "<think>a</think><think>b",
     "[THINK]Hm", "<|channel|>analysis<|message|>Hm", "<|channel|>analysis<|message|>Hm<|end|>",
-    "<|channel|>final", "analysisWe", "<think>Hm</think>", "<think>Hm</think>\n\n", "<think>Hm</think> […]", "Hm</think>",
-    "<think>Hm</think><answer></answer>", "<think>Hm</think><answer> […]",
+    "<|channel|>final", "analysisWe", "<think>Hm</think>", "<think>Hm</think>\n\n", "<think>Hm</think> […]",
+    "Hm</think>", "<think>Hm</think><answer></answer>", "<think>Hm</think><answer> […]",
 ]  # fmt: skip
 
 
@@ -124,12 +126,14 @@ def test_an_answer_is_passed_on_as_it_comes() -> None:
 
 
 PARTS = sorted({part for marks in FORMS.values() for part in marks.split("{}")} | {"</think>", "`", "```", "\n", "[…]"})
-REPLIES = st.lists(st.sampled_from([*PARTS, *ANSWERS, "<", "think>", "/"]) | st.text(max_size=5), max_size=6).map("".join)
+REPLIES = st.lists(st.sampled_from([*PARTS, *ANSWERS, "<", "think>", "/"]) | st.text(max_size=5), max_size=6).map(
+    "".join
+)
 
 
 def cut(reply: str, places: list[int]) -> list[str]:
     ends = sorted({place % (len(reply) + 1) for place in places} | {0, len(reply)})
-    return [reply[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    return [reply[start:end] for start, end in itertools.pairwise(ends)]
 
 
 @given(REPLIES, st.lists(st.integers(0, 10**6), max_size=12), st.booleans())
