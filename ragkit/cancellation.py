@@ -9,7 +9,7 @@ from ragkit.errors import OperationCancelled
 
 __all__ = ["POLL_SECONDS", "never", "wait"]
 
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.05  # between two looks at whether somebody has cancelled
 
 
 def never() -> bool:

@@ -27,6 +27,7 @@ from ragkit.live.discovery import Server
 from ragkit.live.handshake import RefusedError, dial, open_socket
 from ragkit.live.origin import find_origin
 from ragkit.llm.base import GenerativeLLM
+from ragkit.llm.replies import ask
 
 __all__ = ["Doctor", "Finding"]
 
@@ -310,8 +311,9 @@ class Doctor:
             return "skipped", "no model was named: answers are quotes, which need none (--llm MODEL --base-url URL)"
         llm = self._make_llm()
         started = time.perf_counter()
-        reply = llm.complete([{"role": "user", "content": "Say: ready."}], max_tokens=8)
-        return "ok", f"{llm.name} answered {reply.strip()[:60]!r} in {time.perf_counter() - started:.1f} s"
+        # A model that thinks first needs room for that; others stop by themselves.
+        reply = ask(llm, [{"role": "user", "content": "Say: ready."}], asker="ragkit doctor", max_tokens=256)
+        return "ok", f"{llm.name} answered {reply.text.strip()[:60]!r} in {time.perf_counter() - started:.1f} s"
 
     # ------------------------------------------------------------------------------ the socket
 

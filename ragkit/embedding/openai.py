@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ragkit.embedding.base import Kind, Vectors, unit_rows
-from ragkit.errors import EmbeddingError
+from ragkit.errors import EmbeddingError, LLMError
+from ragkit.model_server import ModelServer, Talk
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
 
 __all__ = ["OpenAIEmbedder"]
+
+_MAX_RETRIES = 2  # the same text twice costs little, so that whatever can pass is tried again
 
 
 class OpenAIEmbedder:
@@ -20,12 +24,16 @@ class OpenAIEmbedder:
 
     Args:
         model: The model's name on that server.
-        base_url: The server's address, ending in ``/v1``; None for OpenAI's own.
-        api_key: The key; None takes OPENAI_API_KEY, and a placeholder for servers that need none.
+        base_url: The server's address, ending in ``/v1``; None takes OPENAI_BASE_URL, then OpenAI's own.
+        api_key: The key. None takes OPENAI_API_KEY when `base_url` is None too, so that it is never sent to another
+            server by accident; a local server that needs no key gets a placeholder.
         batch_size: Texts in one request.
         timeout_seconds: For one request.
         max_tokens: The longest text that the model reads.
         languages: ISO 639-1 codes that the model is good at; None means all.
+
+    Raises:
+        InputError: An address or key that cannot be one.
     """
 
     def __init__(
@@ -44,27 +52,20 @@ class OpenAIEmbedder:
         self.languages = languages
         self._model = model
         self._base_url = base_url
-        self._api_key = api_key
         self._batch_size = batch_size
-        self._timeout_seconds = timeout_seconds
         self._dimension: int | None = None
-        self._client: Any = None
-        self._lock = threading.Lock()
+        self._server = ModelServer(
+            model,
+            base_url=base_url,
+            api_key=api_key,
+            timeout_seconds=timeout_seconds,
+            max_retries=_MAX_RETRIES,
+            ask_for_less="batch_size=...",
+            if_too_long="If the texts are too long for the model, say what it reads with max_tokens=...",
+        )
 
     def __repr__(self) -> str:
-        return f"OpenAIEmbedder({self._model!r}, base_url={self._base_url!r})"
-
-    def _connect(self) -> Any:
-        with self._lock:
-            if self._client is None:
-                import openai
-
-                self._client = openai.OpenAI(
-                    base_url=self._base_url,
-                    api_key=self._api_key or os.environ.get("OPENAI_API_KEY") or "none",
-                    timeout=self._timeout_seconds,
-                )
-            return self._client
+        return f"OpenAIEmbedder({self._model!r}, base_url={self._server.base_url!r})"
 
     @property
     def dimension(self) -> int:
@@ -74,33 +75,26 @@ class OpenAIEmbedder:
 
     def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Vectors:
         """See `Embedder.embed`. Raises `EmbeddingError` if the server fails or answers with something else."""
-        import openai
-
-        client = self._connect()
         rows: list[list[float]] = []
-        try:
-            for start in range(0, len(texts), self._batch_size):
-                batch = list(texts[start : start + self._batch_size])
-                answer = client.embeddings.create(model=self._model, input=batch, encoding_format="float")
-                data = sorted(answer.data, key=lambda item: item.index)
-                if len(data) != len(batch):
-                    raise EmbeddingError(self.name, f"'{self.name}' gave {len(data)} vectors for {len(batch)} texts.")
-                rows.extend(item.embedding for item in data)
-        except openai.OpenAIError as error:
-            raise EmbeddingError(
-                self.name,
-                f"The embedding server at {client.base_url} failed: {error}. Check that it runs, "
-                f"that it has the model '{self._model}', and the API key.",
-            ) from error
-        except (AttributeError, TypeError, ValueError) as error:  # a 200 that is HTML, or JSON of another shape
-            raise EmbeddingError(
-                self.name,
-                f"{client.base_url} does not answer as an OpenAI-compatible embedding server. "
-                "Check base_url: it usually ends in /v1.",
-            ) from error
+        for start in range(0, len(texts), self._batch_size):
+            batch = list(texts[start : start + self._batch_size])
+            try:
+                found = self._server.call(self._request(batch), has_deadline=False, is_repeatable=True)
+            except LLMError as error:
+                raise EmbeddingError(self.name, str(error)) from error
+            if len(found) != len(batch):
+                raise EmbeddingError(self.name, f"'{self.name}' gave {len(found)} vectors for {len(batch)} texts.")
+            rows.extend(found)
         if not rows:
             return np.zeros((0, self._dimension or 0), dtype=np.float32)
         return unit_rows(np.asarray(rows, dtype=np.float32))
+
+    def _request(self, batch: list[str]) -> Talk[list[list[float]]]:
+        async def talk(client: AsyncOpenAI, pass_on: Callable[[str], None]) -> list[list[float]]:
+            answer = await client.embeddings.create(model=self._model, input=batch, encoding_format="float")
+            return [item.embedding for item in sorted(answer.data, key=lambda item: item.index)]
+
+        return talk
 
     def fingerprint(self, kind: Kind) -> str | None:
         # A server does not tell its model's revision: the same name at the same address has to do.

@@ -20,14 +20,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from ragkit.llm.prompt import Passage, is_abstention
+from ragkit.llm.replies import CITATION, without_citations
 from ragkit.retrieval.base import Hit, place_of
 from ragkit.terminal import one_line, printable
 
 __all__ = ["Answer", "Citation", "cite", "passages_of"]
 
-_MARKER = re.compile(r"[ \t]?\[(\d{1,4}(?:\s*[,;]\s*\d{1,4})*)\]")
-_CODE = r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]+`"  # x[1] in code is no citation
-_CODE_OR_MARKER = re.compile(rf"{_CODE}|{_MARKER.pattern}", re.DOTALL)
 _SHORTEST_QUOTE = 12  # characters; anything shorter is found by chance
 _LONGEST_CLAIM = 4_000  # characters before a marker that are looked at: a model may write without end
 
@@ -175,7 +173,7 @@ def cite(
         seconds: How long it took.
         answer_id: Its id; made if empty.
     """
-    abstained = is_abstention(_MARKER.sub("", text))  # models cite even what they did not find
+    abstained = is_abstention(without_citations(text))  # models cite even what they did not find
     quotes: dict[int, list[tuple[int, int]]] = {}  # by the number of the hit, in the order of their first markers
 
     def keep(marker: re.Match[str]) -> str:
@@ -192,7 +190,7 @@ def cite(
         # Numbered anew as a reader meets them: a lone [4] looks as if something were missing.
         return space + "".join(f"[{list(quotes).index(n) + 1}]" for n in valid)
 
-    kept = _CODE_OR_MARKER.sub(keep, text).strip()
+    kept = CITATION.sub(keep, text).strip()
     cited = bool(quotes)
     shown = () if abstained else tuple(quotes) if cited else range(1, len(hits) + 1)
     return Answer(
@@ -230,7 +228,7 @@ def _citation(number: int, hit: Hit, quotes: tuple[tuple[int, int], ...]) -> Cit
 
 def _quoted(before: str, hit: Hit) -> tuple[int, int] | None:
     """Find what stands before a marker in the passage, but for white space; the longest tail that fits."""
-    claim = _MARKER.split(before)[-1] if before else ""
+    claim = before[max((marker.end() for marker in CITATION.finditer(before) if marker.group(1)), default=0) :]
     block = re.split(r"\n\s*\n", claim.strip())[-1].strip(' \t\n>"«»“”')
     starts = [0, *(m.end() for m in re.finditer(r"[.!?:»]\s+|\n\s*", block))]
     passage, offsets = _evenly_spaced(hit.chunk.text)
@@ -307,13 +305,15 @@ def _html(answer: Answer) -> str:
     def marker(match: re.Match[str]) -> str:
         if match.group(1) is None:
             return _code_html(match.group())
-        citation = by_number.get(int(match.group(1)))
+        citation = by_number.get(int(match.group(1))) if match.group(1).isdigit() else None
         if citation is None:
             return match.group()
+        space = match.group().partition("[")[0]
         title = html.escape(citation.place, quote=True)
-        return f'<details><summary title="{title}">[{citation.number}]</summary>{_passage_html(citation)}</details>'
+        shown = f'<summary title="{title}">[{citation.number}]</summary>{_passage_html(citation)}'
+        return f"{space}<details>{shown}</details>"
 
-    escaped = re.sub(rf"{_CODE}|\[(\d{{1,4}})\]", marker, html.escape(answer.text), flags=re.DOTALL)
+    escaped = CITATION.sub(marker, html.escape(answer.text))
     # MathJax must not read a document's dollar signs as formulas, nor run what stands in them.
     parts = [_STYLE, f'<div class="ragkit-answer tex2jax_ignore mathjax_ignore" lang="{html.escape(answer.language)}">']
     parts.append(f"<div>{escaped}</div>")  # a <p> would end at each <details>

@@ -44,6 +44,7 @@ from ragkit.live import messages
 from ragkit.live.publisher import Publisher, Reply, Serving, default_publisher
 from ragkit.llm.base import LLM
 from ragkit.llm.prompt import Prompt
+from ragkit.llm.replies import answer_prompt
 from ragkit.retrieval.base import Hits, QueryRewriter, Reranker, Retriever
 from ragkit.retrieval.corpus import Passages
 from ragkit.retrieval.index_passages import IndexPassages
@@ -392,14 +393,10 @@ class RAGEngine:
         prompt = Prompt(
             question=query, passages=passages_of(hits), language=query.language, instructions=self.instructions
         )
-        pieces: list[str] = []
-        for piece in self.llm.stream(prompt, cancelled=cancelled):
-            pieces.append(piece)
-            if on_delta is not None:
-                on_delta(piece)
+        reply = answer_prompt(self.llm, prompt, on_delta=on_delta, cancelled=cancelled)
         answer = cite(
             query.text,
-            "".join(pieces),
+            reply.text,
             hits,
             language=query.language,
             model=self.llm.name,

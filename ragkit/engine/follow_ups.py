@@ -27,6 +27,7 @@ from ragkit.indexing.records import DocumentRecord
 from ragkit.live import messages
 from ragkit.live.publisher import Publisher
 from ragkit.llm.base import LLM, GenerativeLLM
+from ragkit.llm.replies import ask
 from ragkit.retrieval.base import Hit, Retriever
 from ragkit.retrieval.corpus import Passages
 from ragkit.retrieval.lexical import is_same_question, tokenize
@@ -177,15 +178,17 @@ class FollowUps:
         material = "\n\n".join(
             f"{hit.document.title} > {' > '.join(hit.chunk.headings)}\n{hit.chunk.text[:400]}" for hit in hits[:8]
         )
-        reply = llm.complete(
+        reply = ask(
+            llm,
             [
                 {"role": "system", "content": request},
                 {"role": "user", "content": f"{material}\n\n---\n{query}\n\n{response}"},
             ],
+            asker="FollowUps",
             max_tokens=400,
             cancelled=cancelled,
         )
-        for line in reply.splitlines():
+        for line in reply.text.splitlines():
             question = re.sub(r"^\s*(?:[-*•]|\d+[.)])\s*", "", line).strip(" \t\"'*")
             if question.endswith("?") and len(question) <= _LONGEST:
                 yield _Candidate(question, None)

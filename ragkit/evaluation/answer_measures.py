@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Literal
 from ragkit.engine.answer import Answer
 from ragkit.errors import InputError, MissingExtraError, require_count
 from ragkit.evaluation.dataset import Dataset, GoldSpan, Query
+from ragkit.llm.replies import without_citations
 from ragkit.retrieval.lexical import is_same_question, tokenize
 
 if TYPE_CHECKING:
@@ -50,7 +51,6 @@ __all__ = [
     "exact_match",
     "f1",
     "language_of",
-    "without_markers",
 ]
 
 Place = tuple[str, int, int]
@@ -126,7 +126,7 @@ class AnswerMeasure:
                 if answer.abstained:
                     return 0.0
                 compare = exact_match if self.name == "ExactMatch" else f1
-                text, language = without_markers(answer.text), language_of(query, answer)
+                text, language = without_citations(answer.text), language_of(query, answer)
                 return max(compare(text, right, language=language) for right in query.answers)
             case "Abstention":
                 return float(answer.abstained)
@@ -309,14 +309,6 @@ def f1(one: str, other: str, *, language: str) -> float:
 def language_of(query: Query, answer: Answer) -> str:
     """Return the language of a question: the judged set's word for it, else the answer's."""
     return query.language if query.language != "und" else answer.language
-
-
-_CODE_OR_MARKER = re.compile(r"(```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]+`)|[ \t]?\[\d{1,4}\]", re.DOTALL)
-
-
-def without_markers(text: str) -> str:
-    """Return an answer's text without its ``[n]`` markers; code stays as it is."""
-    return _CODE_OR_MARKER.sub(r"\1", text)
 
 
 _ARTICLES = {"en": {"a", "an", "the"}, "fr": {"le", "la", "les", "un", "une", "des", "du"}}

@@ -13,28 +13,26 @@ marked lines, as in `ragkit.llm`.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from ragkit.cancellation import never
 from ragkit.engine.answer import Answer, passages_of
 from ragkit.errors import InputError, require_count
-from ragkit.evaluation.answer_measures import language_of, without_markers
+from ragkit.evaluation.answer_measures import language_of
 from ragkit.evaluation.dataset import Query
 from ragkit.llm.base import GenerativeLLM
 from ragkit.llm.prompt import fenced
-from ragkit.llm.replies import generative, unreadable
+from ragkit.llm.replies import Reply, ask, generative, read_json, unreadable, without_citations
 from ragkit.terminal import one_line
 
 __all__ = ["Faithfulness", "Judge", "Judgement", "Relevance", "summary"]
 
 _MAX_TOKENS = 2048  # a judge of faithfulness repeats the answer
-_LONGEST = 20_000  # characters of a reply that is read; looking for JSON in it can take time quadratic in them
 
 _DATA = {
     "en": """\
@@ -164,7 +162,7 @@ class Faithfulness(Judge):
         """See `Judge.judge`: supported statements over all."""
         reply = _reply(self, query, answer, cancelled)
         statements = _read(reply, _Statements, self.llm).statements
-        return Judgement(sum(each.supported for each in statements) / len(statements), reply)
+        return Judgement(sum(each.supported for each in statements) / len(statements), reply.raw)
 
 
 class Relevance(Judge):
@@ -179,7 +177,7 @@ class Relevance(Judge):
     def judge(self, query: Query, answer: Answer, *, cancelled: Callable[[], bool] = never) -> Judgement:
         """See `Judge.judge`: (grade - 1) / 4."""
         reply = _reply(self, query, answer, cancelled)
-        return Judgement((_read(reply, _Grade, self.llm).score - 1) / 4, reply)
+        return Judgement((_read(reply, _Grade, self.llm).score - 1) / 4, reply.raw)
 
 
 def summary(judgements: Sequence[Judgement]) -> tuple[float, float]:
@@ -194,7 +192,7 @@ def _messages(
 ) -> list[dict[str, str]]:
     language = language_of(query, answer)
     # Markers are numbered by citation and passages by rank: together they would mislead.
-    text, mark = fenced([("QUESTION", query.text), *passages, ("ANSWER", without_markers(answer.text))])
+    text, mark = fenced([("QUESTION", query.text), *passages, ("ANSWER", without_citations(answer.text))])
     system = "\n\n".join(texts.get(language, texts["en"]) for texts in (instructions, _DATA))
     return [
         {"role": "system", "content": system.replace("{mark}", mark)},
@@ -202,19 +200,23 @@ def _messages(
     ]
 
 
-def _reply(judge: Judge, query: Query, answer: Answer, cancelled: Callable[[], bool]) -> str:
+def _reply(judge: Judge, query: Query, answer: Answer, cancelled: Callable[[], bool]) -> Reply:
     if not judge.applies(query, answer):
         raise InputError(
             f"The answer to '{query.id}' is an abstention: there is nothing to judge. Ask applies() first."
         )
-    return judge.llm.complete(judge.messages(query, answer), max_tokens=_MAX_TOKENS, cancelled=cancelled)
+    messages = judge.messages(query, answer)
+    return ask(judge.llm, messages, asker=str(judge), max_tokens=_MAX_TOKENS, cancelled=cancelled)
 
 
 # ---------------------------------------------------------------------------------------- replies
 
 
+# A model that repeats the form of the request, with its "...", has not judged.
+
+
 class _Statement(msgspec.Struct, frozen=True):
-    statement: str
+    statement: Annotated[str, msgspec.Meta(pattern=r"\w")]
     supported: bool
 
 
@@ -224,30 +226,18 @@ class _Statements(msgspec.Struct, frozen=True):
 
 class _Grade(msgspec.Struct, frozen=True):
     score: Annotated[int, msgspec.Meta(ge=1, le=5)]
+    reason: Any = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.reason, str) and self.reason.strip() in ("...", "…"):
+            raise ValueError("its reason is that of the form")
 
 
 _Kind = TypeVar("_Kind", _Statements, _Grade)
 
 
-def _read(reply: str, kind: type[_Kind], llm: GenerativeLLM) -> _Kind:
-    """Find the JSON in a reply: models put fences, words and thoughts around it. The last that fits is what it says."""
-    found: _Kind | None = None
-    reason = "there is no JSON object in it" if len(reply) <= _LONGEST else "it is too long"
-    at = reply.find("{") if len(reply) <= _LONGEST else -1
-    while at >= 0:
-        end = at + 1
-        try:
-            value, end = _DECODER.raw_decode(reply, at)
-            found = msgspec.convert(value, kind)
-        except RecursionError:
-            reason = "its JSON is nested too deeply"
-            break
-        except (ValueError, msgspec.ValidationError) as error:
-            reason = str(error)
-        at = reply.find("{", end)
-    if found is None:
-        raise unreadable(llm, reply, f"a judgement ({one_line(reason):.200})")
-    return found
-
-
-_DECODER = json.JSONDecoder()
+def _read(reply: Reply, kind: type[_Kind], llm: GenerativeLLM) -> _Kind:
+    try:
+        return read_json(reply.text, kind)
+    except ValueError as error:
+        raise unreadable(llm, reply.text, f"a judgement ({one_line(str(error)):.200})") from error

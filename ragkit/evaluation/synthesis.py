@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
-import json
 import logging
 import random
 import re
@@ -32,7 +31,7 @@ from ragkit.errors import InputError, LLMAuthenticationError, LLMError, Operatio
 from ragkit.evaluation.dataset import Dataset, GoldSpan, Query
 from ragkit.llm.base import LLM
 from ragkit.llm.prompt import Passage, fenced
-from ragkit.llm.replies import generative, read
+from ragkit.llm.replies import ask, generative, read_json
 from ragkit.progress_bar import CellsBar
 from ragkit.retrieval.lexical import tokenize
 from ragkit.terminal import one_line
@@ -49,7 +48,6 @@ _SAME = 0.75  # Jaccard similarity: a passage often gives two questions of which
 _MAX_TOKENS = 400
 
 _log = logging.getLogger("ragkit")
-_DECODER = json.JSONDecoder(strict=False)  # line breaks within a string are welcome
 
 _REQUEST = {
     "en": """\
@@ -164,9 +162,13 @@ def generate_questions(
             own = language or document.language
             reply, terms = "", frozenset[str]()
             try:
-                reply = model.complete(_messages(document, chunk, own), max_tokens=_MAX_TOKENS, cancelled=cancelled)
+                answer = ask(
+                    model, _messages(document, chunk, own), asker="generate_questions()", max_tokens=_MAX_TOKENS,
+                    cancelled=cancelled,
+                )  # fmt: skip
+                reply = answer.raw
                 failures.clear()
-                query, span = _checked(reply, chunk, own, f"q{len(kept) + 1}")
+                query, span = _checked(answer.text, chunk, own, f"q{len(kept) + 1}")
                 terms = frozenset(tokenize(query.text, own))
                 if not terms or any(len(terms & other) >= _SAME * len(terms | other) for other in asked):
                     raise _Bad("it was asked already" if terms else "it is no question")
@@ -238,7 +240,10 @@ class _Draft(msgspec.Struct):
 
 def _checked(reply: str, chunk: Chunk, language: str, query_id: str) -> tuple[Query, GoldSpan]:
     """The question of a reply, and where its answer stands; raises _Bad."""
-    draft = _draft(read(reply))
+    try:
+        draft = read_json(reply, _Draft)
+    except ValueError:
+        raise _Bad("it is not the JSON that was asked for") from None
     if draft.question is None or draft.answer is None:
         raise _Bad("the model found nothing to ask")
     question = " ".join(draft.question.split())
@@ -261,19 +266,6 @@ def _checked(reply: str, chunk: Chunk, language: str, query_id: str) -> tuple[Qu
         raise _Bad("the question says its answer")
     query = Query(query_id, question, language=language, answers=(answer,), answerable=True, synthetic=True)
     return query, GoldSpan(chunk.document_id, chunk.start + start, chunk.start + end)
-
-
-def _draft(said: str) -> _Draft:
-    """The first JSON object that is a draft: models put fences and words around it."""
-    at = said.find("{")
-    while at >= 0:
-        try:
-            return msgspec.convert(_DECODER.raw_decode(said, at)[0], _Draft)
-        except RecursionError:
-            break
-        except (ValueError, msgspec.ValidationError):
-            at = said.find("{", at + 1)
-    raise _Bad("it is not the JSON that was asked for")
 
 
 def _alike(words: Sequence[str], others: Sequence[str]) -> bool:

@@ -38,9 +38,10 @@ from ragkit.experiments.stages import ChunkedCorpus, Ranking, Retrieval, windows
 from ragkit.experiments.system import System, described
 from ragkit.hashing import hash_values
 from ragkit.indexing.records import DocumentRecord
-from ragkit.llm.base import LLM, Usage, drained
+from ragkit.llm.base import LLM, Usage
 from ragkit.llm.metering import MeteredLLM
 from ragkit.llm.prompt import Prompt
+from ragkit.llm.replies import answer_prompt
 from ragkit.retrieval.base import Hit, Reranker
 from ragkit.retrieval.corpus import Documents, Passages
 from ragkit.retrieval.fusion import fused, reranked
@@ -330,12 +331,11 @@ class Evaluation:
                 asked = passages.query(follow_up)
                 hits = retrieve(asked, passages, retriever=retriever, k=self._system.k, similarities=False)
                 prompt = Prompt(question=asked, passages=passages_of(hits), language=self._language(question))
-                text = drained(extractive.stream(prompt))[0]
+                text = answer_prompt(extractive, prompt).text
                 return not cite(follow_up, text, hits, language=prompt.language, model="", seconds=0).abstained
 
             return lambda cancelled: {
-                _encodable(q): answered(q, cancelled)
-                for q in made.generate(query, answers[question], cancelled=cancelled)
+                q: answered(q, cancelled) for q in made.generate(query, answers[question], cancelled=cancelled)
             }
 
         return self._ask("follow-ups", keys, call)
@@ -366,9 +366,9 @@ def _later(call: Callable[[str], Call], question: str, cancelled: Callable[[], b
 
 def _answered(llm: LLM, prompt: Prompt, cancelled: Callable[[], bool]) -> dict[str, Any]:
     began = time.monotonic()
-    text, usage = drained(llm.stream(prompt, cancelled=cancelled))
-    told = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens} if usage else {}
-    return {"text": _encodable(text), "seconds": time.monotonic() - began, **told}
+    reply = answer_prompt(llm, prompt, cancelled=cancelled)
+    told = dataclasses.asdict(reply.usage) if reply.usage else {}
+    return {"text": reply.text, "seconds": time.monotonic() - began, **told}
 
 
 def _judgement(measure: Judge, query: Query, answer: Answer, cancelled: Callable[[], bool]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from ragkit.embedding.sentence_transformer import load_quietly, weights_revision
 from ragkit.errors import OperationCancelled, RerankingError, require_count
 from ragkit.llm.base import LLM
 from ragkit.llm.prompt import fenced
-from ragkit.llm.replies import generative, read, unreadable
+from ragkit.llm.replies import PASSAGE_NUMBER, ask, generative, read, unreadable
 from ragkit.space import has_choices
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["CrossEncoderReranker", "LLMReranker"]
 
 _LONGEST = 2_000  # characters of a passage that a language model is shown
-_ORDER = re.compile(r"\[\d{1,4}\](?:[\s>,;]{0,9}\[\d{1,4}\])*|\d{1,4}(?:\s{0,3}>\s{0,3}\d{1,4})+")
+_ORDER = re.compile(rf"{PASSAGE_NUMBER}(?:[\s>,;]{{0,9}}{PASSAGE_NUMBER})*|\d{{1,4}}(?:\s{{0,3}}>\s{{0,3}}\d{{1,4}})+")
 
 _REQUEST = {
     "en": """\
@@ -225,13 +225,13 @@ class LLMReranker:
         """
         if not texts:
             return []
-        llm = generative(self.llm, "LLMReranker")
         most = 1_024 + 8 * len(texts)  # a number with its brackets, and room for a model that thinks first
-        reply = llm.complete(self.messages(question, texts), max_tokens=most, cancelled=cancelled)
-        orders = [[int(n) for n in re.findall(r"\d+", order)] for order in _ORDER.findall(read(reply))]
+        messages = self.messages(question, texts)
+        reply = read(ask(self.llm, messages, asker="LLMReranker", max_tokens=most, cancelled=cancelled).text)
+        orders = [[int(n) for n in re.findall(r"\d+", order)] for order in _ORDER.findall(reply)]
         longest: list[int] = max(reversed(orders), key=len, default=[])  # the last, if it thought of several
         named = [n - 1 for n in longest if 1 <= n <= len(texts)]
         if not named:
-            raise unreadable(llm, reply, f"an order of {len(texts)} passages")
+            raise unreadable(self.llm, reply, f"an order of {len(texts)} passages")
         order = list(dict.fromkeys([*named, *range(len(texts))]))
         return [1 / rank for _, rank in sorted(zip(order, range(1, len(order) + 1), strict=True))]

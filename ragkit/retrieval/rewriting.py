@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from ragkit.cancellation import never
 from ragkit.errors import require_count
 from ragkit.llm.base import LLM
-from ragkit.llm.replies import generative, read, unreadable
+from ragkit.llm.replies import ask, generative, read, unreadable
 from ragkit.space import has_choices
 
 __all__ = ["HyDE", "MultiQuery"]
@@ -89,7 +89,7 @@ class HyDE:
             OperationCancelled: ``cancelled`` said so.
         """
         reply = _reply(self.llm, "HyDE", self.messages(question, language=language), self.passages, cancelled)
-        passages = _RULE.split(read(reply)) if self.passages > 1 else [read(reply)]
+        passages = _RULE.split(reply) if self.passages > 1 else [reply]
         found = _distinct(question, passages, _LONGEST_PASSAGE, self.passages)
         if not found:
             raise unreadable(self.llm, reply, "a passage to search with")
@@ -129,9 +129,7 @@ class MultiQuery:
             OperationCancelled: ``cancelled`` said so.
         """
         reply = _reply(self.llm, "MultiQuery", self.messages(question, language=language), self.queries, cancelled)
-        lines = (
-            line for line in read(reply).splitlines() if not line.rstrip(_MARKS).endswith(":")
-        )  # "Here are three:"
+        lines = (line for line in reply.splitlines() if not line.rstrip(_MARKS).endswith(":"))  # "Here are three:"
         found = _distinct(question, lines, _LONGEST_QUERY, self.queries)
         if not found:
             raise unreadable(self.llm, reply, "a list of other wordings")
@@ -148,7 +146,7 @@ def _messages(request: str, question: str) -> list[dict[str, str]]:
 
 def _reply(llm: LLM, asker: str, messages: list[dict[str, str]], texts: int, cancelled: Callable[[], bool]) -> str:
     most = _TOKENS + _TOKENS_MORE * (texts - 1)
-    return generative(llm, asker).complete(messages, max_tokens=most, cancelled=cancelled)
+    return read(ask(llm, messages, asker=asker, max_tokens=most, cancelled=cancelled).text)
 
 
 def _distinct(question: str, written: Iterable[str], longest: int, most: int) -> list[str]:

@@ -168,6 +168,27 @@ def test_a_failing_model_is_an_error_not_an_answer(tmp_path: Path, folder: Path,
         engine.ask(QUESTION)
 
 
+def test_what_a_model_thinks_is_no_answer_no_citation_and_no_follow_up(
+    tmp_path: Path, folder: Path, publisher: Publisher
+) -> None:
+    class Thinker(ScriptedLLM):
+        def complete(self, messages: Any, *, max_tokens: int = 1024, cancelled: Any = None) -> str:
+            return "<think>\nHow do I choose between BM25 and embeddings?\n</think>\nWhat is reciprocal rank fusion?"
+
+    llm = Thinker(["<think>Passage [3] says something, but [1]", " is better.</think>", "Start with k1 = 1.2. [1]"])
+    engine = make(tmp_path, publisher, llm=llm)
+    engine.llm_interface.min_drafted_similarity = 0.0
+    engine.index(folder)
+    deltas: list[str] = []
+    answer = engine.ask(QUESTION, on_delta=deltas.append)
+    assert answer.text == "".join(deltas) == "Start with k1 = 1.2. [1]"
+    assert [citation.number for citation in answer.citations] == [1]
+    assert answer.follow_ups(timeout_seconds=DEADLINE_SECONDS) == ("What is reciprocal rank fusion?",)
+    engine.llm.pieces = ("<think>Passage [3] says […]",)  # type: ignore[attr-defined]
+    with pytest.raises(LLMError, match="max_tokens"):
+        engine.ask(QUESTION)
+
+
 def test_rewriting_and_reranking_serve_retrieval_and_answers(
     tmp_path: Path, folder: Path, publisher: Publisher
 ) -> None:

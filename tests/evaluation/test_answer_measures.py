@@ -26,13 +26,13 @@ from ragkit.evaluation.answer_measures import (
     evaluate_answers,
     exact_match,
     f1,
-    without_markers,
 )
 from ragkit.evaluation.dataset import Dataset, GoldSpan, Query
 from ragkit.evaluation.loading import load_dataset
 from ragkit.evaluation.measures import check_gold, evaluate, parse_measure
 from ragkit.indexing.records import DocumentRecord
 from ragkit.llm.prompt import abstention
+from ragkit.llm.replies import without_citations
 from ragkit.retrieval.base import Hit
 from tests.conftest import ROOT
 
@@ -197,7 +197,7 @@ def test_an_abstention_is_right_nowhere_where_there_is_an_answer() -> None:
     ],
 )
 def test_markers_are_no_words(text: str, without: str) -> None:
-    assert without_markers(text) == without
+    assert without_citations(text) == without
 
 
 # ------------------------------------------------------------------------------------- abstention

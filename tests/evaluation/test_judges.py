@@ -62,6 +62,7 @@ def statements(*supported: Any) -> str:
         (Relevance, '```json\n{"score": 4}\n```', 0.75),
         (Relevance, 'Voici ma note :\n\n{"reason": "« bien »", "score": 2}\n\nBonne journée { }.', 0.25),
         (Relevance, '<think>{"score": 1}? {no} Rather {"score": 9} or\n</think>{"score": 4}', 0.75),
+        (Relevance, '{"reason": "Two\nlines", "score": 4}', 0.75),
         (Relevance, f'{{"reason": {json.dumps(json.dumps({"score": 5}))}, "score": 1}}', 0),  # a quoted grade is none
     ],
 )
@@ -89,6 +90,24 @@ def test_replies_that_cannot_be_read(judge: type[Faithfulness | Relevance], repl
         judged(judge, reply)
     assert len(str(caught.value)) < 2_000
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("judge", "reply"),
+    [
+        (Relevance, '<think>The scale begins at {"score": 1}, and this answer is'),
+        (Relevance, 'I cannot judge this. The form would be {"reason": "...", "score": 3}'),
+        (Relevance, '{"reason": "…", "score": 3}'),
+        (
+            Faithfulness,
+            'Reply with JSON alone, in this form: {"statements": [{"statement": "...", "reason": "...", '
+            '"supported": true}]}',
+        ),
+    ],
+)
+def test_a_cut_thought_and_a_repeated_form_are_no_grade(judge: type[Faithfulness | Relevance], reply: str) -> None:
+    with pytest.raises(LLMResponseError):
+        judged(judge, reply)
 
 
 @given(st.text() | st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists).map(json.dumps))

@@ -274,6 +274,28 @@ def test_measures_have_names_of_their_own(dataset: Dataset, embedder: Counting, 
     assert [str(measure) for measure in twice.measures] == ["nDCG@10"]
 
 
+def test_a_model_that_thinks_is_measured_by_its_answers(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+    class Thinker(Reader):
+        """It thinks of passages that it does not cite, and is cut off while it thinks of fusion."""
+
+        def stream(self, prompt: Prompt, *, cancelled: Callable[[], bool] = lambda: False) -> Iterator[str]:
+            yield "<think>Passage [2] may say so, or not."
+            if "fusion" not in prompt.question:
+                yield "</think>\n\n"
+                yield from super().stream(prompt, cancelled=cancelled)
+
+    systems = {"plain": answering(embedder, Reader()), "thinks": answering(embedder, Thinker())}
+    result = experiment(dataset, systems, tmp_path, measures=ANSWERS).run()
+    cut = {query.id for query in dataset.queries if "fusion" in query.text}
+    assert cut
+    for measure in ANSWERS:
+        plain, thinks = (values(result, measure, name) for name in systems)
+        assert {q: v for q, v in thinks.items() if q not in cut} == {q: v for q, v in plain.items() if q not in cut}
+        assert all(math.isnan(thinks[q]) for q in cut if q in thinks)
+    assert not any("think" in answer.text or "Passage" in answer.text for answer in result.answers("thinks").values())
+    assert set(result.answers("plain")) - set(result.answers("thinks")) == cut
+
+
 def test_half_a_character_is_no_reason_to_fail(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
     class Broken(Reader):
         def stream(self, prompt: Prompt, **options: Any) -> Iterator[str]:

@@ -160,9 +160,13 @@ def test_orders(reply: str, order: list[int]) -> None:
     assert ordered(reply) == order
 
 
-@pytest.mark.parametrize("reply", ["", "The second one.", "2", "[7] > [8]", "[12345]", "<think>[2] > [1]"])
-def test_a_reply_without_an_order_is_an_error(reply: str) -> None:
-    with pytest.raises(LLMResponseError, match="an order of 4 passages"):
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [(reply, "an order of 4 passages") for reply in ("", "The second one.", "2", "[7] > [8]", "[12345]")]
+    + [("<think>[2] > [1]", "before it answered.*max_tokens")],
+)
+def test_a_reply_without_an_order_is_an_error(reply: str, words: str) -> None:
+    with pytest.raises(LLMResponseError, match=words):
         ordered(reply)
 
 

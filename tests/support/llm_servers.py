@@ -28,7 +28,7 @@ API_KEY = "sk-test-0123456789abcdef"
 
 @dataclasses.dataclass
 class Connection:
-    """One connection to a `RawServer`, from the server's side."""
+    """One request to a `RawServer`, from the server's side."""
 
     socket: socket.socket
     number: int
@@ -36,6 +36,8 @@ class Connection:
     request: dict[str, Any]
     """The JSON that the client sent."""
     headers: str
+    keep_alive: bool
+    """Whether the client may send its next request on the same socket."""
 
     def send(self, data: bytes) -> None:
         self.socket.sendall(data)
@@ -43,12 +45,17 @@ class Connection:
     def answer(self, body: bytes, *, status: str = "200 OK", kind: str = "application/json", extra: str = "") -> None:
         self.send(
             f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n{extra}"
-            "Connection: close\r\n\r\n".encode()
+            f"{self._goes_on}\r\n".encode()
             + body
         )
 
     def start_stream(self) -> None:
-        self.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        kind = "Content-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
+        self.send(f"HTTP/1.1 200 OK\r\n{kind}{self._goes_on}\r\n".encode())
+
+    @property
+    def _goes_on(self) -> str:
+        return "" if self.keep_alive else "Connection: close\r\n"
 
     def event(self, data: object) -> None:
         text = data if isinstance(data, str) else json.dumps(data)
@@ -83,13 +90,20 @@ class RawServer:
     """A real socket whose every reply is what the test makes it.
 
     Args:
-        behave: Called in a thread of its own for each connection, when the request has been read; the connection is
-            closed when it returns.
+        behave: Called for each request, when it has been read, in a thread of its connection's own.
+        keep_alive: Whether a connection takes further requests; else it is closed when `behave` returns.
+
+    Attributes:
+        connections: What came in, one for each request.
+        opened: How many sockets clients have opened.
+        errors: What went wrong in `behave`.
     """
 
-    def __init__(self, behave: Callable[[Connection], None]) -> None:
+    def __init__(self, behave: Callable[[Connection], None], *, keep_alive: bool = False) -> None:
         self.connections: list[Connection] = []
+        self.opened = 0
         self.errors: list[BaseException] = []
+        self._keep_alive = keep_alive
         self._behave = behave
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._threads: list[threading.Thread] = []
@@ -126,15 +140,20 @@ class RawServer:
                 accepted, _ = self._listener.accept()
             except OSError:
                 return
+            self.opened += 1
             self._start(self._serve, accepted)
 
     def _serve(self, accepted: socket.socket) -> None:
         with accepted:
             try:
-                head, body = _read_request(accepted)
-                connection = Connection(accepted, len(self.connections) + 1, json.loads(body or b"{}"), head)
-                self.connections.append(connection)
-                self._behave(connection)
+                while True:
+                    head, body = _read_request(accepted)
+                    request = json.loads(body or b"{}")
+                    connection = Connection(accepted, len(self.connections) + 1, request, head, self._keep_alive)
+                    self.connections.append(connection)
+                    self._behave(connection)
+                    if not self._keep_alive:
+                        return
             except OSError:
                 return  # the client hung up, which some tests are about
             except BaseException as error:  # shown by the test that looks
