@@ -1,10 +1,9 @@
-"""What experiments have computed, by everything that it depends on: a cell is computed once and kept.
+"""What experiments have computed, by everything that it depends on: a result is computed once and kept.
 
 One mechanism serves resuming, sharing and editing: whoever needs a result asks for its key
-(`ragkit.experiments.fingerprint`
-makes it), computes what is missing, and puts it here in one transaction. Killed at any moment, what was put is there
-and nothing is half there. Unlike a cache it is never trimmed, and what goes wrong with it is an error: each value has a
-checksum, for SQLite would give back a changed one.
+(`ragkit.experiments.fingerprint` makes it), computes what is missing, and puts it here in one transaction. Killed at any
+moment, what was put is there and nothing is half there. Unlike a cache it is never trimmed, and what goes wrong with it
+is an error: each value has a checksum, for SQLite would give back a changed one.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _AT_ONCE = 500  # keys in one question
 _BUSY_SECONDS = 60.0
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS cells (
+CREATE TABLE IF NOT EXISTS results (
     key TEXT PRIMARY KEY, stage TEXT NOT NULL, value BLOB NOT NULL, crc32 INTEGER NOT NULL) WITHOUT ROWID;
 """
 
@@ -41,7 +40,7 @@ class ResultCache:
         path: The file; its folder is made when it is first used.
 
     Attributes:
-        computed: By stage, how many cells were put by this object.
+        computed: By stage, how many results were put by this object.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -66,10 +65,10 @@ class ResultCache:
                 part = keys[start : start + _AT_ONCE]
                 marks = ",".join("?" * len(part))
                 for key, value, crc32 in db.execute(
-                    f"SELECT key, CAST(value AS BLOB), crc32 FROM cells WHERE key IN ({marks})", part
+                    f"SELECT key, CAST(value AS BLOB), crc32 FROM results WHERE key IN ({marks})", part
                 ):
                     if zlib.crc32(value) != crc32:
-                        raise ResultCacheError(self.path, f"the value of cell {key} is damaged")
+                        raise ResultCacheError(self.path, f"the value of result {key} is damaged")
                     found[key] = msgspec.msgpack.decode(value)
         return found
 
@@ -89,7 +88,7 @@ class ResultCache:
             db.execute("BEGIN IMMEDIATE")
             try:
                 # Whoever was first has computed the same.
-                db.executemany("INSERT OR IGNORE INTO cells VALUES (?, ?, ?, ?)", rows)
+                db.executemany("INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?)", rows)
                 db.execute("COMMIT")
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):

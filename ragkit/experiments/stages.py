@@ -1,6 +1,6 @@
-"""The stages of an experiment, each of which computes only what no cell holds.
+"""The stages of an experiment, each of which computes only what is not kept yet.
 
-    documents ─ chunk ─ embed ─┬─ retrieve (one cell a question)
+    documents ─ chunk ─ embed ─┬─ retrieve (one result a question)
                                └─ ...
 
 A stage's key is a hash of what it is (`ragkit.experiments.fingerprint`) and of the keys of what it reads, so that
@@ -29,10 +29,10 @@ from ragkit.documents.document import Document
 from ragkit.embedding.base import Vectors
 from ragkit.embedding.cache import CachedEmbedder
 from ragkit.errors import OperationCancelled
-from ragkit.experiments.fingerprint import identity
+from ragkit.experiments.fingerprint import code_version, identity
 from ragkit.experiments.result_cache import ResultCache
 from ragkit.hashing import hash_values
-from ragkit.indexing.records import DocumentRecord, StoredChunk
+from ragkit.indexing.stored import DocumentRecord, StoredChunk
 from ragkit.retrieval.base import Retriever
 from ragkit.retrieval.corpus import Documents, Passages
 
@@ -149,7 +149,7 @@ def cut(
     documents: Sequence[Document],
     chunker: Chunker | None,
     embedder: CachedEmbedder,
-    cells: ResultCache,
+    results: ResultCache,
     *,
     cancelled: Callable[[], bool],
 ) -> ChunkedCorpus:
@@ -161,7 +161,8 @@ def cut(
     """
     method = hash_values("chunk", identity(chunker), identity(embedder))
     digests = [document.digest() for document in documents]
-    key = hash_values(method, [[d.id, own] for d, own in zip(documents, digests, strict=True)])
+    read = [code_version(each) for each in (passage_text, embedded_texts)]
+    key = hash_values(method, read, [[d.id, own] for d, own in zip(documents, digests, strict=True)])
     if chunker is None:
         whole = [[Chunk(d.id, 0, len(d.text), d.text)] if d.text.strip() or d.title else [] for d in documents]
         return ChunkedCorpus(documents, whole, embedder, whole=True, key=key)
@@ -170,14 +171,14 @@ def cut(
         _stop_if(cancelled)
         part = documents[start : start + _CUT_TOGETHER]
         keys = [hash_values(method, each) for each in digests[start : start + _CUT_TOGETHER]]
-        known = cells.get(keys)
+        known = results.get(keys)
         fresh = {
             k: [[c.start, c.end, c.headings, c.page] for c in chunker.chunk(document, embedder=embedder)]
             for k, document in zip(keys, part, strict=True)
             if k not in known
         }
         if fresh:
-            cells.put("chunk", fresh)
+            results.put("chunk", fresh)
         for k, document in zip(keys, part, strict=True):
             spans = known[k] if k in known else fresh[k]
             chunks.append(
@@ -225,19 +226,19 @@ class Retrieval:
     Args:
         retriever: Ranks.
         cut: The passages.
-        cells: Where rankings are kept.
+        results: Where rankings are kept.
     """
 
-    def __init__(self, retriever: Retriever, cut: ChunkedCorpus, cells: ResultCache) -> None:
+    def __init__(self, retriever: Retriever, cut: ChunkedCorpus, results: ResultCache) -> None:
         self.retriever = retriever
         self.cut = cut
-        self._cells = cells
-        self.key = hash_values("retrieve", identity(retriever), cut.key)
+        self._results = results
+        self.key = hash_values("retrieve", identity(retriever), code_version(Ranking), cut.key)
 
     def known(self, questions: Sequence[str]) -> dict[str, Ranking]:
         """Return what was computed before: question -> ranking."""
         keys = {hash_values(self.key, question): question for question in questions}
-        return {keys[key]: _decoded(value) for key, value in self._cells.get(list(keys)).items()}
+        return {keys[key]: _decoded(value) for key, value in self._results.get(list(keys)).items()}
 
     def rank(self, questions: Sequence[str], passages: Passages, *, known: Container[str] = ()) -> dict[str, Ranking]:
         """Rank the passages for the questions of one window, but for the known ones, and keep the rankings."""
@@ -247,7 +248,7 @@ class Retrieval:
             if question in known:
                 continue
             found[question] = Ranking.of(self.retriever.scores(question, passages))
-        self._cells.put("retrieve", {hash_values(self.key, q): _encoded(ranking) for q, ranking in found.items()})
+        self._results.put("retrieve", {hash_values(self.key, q): _encoded(ranking) for q, ranking in found.items()})
         return found
 
     def latency(self, questions: Sequence[str], passages: Passages) -> float:
@@ -265,13 +266,13 @@ class Retrieval:
                 _searched(self.retriever, question, passages, self.cut.embedder)[0] for question in others or [first]
             ]
             known = statistics.median(took) + (self._embedding([first, *others]) if asked else 0.0)
-            self._cells.put("latency", {hash_values("latency", self.key): known})
+            self._results.put("latency", {hash_values("latency", self.key): known})
         return known
 
     def _embedding(self, questions: Sequence[str]) -> float:
         embedder = self.cut.embedder.inner
         key = hash_values("latency", identity(embedder))
-        known = self._cells.get([key])
+        known = self._results.get([key])
         if key not in known:
             took = []
             for question in questions:
@@ -279,13 +280,13 @@ class Retrieval:
                 embedder.embed([question], kind="query")
                 took.append(1_000 * (time.perf_counter() - began))
             known = {key: statistics.median(took[1:] or took)}  # the first one loads what is loaded once
-            self._cells.put("latency", known)
+            self._results.put("latency", known)
         return float(known[key])
 
     def known_latency(self) -> float | None:
         """Return what was measured before."""
         key = hash_values("latency", self.key)
-        return self._cells.get([key]).get(key)
+        return self._results.get([key]).get(key)
 
 
 def windows(questions: Sequence[str]) -> Iterator[Sequence[str]]:

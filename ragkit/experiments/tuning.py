@@ -154,7 +154,7 @@ def tune(
     result = reported.run(cancelled=cancelled)
     return Tuning(
         draws.trials, best, baseline, result, method=method, train=chosen_by,
-        computed=trying.computed + reported.cells.computed,
+        computed=trying.computed + reported.result_cache.computed,
     )  # fmt: skip
 
 
@@ -357,8 +357,8 @@ class _Trying:
                 if more := then(trial):
                     waiting.append(more)
             finally:
-                self.computed += experiment.cells.computed
-                experiment.cells.close()
+                self.computed += experiment.result_cache.computed
+                experiment.result_cache.close()
 
 
 def _rungs(train: Dataset, seed: int) -> list[Dataset]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from ragkit.chunking.base import Chunk
-from ragkit.indexing.records import DocumentRecord
+from ragkit.indexing.stored import DocumentRecord
 from ragkit.retrieval.corpus import Passages
 
 __all__ = ["Hit", "QueryRewriter", "Reranker", "Retriever", "Scores"]

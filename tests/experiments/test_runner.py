@@ -131,7 +131,7 @@ def test_answers_are_made_measured_and_kept(dataset: Dataset, embedder: Counting
     )
     assert again.run().queries.query("measure == 'Answered'")["value"].tolist() == [1, 1, 1, 0]
     assert sum(llm.asked.values()) == 4  # nothing was asked again
-    assert not again.cells.computed
+    assert not again.result_cache.computed
 
 
 def test_what_a_model_is_given_is_what_its_reply_is_kept_under(
@@ -333,9 +333,9 @@ def test_follow_ups_are_made_checked_and_scored(dataset: Dataset, embedder: Coun
     result = one.run()
     assert set(result.follow_ups.columns) == {"system", "query_id", "question", "answerable"}
     assert all(0 <= value <= 1 for value in values(result, "FollowUps").values())
-    one.cells.computed.clear()
+    one.result_cache.computed.clear()
     one.run()
-    assert not one.cells.computed
+    assert not one.result_cache.computed
 
 
 def test_rewriting_searches_with_more_and_shares_the_question_itself(
@@ -348,12 +348,12 @@ def test_rewriting_searches_with_more_and_shares_the_question_itself(
     more = System(embedder=embedder, retriever=Dense(), rewriter=MultiQuery(llm), label="more")
     one = experiment(dataset, [plain, more], tmp_path)
     result = one.run()
-    assert one.cells.computed["rewrite"] == 4
-    assert one.cells.computed["retrieve"] == 4 + 2  # the two other wordings are always the same ones
+    assert one.result_cache.computed["rewrite"] == 4
+    assert one.result_cache.computed["retrieve"] == 4 + 2  # the two other wordings are always the same ones
     assert result.rankings("plain") != result.rankings("more")
-    one.cells.computed.clear()
+    one.result_cache.computed.clear()
     one.run()
-    assert not one.cells.computed
+    assert not one.result_cache.computed
 
 
 def test_a_question_that_could_not_be_rewritten_is_not_scored(
@@ -407,7 +407,7 @@ def test_reranking_changes_the_order_of_the_best(dataset: Dataset, embedder: Cou
     plain = System(embedder=embedder, retriever=BM25(), label="plain")
     one = experiment(dataset, [plain, dataclasses.replace(plain, reranker=Backwards(), label="backwards")], tmp_path)
     result = one.run()
-    assert one.cells.computed["retrieve"] == one.cells.computed["rerank"] == 4
+    assert one.result_cache.computed["retrieve"] == one.result_cache.computed["rerank"] == 4
     for query in dataset.queries:
         before, after = result.rankings("plain")[query.id], result.rankings("backwards")[query.id]
         places = [[(p.document_id, p.start) for p in ranking] for ranking in (before, after)]
@@ -461,7 +461,7 @@ def test_an_embedder_is_known_without_a_cache_too(dataset: Dataset, tmp_path: Pa
         for each in (first, second):
             one = experiment(dataset, System(embedder=each, retriever=Dense()), folder, cache=False)
             one.run()
-            assert one.cells.computed["retrieve"] == 4
+            assert one.result_cache.computed["retrieve"] == 4
 
 
 def test_who_stops_makes_no_other_call(tmp_path: Path) -> None:
