@@ -6,7 +6,8 @@ made of a reply (a score, an order, other wordings) is no part of that key and i
 neither another version of a package nor a corrected parser asks a model again.
 
 A reply that cannot be read is kept too, because it is paid for, but it does not stand in the way: when work on the kept
-replies fails, the next attempt passes them over and asks for another one.
+replies fails, the next attempt passes them over and asks for another one. Work that sends the same messages twice wants
+two replies, and gets them.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class Replies:
         self._repeat = repeat
         self._models = models if models is not None else {}
         self._unreadable: Counter[str] = Counter()  # by what was asked: how many of its replies could not be read
-        self._used: set[str] = set()  # what was asked in this attempt
+        self._used: Counter[str] = Counter()  # by what was asked: how many of its replies this attempt was given
+        self._lock = threading.Lock()  # work may have threads of its own
         self._is_new = False  # whether a model was asked in this attempt
         self._is_refused = False  # and failed to reply
 
@@ -85,7 +87,7 @@ class Replies:
             Exception: What the work raised on a new reply, or what asking for one raised.
         """
         while True:
-            self._used, self._is_new, self._is_refused = set(), False, False
+            self._used, self._is_new, self._is_refused = Counter(), False, False
             try:
                 return work()
             except Exception as error:
@@ -118,8 +120,9 @@ class Replies:
         if id(llm) not in self._models:
             self._models[id(llm)] = _sampling(llm)
         asked = hash_values("reply", self._models[id(llm)], given, max_tokens, self._repeat)
-        self._used.add(asked)
-        key = hash_values(asked, self._unreadable[asked])
+        with self._lock:
+            key = hash_values(asked, self._unreadable[asked] + self._used[asked])
+            self._used[asked] += 1
         with _one_at_a_time(self._results.path, key, cancelled):
             kept = self._results.get([key]).get(key)
             if kept is None:

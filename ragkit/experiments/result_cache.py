@@ -1,9 +1,9 @@
 """What experiments have computed, by everything that it depends on: a result is computed once and kept.
 
 One mechanism serves resuming, sharing and editing: whoever needs a result asks for its key
-(`ragkit.experiments.fingerprint` makes it), computes what is missing, and puts it here in one transaction. Killed at any
-moment, what was put is there and nothing is half there. Unlike a cache it is never trimmed, and what goes wrong with it
-is an error: each value has a checksum, for SQLite would give back a changed one.
+(`ragkit.experiments.fingerprint` makes it), computes what is missing, and puts it here in one transaction. Killed at
+any moment, what was put is there and nothing is half there. Unlike a cache it is never trimmed, and what goes wrong
+with it is an error: each value has a checksum, for SQLite would give back a changed one.
 """
 
 from __future__ import annotations
