@@ -181,8 +181,7 @@ class _Identities:
             return {"function": f"{function.__module__}.{function.__qualname__}", "code": version, **made}
         used = dict(_used(function.__code__, function.__globals__))
         found = {name: self.of(value) for name, value in sorted(used.items())}
-        if _DYNAMIC & set(function.__code__.co_names):
-            found |= self._all_of(function.__globals__)
+        found |= self._any_of(_looked_up(function.__code__, function.__globals__))
         return {"function": function.__qualname__, "code": _bytecode(function.__code__), "uses": found, **made}
 
     def _captured(self, cell: types.CellType) -> Any:
@@ -197,13 +196,13 @@ class _Identities:
             return version
         source = getattr(module, "__file__", None)
         text = Path(source).read_text(encoding="utf-8") if source and source.endswith(".py") else ""
-        return [hash_values(ast.dump(without_docstrings(ast.parse(text)))), self._all_of(vars(module))]
+        return [hash_values(ast.dump(without_docstrings(ast.parse(text)))), self._any_of(vars(module))]
 
-    def _all_of(self, names: Mapping[str, Any]) -> dict[str, Any]:
-        """Whatever a name of a module may stand for, as far as it has an identity; not a notebook's history."""
+    def _any_of(self, names: Mapping[str, Any]) -> dict[str, Any]:
+        """What names that may be used stand for, as far as that is code or a setting."""
         found = {}
         for name, value in sorted(names.items()):
-            if not name.startswith("_") and isinstance(value, (*_CODE, *_SETTING)):
+            if not name.startswith("__") and isinstance(value, (*_CODE, *_SETTING)):
                 try:
                     found[name] = self.of(value)
                 except InputError:
@@ -231,6 +230,23 @@ def _used(code: types.CodeType, known: Mapping[str, Any]) -> Iterator[tuple[str,
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _used(constant, known)
+
+
+def _looked_up(code: types.CodeType, known: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a function may look up by ``globals()["name"]``: all that is known, if it is not written there which."""
+    found: dict[str, Any] = {}
+    steps = [step for step in dis.get_instructions(code) if step.opname not in ("PRECALL", "PUSH_NULL")]
+    for at, step in enumerate(steps):
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and step.argval in _DYNAMIC:
+            name = steps[at + 2 : at + 3]
+            if step.argval != "globals" or not name or name[0].opname != "LOAD_CONST":
+                history = {each for each in known if each.startswith("_i") or each in ("In", "Out")}  # IPython's
+                return {each: value for each, value in known.items() if each not in history}
+            found |= {each: value for each, value in known.items() if each == name[0].argval}
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            found |= _looked_up(constant, known)
+    return found
 
 
 def _taken(name: str, value: Any, following: Sequence[dis.Instruction]) -> tuple[str, Any]:

@@ -162,6 +162,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "from mine import Base\nclass score(Base):\n    pass",
         "from mine import decorated\n@decorated\ndef score(x):\n    return x",
         "from mine import weigh\ndef score(x):\n    return globals()['weigh'](x)",
+        "from mine import weigh\ndef score(x, name='weigh'):\n    return globals()[name](x)",
+        "from mine import weigh\ndef score(x):\n    return eval('weigh(x)')",
         "import package.part\ndef score(x):\n    return package.part.weigh(x)",
     ],
 )
