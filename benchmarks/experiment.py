@@ -118,7 +118,7 @@ def reference(folder: Path) -> Iterator[Line]:
         again.run()
         computed = dict(again.result_cache.computed)
         told = ", ".join(f"{count} {stage}" for stage, count in computed.items()) or "none"
-        yield f"{what}: {time.perf_counter() - began:.1f} s, cells computed: {told}", computed == expected
+        yield f"{what}: {time.perf_counter() - began:.1f} s, results computed: {told}", computed == expected
 
 
 # ------------------------------------------------------------------------------------------------------------ sharing
