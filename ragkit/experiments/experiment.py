@@ -14,6 +14,7 @@ Whatever was computed before, by a run that was killed, by another experiment or
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -207,7 +208,7 @@ class Experiment:
         corpus = records(self.dataset.documents)
         done: list[str] = []
         held: dict[str, ChunkedCorpus] = {}
-        with CellsBar(self._progress, f"{self.name}, dry run") as bar:
+        with CellsBar(self._progress, f"{self.name}, dry run") as bar, contextlib.closing(results):
             live = ProgressReporter(self.name, None, bar, questions=len(self.dataset.queries))
             live.tell("running", systems=len(self.systems))
             while (system := self._next(done, held)) is not None:

@@ -37,7 +37,7 @@ from ragkit.errors import InputError
 from ragkit.experiments.source_code import ALL, dependencies, without_docstrings
 from ragkit.hashing import hash_values
 
-__all__ = ["code_version", "identity"]
+__all__ = ["code_version", "identity", "is_own"]
 
 _SETTING = (bool, int, float, str, bytes, Path, tuple, types.NoneType)
 _FUNCTION = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
@@ -62,6 +62,11 @@ def code_version(thing: type | Callable[..., Any]) -> str:
         InputError: It refers to something that has no identity.
     """
     return _Identities().code(thing)
+
+
+def is_own(value: Any) -> bool:
+    """Tell whether a value is of one of ragkit's own classes."""
+    return type(value).__module__.partition(".")[0] == "ragkit"
 
 
 class _Identities:
@@ -161,7 +166,9 @@ class _Identities:
                     # What dataclass generates (__init__, __eq__, ...) follows from the fields.
                     if plain.__code__.co_filename != "<string>":
                         parts[f"{_name(base)}.{name}"] = self.of(plain)
-                elif not (name.startswith("__") or isinstance(plain, types.MemberDescriptorType)):
+                elif not (
+                    name.startswith("__") or name == "_abc_impl" or isinstance(plain, types.MemberDescriptorType)
+                ):
                     parts[f"{_name(base)}.{name}"] = self.of(plain)
         return hash_values(parts)
 

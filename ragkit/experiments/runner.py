@@ -30,7 +30,7 @@ from ragkit.evaluation.dataset import Dataset, Query
 from ragkit.evaluation.judges import Judge
 from ragkit.evaluation.measures import Measure, Ranked
 from ragkit.experiments.calls import Call, Calls, FailedCall
-from ragkit.experiments.fingerprint import code_version, identity
+from ragkit.experiments.fingerprint import code_version, identity, is_own
 from ragkit.experiments.progress import ProgressReporter
 from ragkit.experiments.replies import RecordedLLM, Replies, Reply, encodable, holds_model
 from ragkit.experiments.result_cache import ResultCache
@@ -384,7 +384,7 @@ def _is_quick(value: Any) -> bool:
 
     That is known of what ragkit has. A user's own may be slow, or pay for something else.
     """
-    return type(value).__module__.startswith("ragkit.") and holds_model(value)
+    return is_own(value) and holds_model(value)
 
 
 def _later(call: Callable[[str], Call], question: str, replies: Replies, cancelled: Callable[[], bool]) -> Any:

@@ -29,7 +29,7 @@ from ragkit.documents.document import Document
 from ragkit.embedding.base import Vectors
 from ragkit.embedding.cache import CachedEmbedder
 from ragkit.errors import OperationCancelled
-from ragkit.experiments.fingerprint import code_version, identity
+from ragkit.experiments.fingerprint import code_version, identity, is_own
 from ragkit.experiments.result_cache import ResultCache
 from ragkit.hashing import hash_values
 from ragkit.indexing.stored import DocumentRecord, StoredChunk
@@ -159,7 +159,8 @@ def cut(
         OperationCancelled: ``cancelled`` said so.
         InputError: The chunker's chunks are longer than what the embedder reads.
     """
-    method = hash_values("chunk", identity(chunker), identity(embedder))
+    given = None if chunker is None or is_own(chunker) else code_version(Document)
+    method = hash_values("chunk", identity(chunker), given, identity(embedder))
     digests = [document.digest() for document in documents]
     read = [code_version(each) for each in (passage_text, embedded_texts)]
     key = hash_values(method, read, [[d.id, own] for d, own in zip(documents, digests, strict=True)])
@@ -233,7 +234,9 @@ class Retrieval:
         self.retriever = retriever
         self.cut = cut
         self._results = results
-        self.key = hash_values("retrieve", identity(retriever), code_version(Ranking), cut.key)
+        # Of what a user's own retriever is given it may use anything; ragkit's own say what they use.
+        given = None if is_own(retriever) else code_version(Passages)
+        self.key = hash_values("retrieve", identity(retriever), given, code_version(Ranking), cut.key)
 
     def known(self, questions: Sequence[str]) -> dict[str, Ranking]:
         """Return what was computed before: question -> ranking."""

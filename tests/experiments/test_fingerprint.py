@@ -109,6 +109,17 @@ def test_a_class_of_a_notebook_counts_with_its_methods_and_state() -> None:
         assert not same(made(), made(**{change: 7})), change
 
 
+def test_a_class_may_be_made_from_one_of_ragkits_protocols() -> None:
+    source = """
+        from ragkit.retrieval import Retriever
+        class Mine(Retriever):
+            def scores(self, question, passages):
+                return {{0: {n}}}
+    """
+    assert same(defined(source.format(n=1), "Mine")(), defined(source.format(n=1), "Mine")())
+    assert not same(defined(source.format(n=1), "Mine")(), defined(source.format(n=2), "Mine")())
+
+
 def test_a_function_that_calls_itself_is_told() -> None:
     source = "def down(n):\n    return n and down(n - {step})"
     assert same(defined(source.format(step=1), "down"), defined(source.format(step=1), "down"))
