@@ -48,7 +48,7 @@ from ragkit.evaluation.trec import write_run
 from ragkit.experiments.experiment import Experiment
 from ragkit.experiments.stages import Ranking, windows
 from ragkit.experiments.system import System
-from ragkit.indexing.records import DocumentRecord, StoredChunk
+from ragkit.indexing.stored import DocumentRecord, StoredChunk
 from ragkit.retrieval.base import Retriever
 from ragkit.retrieval.corpus import Documents, Passages
 from ragkit.retrieval.query import SearchQuery, guess_language, search_queries
@@ -117,9 +117,9 @@ def reference(folder: Path) -> Iterator[Line]:
             again.add(added)
         began = time.perf_counter()
         again.run()
-        computed = dict(again.cells.computed)
+        computed = dict(again.result_cache.computed)
         told = ", ".join(f"{count} {stage}" for stage, count in computed.items()) or "none"
-        yield f"{what}: {time.perf_counter() - began:.1f} s, cells computed: {told}", computed == expected
+        yield f"{what}: {time.perf_counter() - began:.1f} s, results computed: {told}", computed == expected
 
 
 # ------------------------------------------------------------------------------------------------------------ sharing

@@ -1,7 +1,8 @@
-"""What experiments ask of models: each call once, several at a time, its reply a cell as soon as it is there.
+"""What experiments ask of models: several calls at a time, each reply kept as soon as it is there.
 
-A call that still fails after its retries is a `FailedCall`: it is told and counted, never kept and never scored, and
-the next run asks again. What makes every other call pointless (a spent budget, a wrong key, a server that answers none)
+What models reply is kept by `ragkit.experiments.replies`, what else a call computes by its key. A call that still fails
+after its retries is a `FailedCall`: it is reported and counted, never kept and never scored, and the next run asks
+again. What makes every other call pointless (a spent budget, a wrong key, a server that answers none)
 ends them all; replies that are under way are waited for, because they are paid for.
 """
 
@@ -22,6 +23,7 @@ from ragkit.errors import (
     LLMTimeoutError,
     OperationCancelled,
 )
+from ragkit.experiments.replies import Replies
 from ragkit.experiments.result_cache import ResultCache
 from ragkit.llm.metering import retrying
 
@@ -31,8 +33,8 @@ PAUSE_SECONDS = 1.0  # before a call is made again, at first
 _POLL_SECONDS = 0.1
 _HOPELESS = 8  # failures, before any success, after which no other call is made
 
-Call = Callable[[Callable[[], bool]], Any]
-"""Asks a model, and stops when what it is given says so. Returns what a cell can hold."""
+Call = Callable[[Replies, Callable[[], bool]], Any]
+"""Asks models through what it is given first, and stops when what it is given second says so."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,10 +53,10 @@ class FailedCall:
 
 
 class Calls:
-    """Asks models, and keeps what they reply.
+    """Makes calls that ask models, and keeps what they compute.
 
     Args:
-        cells: Where replies are kept.
+        results: Where replies and results are kept.
         max_concurrency: How many calls are under way at a time.
         cancelled: Asked several times a second; True stops the calls under way.
         tell: Called with a stage, and how many of its calls are done and to do.
@@ -62,25 +64,27 @@ class Calls:
 
     def __init__(
         self,
-        cells: ResultCache,
+        results: ResultCache,
         *,
         max_concurrency: int = 4,
         cancelled: Callable[[], bool] = never,
         tell: Callable[[str, int, int], None] = lambda stage, done, total: None,
     ) -> None:
-        self._cells = cells
+        self._results = results
         self._max_concurrency = max_concurrency
         self._cancelled = cancelled
         self._tell = tell
 
     def compute(
-        self, stage: str, work: Mapping[str, Call], *, alone: bool = False
+        self, stage: str, work: Mapping[str, Call], *, repeat: int = 1, keep: bool = True, alone: bool = False
     ) -> tuple[dict[str, Any], dict[str, FailedCall]]:
-        """Make the calls whose replies no cell holds.
+        """Make the calls whose results are not kept yet.
 
         Args:
             stage: What they are for.
-            work: Key of a cell -> the call that computes it.
+            work: Key of a result -> the call that computes it.
+            repeat: The same messages in another repeat are another reply.
+            keep: Whether results are kept under their keys. What is quickly computed from replies need not be.
             alone: Whether one call at a time is made.
 
         Returns:
@@ -90,13 +94,21 @@ class Calls:
             BudgetError, OperationCancelled, LLMAuthenticationError: At once; what was replied until then is kept.
             LLMError: None of the first calls was answered.
         """
-        found = self._cells.get(list(work))
+        found = self._results.get(list(work)) if keep else {}
         missing = {key: call for key, call in work.items() if key not in found}
         failures: dict[str, FailedCall] = {}
         if not missing:
             return found, failures
         stopped = threading.Event()
         luck = _Luck(answered=bool(found))
+        models: dict[int, Any] = {}
+
+        def one(key: str, call: Call) -> Any:
+            replies = Replies(self._results, stage, repeat=repeat, models=models)
+            value = self._one(call, replies, luck, stopped, cancelled)
+            if keep:
+                self._results.put(stage, {key: value})
+            return value
 
         def cancelled() -> bool:
             return stopped.is_set() or self._cancelled()
@@ -107,7 +119,7 @@ class Calls:
             waiting: dict[concurrent.futures.Future[Any], str] = {}
             try:
                 for key, call in missing.items():
-                    waiting[pool.submit(self._one, stage, key, call, luck, stopped, cancelled)] = key
+                    waiting[pool.submit(one, key, call)] = key
                 while waiting:
                     self._tell(stage, len(missing) - len(waiting), len(missing))
                     done, _ = concurrent.futures.wait(waiting, timeout=_POLL_SECONDS, return_when="FIRST_COMPLETED")
@@ -133,9 +145,8 @@ class Calls:
 
     def _one(
         self,
-        stage: str,
-        key: str,
         call: Call,
+        replies: Replies,
         luck: _Luck,
         stopped: threading.Event,
         cancelled: Callable[[], bool],
@@ -143,13 +154,14 @@ class Calls:
         if cancelled():
             raise OperationCancelled("The experiment was stopped. Run it again, and it goes on.")
         try:
-            value = retrying(lambda: call(cancelled), cancelled=cancelled, pause_seconds=PAUSE_SECONDS)
+            value = retrying(
+                lambda: replies.read(lambda: call(replies, cancelled)), cancelled=cancelled, pause_seconds=PAUSE_SECONDS
+            )
         except LLMError as error:
             if luck.failed(error):
                 stopped.set()
             raise
         luck.answered = True
-        self._cells.put(stage, {key: value})
         return value
 
 

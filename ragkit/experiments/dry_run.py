@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import threading
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ragkit.cancellation import never
 from ragkit.errors import InputError, LLMError
 from ragkit.experiments.calls import Call, Calls, FailedCall
+from ragkit.experiments.replies import Replies, is_model, replace_models
 from ragkit.experiments.result_cache import ResultCache
-from ragkit.llm.base import LLM, Message
+from ragkit.llm.base import Message
 from ragkit.llm.metering import Price, Usage, likely_usage, most_usage
 from ragkit.llm.prompt import Prompt
 
@@ -104,7 +106,9 @@ class Estimate:
 
 
 class _Counted:
-    """A model that notes what it is given, under the identity of the one that it stands for."""
+    """A model that notes what it is given, under the identity of the one that it stands for; no reply is kept."""
+
+    is_stand_in = is_transparent = True
 
     def __init__(self, llm: Any, estimate: Estimate) -> None:
         self._llm = llm
@@ -114,7 +118,6 @@ class _Counted:
         self.max_tokens = int(getattr(llm, "max_tokens", _MAX_TOKENS))
         self.price: Price | None = getattr(llm, "price", None)
         self.inner = llm
-        self.is_transparent = True
 
     def stream(self, prompt: Prompt, *, cancelled: Callable[[], bool] = never) -> Iterator[str]:
         self._estimate.add(self.name, prompt.messages(), self.max_tokens, self.price)
@@ -135,31 +138,19 @@ def dry(value: _T, estimate: Estimate) -> _T:
     Raises:
         InputError: There is a model in something else, where it cannot be replaced.
     """
-    replaced: Any = value
-    if _is_model(value):
-        replaced = _Counted(value, estimate)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
-        fresh = {name: dry(each, estimate) for name, each in fields.items()}
-        if any(fresh[name] is not each for name, each in fields.items()):
-            replaced = dataclasses.replace(value, **fresh)
-    elif isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        replaced = type(value)(dry(each, estimate) for each in value)
-    elif isinstance(value, dict):
-        replaced = {key: dry(each, estimate) for key, each in value.items()}
-    elif _holds_model(value):
+    return replace_models(value, lambda llm: _Counted(llm, estimate), otherwise=_without_model)
+
+
+def _without_model(value: Any) -> Any:
+    if _hides_model(value):
         raise InputError(
             f"{value!r:.100} asks a language model, and cannot be tried without it. Make {type(value).__name__} a "
             "dataclass with the model as a field."
         )
-    return cast(_T, replaced)
+    return value
 
 
-def _is_model(value: Any) -> bool:
-    return isinstance(value, LLM) and not isinstance(value, type) and bool(value.generative)
-
-
-def _holds_model(value: Any) -> bool:
+def _hides_model(value: Any) -> bool:
     """Look for a model in attributes and closures, as far as there are not too many of them."""
     seen: set[int] = set()
     waiting = [value]
@@ -168,7 +159,7 @@ def _holds_model(value: Any) -> bool:
         if id(each) in seen or isinstance(each, _PLAIN):
             continue
         seen.add(id(each))
-        if _is_model(each):
+        if is_model(each):
             return True
         if isinstance(each, Mapping):
             waiting += each.values()
@@ -184,34 +175,61 @@ def _holds_model(value: Any) -> bool:
     return False
 
 
+class DryResults(ResultCache):
+    """Results of a dry run: what was computed while a model was asked is not kept, for that model said nothing.
+
+    Args:
+        results: What was computed before.
+        estimate: Counts what models are asked.
+    """
+
+    def __init__(self, results: ResultCache, estimate: Estimate) -> None:
+        super().__init__(results.path)
+        self.computed = results.computed
+        self._estimate = estimate
+        self._asked = 0
+
+    def get(self, keys: Sequence[str]) -> dict[str, Any]:
+        """See `ResultCache.get`; what is missing is computed next."""
+        self._asked = self._estimate.calls
+        return super().get(keys)
+
+    def put(self, stage: str, values: Mapping[str, Any]) -> None:
+        """See `ResultCache.put`."""
+        if self._estimate.calls == self._asked:
+            super().put(stage, values)
+
+
 class DryCalls(Calls):
     """Makes each call once. What asked no model is kept, as it is in a run.
 
     Args:
-        cells: What was computed before.
+        results: What was computed before.
         estimate: Counts what models are asked.
         cancelled: True stops.
     """
 
-    def __init__(self, cells: ResultCache, estimate: Estimate, *, cancelled: Callable[[], bool] = never) -> None:
-        super().__init__(cells, cancelled=cancelled)
+    def __init__(self, results: ResultCache, estimate: Estimate, *, cancelled: Callable[[], bool] = never) -> None:
+        super().__init__(results, cancelled=cancelled)
         self._estimate = estimate
 
     def compute(
-        self, stage: str, work: Mapping[str, Call], *, alone: bool = False
+        self, stage: str, work: Mapping[str, Call], *, repeat: int = 1, keep: bool = True, alone: bool = False
     ) -> tuple[dict[str, Any], dict[str, FailedCall]]:
         """See `Calls.compute`; what a reply that says nothing makes fail is a failure."""
-        found = self._cells.get(list(work))
+        found = self._results.get(list(work)) if keep else {}
         failures: dict[str, FailedCall] = {}
+        models: dict[int, Any] = {}
         for key, call in work.items():
             if key in found:
                 continue
             before = self._estimate.calls
+            replies = Replies(self._results, stage, repeat=repeat, models=models)
             try:
-                found[key] = call(self._cancelled)
+                found[key] = replies.read(functools.partial(call, replies, self._cancelled))
             except LLMError as error:
                 failures[key] = FailedCall(stage, type(error).__name__, str(error))
             else:
-                if self._estimate.calls == before:
-                    self._cells.put(stage, {key: found[key]})
+                if keep and self._estimate.calls == before:
+                    self._results.put(stage, {key: found[key]})
         return found, failures

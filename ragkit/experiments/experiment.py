@@ -8,12 +8,13 @@
     )
     experiment.run()
 
-Whatever was computed before, by a run that was killed, by another experiment or for another measure, is found in the
-cells (`ragkit.experiments.stages`) and not computed again. Progress and each system's row go to the socket.
+Whatever was computed before, by a run that was killed, by another experiment or for another measure, is kept
+(`ragkit.experiments.stages`) and not computed again. Progress and each system's row go to the socket.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,7 +27,7 @@ from ragkit.errors import BudgetError, InputError, OperationCancelled, require_c
 from ragkit.evaluation.dataset import Dataset
 from ragkit.evaluation.measures import Measure, check_gold, parse_measure
 from ragkit.experiments.calls import Calls
-from ragkit.experiments.dry_run import DryCalls, Estimate, dry
+from ragkit.experiments.dry_run import DryCalls, DryResults, Estimate, dry
 from ragkit.experiments.fingerprint import identity
 from ragkit.experiments.progress import ProgressReporter
 from ragkit.experiments.result import Result
@@ -55,7 +56,7 @@ class Experiment:
             by a model (``Faithfulness(llm)``). Answers are made if a measure looks at them.
         baseline: The name of the system that the others are compared with; the first one if None.
         name: What listeners see; the dataset's name if None.
-        store: Folder that keeps what was computed, in ``cells.db``, and a run for each `run` (`ragkit.runs`).
+        store: Folder that keeps what was computed, in ``results.db``, and a run for each `run` (`ragkit.runs`).
             Experiments that share it share their work.
         cache: Where embeddings are kept; this user's cache if None, nowhere if False.
         publisher: Where progress goes; this process's own if None.
@@ -101,7 +102,7 @@ class Experiment:
         if baseline is not None and baseline not in names:
             raise InputError(f"The baseline '{baseline}' is none of the systems: {'; '.join(names)}.")
         self.baseline = baseline or names[0]
-        self.cells = ResultCache(Path(store) / "cells.db")
+        self.result_cache = ResultCache(Path(store) / "results.db")
         self.publisher = publisher or default_publisher()
         self._cache = cache
         self._progress = progress
@@ -155,13 +156,16 @@ class Experiment:
             try:
                 kept = self._begin_run()
                 live.tell("running", systems=len(self.systems), now=True)
-                calls = Calls(self.cells, max_concurrency=self._max_concurrency, cancelled=cancelled, tell=live.working)
+                results = self.result_cache
+                calls = Calls(results, max_concurrency=self._max_concurrency, cancelled=cancelled, tell=live.working)
                 corpus = records(self.dataset.documents)
                 held: dict[str, ChunkedCorpus] = {}
                 while (system := self._next(result.names, held)) is not None:
                     live.tell("running", systems=len(self.systems))
-                    cut = self._cut_by(system, held, cancelled)
-                    result.add(system, self._evaluate(system, self.measures, cut, corpus, calls, live, cancelled))
+                    cut = self._cut_by(system, held, results, cancelled)
+                    result.add(
+                        system, self._evaluate(system, self.measures, cut, corpus, results, calls, live, cancelled)
+                    )
                     live.finished(result.row(system.name), result.leaderboard())
                     on_system(result)
                 result.interim = False
@@ -198,17 +202,19 @@ class Experiment:
         """
         found = Estimate()
         measures = [dry(measure, found) for measure in self.measures]
-        calls = DryCalls(self.cells, found, cancelled=cancelled)
+        results = DryResults(self.result_cache, found)
+        calls = DryCalls(results, found, cancelled=cancelled)
         corpus = records(self.dataset.documents)
         done: list[str] = []
         held: dict[str, ChunkedCorpus] = {}
-        with CellsBar(self._progress, f"{self.name}, dry run") as bar:
+        with CellsBar(self._progress, f"{self.name}, dry run") as bar, contextlib.closing(results):
             live = ProgressReporter(self.name, None, bar, questions=len(self.dataset.queries))
             live.tell("running", systems=len(self.systems))
             while (system := self._next(done, held)) is not None:
                 found.system = system.name
-                cut = self._cut_by(system, held, cancelled)
-                self._evaluate(dry(system, found), measures, cut, corpus, calls, live, cancelled)
+                without = dry(system, found)
+                cut = self._cut_by(without, held, results, cancelled)
+                self._evaluate(without, measures, cut, corpus, results, calls, live, cancelled)
                 done.append(system.name)
         return found
 
@@ -229,12 +235,13 @@ class Experiment:
         measures: Sequence[Measure],
         cut: ChunkedCorpus,
         corpus: Documents,
+        results: ResultCache,
         calls: Calls,
         live: ProgressReporter,
         cancelled: Callable[[], bool],
     ) -> Outcome:
         return Evaluation(
-            system, self.dataset, measures, cut=cut, corpus=corpus, cells=self.cells, calls=calls, live=live,
+            system, self.dataset, measures, cut=cut, corpus=corpus, results=results, calls=calls, live=live,
             cancelled=cancelled, timed=self._timed and not isinstance(calls, DryCalls),
         ).run()  # fmt: skip
 
@@ -244,12 +251,14 @@ class Experiment:
     def _cut_key(self, system: System) -> str:
         return hash_values(identity(system.chunker), identity(self._embedder(system)))
 
-    def _cut_by(self, system: System, held: dict[str, ChunkedCorpus], cancelled: Callable[[], bool]) -> ChunkedCorpus:
+    def _cut_by(
+        self, system: System, held: dict[str, ChunkedCorpus], results: ResultCache, cancelled: Callable[[], bool]
+    ) -> ChunkedCorpus:
         key = self._cut_key(system)
         if key not in held:
             held.clear()  # and its vectors
             embedder = self._embedder(system)
-            held[key] = cut(self.dataset.documents, system.chunker, embedder, self.cells, cancelled=cancelled)
+            held[key] = cut(self.dataset.documents, system.chunker, embedder, results, cancelled=cancelled)
         return held[key]
 
     # ---------------------------------------------------------------------------------- the store

@@ -1,10 +1,9 @@
-"""What experiments have computed, by everything that it depends on: a cell is computed once and kept.
+"""What experiments have computed, by everything that it depends on: a result is computed once and kept.
 
 One mechanism serves resuming, sharing and editing: whoever needs a result asks for its key
-(`ragkit.experiments.fingerprint`
-makes it), computes what is missing, and puts it here in one transaction. Killed at any moment, what was put is there
-and nothing is half there. Unlike a cache it is never trimmed, and what goes wrong with it is an error: each value has a
-checksum, for SQLite would give back a changed one.
+(`ragkit.experiments.fingerprint` makes it), computes what is missing, and puts it here in one transaction. Killed at
+any moment, what was put is there and nothing is half there. Unlike a cache it is never trimmed, and what goes wrong
+with it is an error: each value has a checksum, for SQLite would give back a changed one.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from ragkit.sqlite import SharedDatabase, select_in, transaction
 __all__ = ["ResultCache"]
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS cells (
+CREATE TABLE IF NOT EXISTS results (
     key TEXT PRIMARY KEY, stage TEXT NOT NULL, value BLOB NOT NULL, crc32 INTEGER NOT NULL) WITHOUT ROWID;
 """
 
@@ -37,7 +36,7 @@ class ResultCache:
         path: The file; its folder is made when it is first used.
 
     Attributes:
-        computed: By stage, how many cells were put by this object.
+        computed: By stage, how many results were put by this object.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -56,9 +55,11 @@ class ResultCache:
         """
         found: dict[str, Any] = {}
         with self._opened() as db:
-            for key, value, crc32 in select_in(db, "SELECT key, CAST(value AS BLOB), crc32 FROM cells WHERE key", keys):
+            for key, value, crc32 in select_in(
+                db, "SELECT key, CAST(value AS BLOB), crc32 FROM results WHERE key", keys
+            ):
                 if zlib.crc32(value) != crc32:
-                    raise ResultCacheError(self.path, f"the value of cell {key} is damaged")
+                    raise ResultCacheError(self.path, f"the value of result {key} is damaged")
                 found[key] = msgspec.msgpack.decode(value)
         return found
 
@@ -76,7 +77,7 @@ class ResultCache:
         rows = [(key, stage, value, zlib.crc32(value)) for key, value in encoded.items()]
         with self._opened() as db:
             with transaction(db):  # whoever was first has computed the same
-                db.executemany("INSERT OR IGNORE INTO cells VALUES (?, ?, ?, ?)", rows)
+                db.executemany("INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?)", rows)
             self.computed[stage] += len(rows)
 
     def close(self) -> None:

@@ -5,10 +5,10 @@
                                                        ├─ judge
                                                        └─ follow-ups
 
-Only what a measure looks at is computed. Everything that a model says is a cell of its own
-(`ragkit.experiments.calls`), under what
-the model was given, so that two systems that give a model the same passages share the reply. A call that fails takes
-its question out of what depends on it.
+Only what a measure looks at is computed. What a model replies is kept under what the model was given
+(`ragkit.experiments.replies`), so that two systems that give a model the same passages share the reply. What ragkit
+makes of a reply is computed each time; what costs time, and what a user's own code makes, is kept under its
+fingerprint. A call that fails takes its question out of what depends on it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import dataclasses
 import functools
 import math
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ragkit.chunking.context import passage_text
@@ -31,14 +30,15 @@ from ragkit.evaluation.dataset import Dataset, Query
 from ragkit.evaluation.judges import Judge
 from ragkit.evaluation.measures import Measure, Ranked
 from ragkit.experiments.calls import Call, Calls, FailedCall
-from ragkit.experiments.fingerprint import code_version, identity
+from ragkit.experiments.fingerprint import code_version, identity, is_own
 from ragkit.experiments.progress import ProgressReporter
+from ragkit.experiments.replies import RecordedLLM, Replies, Reply, encodable, holds_model
 from ragkit.experiments.result_cache import ResultCache
 from ragkit.experiments.stages import ChunkedCorpus, Ranking, Retrieval, windows
 from ragkit.experiments.system import System, described
 from ragkit.hashing import hash_values
-from ragkit.indexing.records import DocumentRecord
-from ragkit.llm.base import LLM, Usage
+from ragkit.indexing.stored import DocumentRecord
+from ragkit.llm.base import LLM
 from ragkit.llm.metering import MeteredLLM
 from ragkit.llm.prompt import Prompt
 from ragkit.llm.replies import answer_prompt
@@ -100,7 +100,7 @@ class Evaluation:
         measures: What will be measured of the outcome.
         cut: The documents as the system cuts them.
         corpus: The documents uncut.
-        cells: What was computed before.
+        results: What was computed before.
         calls: Asks models.
         live: Is told how far it is.
         cancelled: Asked several times a second.
@@ -115,7 +115,7 @@ class Evaluation:
         *,
         cut: ChunkedCorpus,
         corpus: Documents,
-        cells: ResultCache,
+        results: ResultCache,
         calls: Calls,
         live: ProgressReporter,
         cancelled: Callable[[], bool],
@@ -127,11 +127,11 @@ class Evaluation:
         self._measures = measures
         self._cut = cut
         self._corpus = corpus
-        self._cells = cells
+        self._results = results
         self._calls = calls
         self._live = live
         self._cancelled = cancelled
-        self._retrieval = Retrieval(system.retriever, cut, cells)
+        self._retrieval = Retrieval(system.retriever, cut, results)
         self._llm: LLM = system.llm or ExtractiveLLM(cut.embedder.inner)  # which is timed
         self._queries = {query.text: query for query in reversed(dataset.queries)}
         self._questions = [query.text for query in dataset.queries if self._queries[query.text] is query]
@@ -139,7 +139,7 @@ class Evaluation:
         self._failures: dict[str, list[FailedCall]] = {}
 
     def run(self) -> Outcome:
-        """Compute what no cell holds.
+        """Compute what is not kept yet.
 
         Raises:
             BudgetError, OperationCancelled, LLMError: See `ragkit.experiments.calls.Calls`.
@@ -151,16 +151,16 @@ class Evaluation:
         judgements: list[Judged] = []
         follow_ups: dict[str, dict[str, bool]] = {}
         if any(isinstance(measure, AnswerMeasure | FollowUpQuality | Judge) for measure in self._measures):
-            keys, prompts = self._prompts(rankings)
-            replies = self._ask(
-                "answer", keys, lambda question: functools.partial(_answered, self._llm, prompts[question][0])
+            prompts = self._prompts(rankings)
+            answered: dict[str, Reply] = self._ask(
+                "answer", prompts, lambda question: functools.partial(_answered, self._llm, prompts[question][0])
             )
-            for question, reply in replies.items():
+            for question, reply in answered.items():
                 answers[question] = cite(
-                    question, reply["text"], prompts[question][1], language=self._language(question),
-                    model=self._llm.name, seconds=reply["seconds"], answer_id=keys[question],
+                    question, reply.text, prompts[question][1], language=self._language(question),
+                    model=self._llm.name, seconds=reply.seconds, answer_id=reply.key,
                 )  # fmt: skip
-            facts |= _costs(self._llm, list(replies.values()))
+            facts |= _costs(self._llm, list(answered.values()))
             judgements = [each for m in self._measures if isinstance(m, Judge) for each in self._judged(m, answers)]
             if any(isinstance(measure, FollowUpQuality) for measure in self._measures):
                 follow_ups = self._follow_ups(answers)
@@ -181,14 +181,19 @@ class Evaluation:
         rewriter = self._system.rewriter
         if rewriter is None:
             return {question: [question] for question in self._questions}
-        method = identity(rewriter)
-        keys = {q: hash_values("rewrite", method, self._language(q), q) for q in self._questions}
+        keys: dict[str, str] | None = None
+        if not _is_quick(rewriter):
+            method = identity(rewriter)
+            keys = {q: hash_values("rewrite", method, self._language(q), q) for q in self._questions}
         return self._ask(
             "rewrite",
-            keys,
+            self._questions,
             lambda question: (
-                lambda cancelled: rewriter.rewrite(question, language=self._language(question), cancelled=cancelled)
+                lambda replies, cancelled: replies.recorded(rewriter).rewrite(
+                    question, language=self._language(question), cancelled=cancelled
+                )
             ),
+            keys=keys,
         )
 
     def _retrieved(self, texts: Mapping[str, Sequence[str]]) -> dict[str, Ranking]:
@@ -223,7 +228,6 @@ class Evaluation:
         reranker = self._system.reranker
         if reranker is None:
             return rankings
-        method = identity(reranker)
         texts = {
             question: [
                 passage_text(self._record(at).title, self._cut.chunks[at])
@@ -231,19 +235,24 @@ class Evaluation:
             ]
             for question, ranking in rankings.items()
         }
-        keys = {
-            question: hash_values("rerank", method, question, of_one) for question, of_one in texts.items() if of_one
-        }
+        asked = [question for question, of_one in texts.items() if of_one]
+        keys: dict[str, str] | None = None
+        if not _is_quick(reranker):
+            method = identity(reranker)
+            keys = {question: hash_values("rerank", method, question, texts[question]) for question in asked}
 
         def call(question: str) -> Call:
-            return lambda cancelled: _checked(
-                reranker, reranker.scores(question, texts[question], cancelled=cancelled), len(texts[question])
+            return lambda replies, cancelled: _checked(
+                reranker,
+                replies.recorded(reranker).scores(question, texts[question], cancelled=cancelled),
+                len(texts[question]),
             )
 
-        anew = self._ask("rerank", keys, call) | {question: [] for question, of_one in texts.items() if not of_one}
+        again = self._ask("rerank", asked, call, keys=keys)
+        again |= {question: [] for question, of_one in texts.items() if not of_one}
         return {
             question: Ranking.of(reranked(rankings[question].as_scores(), scores, depth=reranker.depth))
-            for question, scores in anew.items()
+            for question, scores in again.items()
         }
 
     def _latency(self) -> float:
@@ -267,10 +276,8 @@ class Evaluation:
 
     # ------------------------------------------------------------------------------------ answers
 
-    def _prompts(self, rankings: Mapping[str, Ranking]) -> tuple[dict[str, str], dict[str, tuple[Prompt, list[Hit]]]]:
-        """Each question's prompt with its passages, and the key of the answer: all that the model is given."""
-        method = [code_version(Prompt), identity(self._llm)]
-        keys: dict[str, str] = {}
+    def _prompts(self, rankings: Mapping[str, Ranking]) -> dict[str, tuple[Prompt, list[Hit]]]:
+        """Each question's prompt, and its passages."""
         prompts: dict[str, tuple[Prompt, list[Hit]]] = {}
         for question, ranking in rankings.items():
             hits = [
@@ -284,27 +291,28 @@ class Evaluation:
                 instructions=self._system.instructions,
             )
             prompts[question] = prompt, hits
-            keys[question] = hash_values("answer", method, dataclasses.asdict(prompt))
-        return keys, prompts
+        return prompts
 
     def _judged(self, measure: Judge, answers: Mapping[str, Answer]) -> list[Judged]:
-        method = identity(measure)
+        method = None if _is_quick(measure) else identity(measure)
         found: dict[str, list[Judged]] = {}
         queries = {q: self._queries[q] for q, answer in answers.items() if measure.applies(self._queries[q], answer)}
         for repeat in range(1, measure.repeats + 1):
-            keys = {
+            keys = method and {
                 q: hash_values("judge", method, repeat, answers[q].id, answers[q].text, query.answers)
                 for q, query in queries.items()
             }
-            replies = self._ask(
-                f"judge {measure}", keys, lambda q: functools.partial(_judgement, measure, queries[q], answers[q])
+            judgements = self._ask(
+                f"judge {measure}",
+                queries,
+                lambda q: functools.partial(_judgement, measure, queries[q], answers[q]),
+                keys=keys,
+                repeat=repeat,
             )
             for query in self._dataset.queries:
-                if query.text in replies:
-                    reply = replies[query.text]
-                    found.setdefault(query.id, []).append(
-                        Judged(query.id, str(measure), repeat, reply["score"], reply["reply"])
-                    )
+                if query.text in judgements:
+                    score, reply = judgements[query.text]
+                    found.setdefault(query.id, []).append(Judged(query.id, str(measure), repeat, score, reply))
         return [judged for of_one in found.values() for judged in of_one]
 
     def _follow_ups(self, answers: Mapping[str, Answer]) -> dict[str, dict[str, bool]]:
@@ -312,19 +320,16 @@ class Evaluation:
 
         It does if `ExtractiveLLM`, which abstains where nothing is close enough, finds something to quote.
         """
-        method = [code_version(FollowUps), identity(self._llm), self._retrieval.key, self._system.k]
-        keys = {q: hash_values("follow-ups", method, a.id, a.text) for q, a in answers.items() if not a.abstained}
-        if len(self._cells.get(list(keys.values()))) == len(set(keys.values())):
-            return self._ask("follow-ups", keys, lambda question: lambda cancelled: {})
         extractive = ExtractiveLLM(self._cut.embedder)
-        passages = self._passages()
-        _ = passages.vectors  # what has to be embedded is embedded here, where a wish to stop is heard
         retriever = self._system.retriever
+        code = [code_version(each) for each in (FollowUps, retrieve, cite)]
+        method = [code, identity(self._llm), identity(extractive), self._retrieval.key, self._system.k]
+        keys = {q: hash_values("follow-ups", method, a.id, a.text) for q, a in answers.items() if not a.abstained}
+        if len(self._results.get(list(keys.values()))) < len(set(keys.values())):
+            passages = self._passages()
+            _ = passages.vectors  # what has to be embedded is embedded here, where the work can be stopped
 
         def call(question: str) -> Call:
-            made = FollowUps(lambda: Pipeline(passages, retriever, self._llm))
-            query = SearchQuery(question, self._language(question), embedder=passages.embedder)
-
             def answered(follow_up: str, cancelled: Callable[[], bool]) -> bool:
                 if cancelled():
                     raise OperationCancelled("The experiment was stopped. Run it again, and it goes on.")
@@ -334,23 +339,46 @@ class Evaluation:
                 text = answer_prompt(extractive, prompt).text
                 return not cite(follow_up, text, hits, language=prompt.language, model="", seconds=0).abstained
 
-            return lambda cancelled: {
-                q: answered(q, cancelled) for q in made.generate(query, answers[question], cancelled=cancelled)
-            }
+            query = SearchQuery(question, self._language(question), embedder=self._cut.embedder)
 
-        return self._ask("follow-ups", keys, call)
+            def made(replies: Replies, cancelled: Callable[[], bool]) -> dict[str, bool]:
+                llm = replies.recorded(self._llm)
+                follow_ups = FollowUps(lambda: Pipeline(passages, retriever, llm))
+                questions = follow_ups.generate(query, answers[question], cancelled=cancelled)
+                return {encodable(q): answered(q, cancelled) for q in questions}
+
+            return made
+
+        return self._ask("follow-ups", keys, call, keys=keys)
 
     # ------------------------------------------------------------------------------------ calling
 
-    def _ask(self, stage: str, keys: Mapping[str, str], call: Callable[[str], Call]) -> dict[str, Any]:
-        """Make a stage's calls: question -> reply. What failed is noted, and not there."""
+    def _ask(
+        self,
+        stage: str,
+        questions: Iterable[str],
+        call: Callable[[str], Call],
+        *,
+        keys: Mapping[str, str] | None = None,
+        repeat: int = 1,
+    ) -> dict[str, Any]:
+        """Make a stage's calls: question -> result. What failed is noted, and not there.
+
+        Args:
+            stage: What they are for.
+            questions: About which.
+            call: Makes a question's call.
+            keys: What each question's result is kept under; None keeps nothing but what models reply.
+            repeat: See `Calls.compute`.
+        """
         alone = stage == "answer" and not self._llm.generative  # a model of this process has all its processors
-        work = {keys[q]: functools.partial(_later, call, q) for q in keys}
-        found, failures = self._calls.compute(stage, work, alone=alone)
-        for question, key in keys.items():
+        key_of = {question: keys[question] if keys is not None else question for question in questions}
+        work = {key: functools.partial(_later, call, question) for question, key in key_of.items()}
+        found, failures = self._calls.compute(stage, work, repeat=repeat, keep=keys is not None, alone=alone)
+        for question, key in key_of.items():
             if key in failures:
                 self._failures.setdefault(question, []).append(failures[key])
-        return {question: found[key] for question, key in keys.items() if key in found}
+        return {question: found[key] for question, key in key_of.items() if key in found}
 
     def _language(self, question: str) -> str:
         """As the judged set says, or else guessed."""
@@ -360,24 +388,29 @@ class Evaluation:
         return guess_language(question, self._corpus.languages)
 
 
-def _later(call: Callable[[str], Call], question: str, cancelled: Callable[[], bool]) -> Any:
-    return call(question)(cancelled)  # what the call needs is made in the thread that makes it
+def _is_quick(value: Any) -> bool:
+    """Whether it only makes something of what models reply, so that its results need not be kept.
+
+    That is known of what ragkit has. A user's own may be slow, or pay for something else.
+    """
+    return is_own(value) and holds_model(value)
 
 
-def _answered(llm: LLM, prompt: Prompt, cancelled: Callable[[], bool]) -> dict[str, Any]:
-    began = time.monotonic()
-    reply = answer_prompt(llm, prompt, cancelled=cancelled)
-    told = dataclasses.asdict(reply.usage) if reply.usage else {}
-    return {"text": reply.text, "seconds": time.monotonic() - began, **told}
+def _later(call: Callable[[str], Call], question: str, replies: Replies, cancelled: Callable[[], bool]) -> Any:
+    return call(question)(replies, cancelled)  # what the call needs is made in the thread that makes it
 
 
-def _judgement(measure: Judge, query: Query, answer: Answer, cancelled: Callable[[], bool]) -> dict[str, Any]:
-    judgement = measure.judge(query, answer, cancelled=cancelled)
-    return {"score": judgement.score, "reply": _encodable(judgement.reply)}
+def _answered(llm: LLM, prompt: Prompt, replies: Replies, cancelled: Callable[[], bool]) -> Reply:
+    recorded = RecordedLLM(llm, replies)
+    text = answer_prompt(recorded, prompt, cancelled=cancelled).text  # without what the model thought before
+    return dataclasses.replace(recorded.last, text=text)
 
 
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()  # a server may send half of a character
+def _judgement(
+    measure: Judge, query: Query, answer: Answer, replies: Replies, cancelled: Callable[[], bool]
+) -> tuple[float, str]:
+    judgement = replies.recorded(measure).judge(query, answer, cancelled=cancelled)
+    return judgement.score, encodable(judgement.reply)
 
 
 def _checked(reranker: Reranker, scores: Sequence[float], count: int) -> list[float]:
@@ -396,13 +429,13 @@ def _fused(rankings: Sequence[Ranking]) -> Ranking:
     return Ranking.of(fused([ranking.as_scores() for ranking in rankings]))
 
 
-def _costs(llm: LLM, replies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _costs(llm: LLM, replies: Sequence[Reply]) -> dict[str, Any]:
     """What the answers took: milliseconds (median), tokens (mean) and the price of them all, where known."""
     facts: dict[str, Any] = {}
     if replies:
-        facts["answer_ms"] = 1_000 * statistics.median(reply["seconds"] for reply in replies)
-    if replies and all("input_tokens" in reply for reply in replies):
-        usages = [Usage(reply["input_tokens"], reply["output_tokens"]) for reply in replies]
+        facts["answer_ms"] = 1_000 * statistics.median(reply.seconds for reply in replies)
+    usages = [reply.usage for reply in replies if reply.usage is not None]
+    if replies and len(usages) == len(replies):
         facts["tokens"] = statistics.fmean(usage.input_tokens + usage.output_tokens for usage in usages)
         if isinstance(llm, MeteredLLM):
             facts["cost"] = sum(llm.price.of(usage) for usage in usages)

@@ -1,6 +1,6 @@
-"""The stages of an experiment, each of which computes only what no cell holds.
+"""The stages of an experiment, each of which computes only what is not kept yet.
 
-    documents ─ chunk ─ embed ─┬─ retrieve (one cell a question)
+    documents ─ chunk ─ embed ─┬─ retrieve (one result a question)
                                └─ ...
 
 A stage's key is a hash of what it is (`ragkit.experiments.fingerprint`) and of the keys of what it reads, so that
@@ -29,10 +29,10 @@ from ragkit.documents.document import Document
 from ragkit.embedding.base import Kind, Vectors
 from ragkit.embedding.cache import CachedEmbedder
 from ragkit.errors import OperationCancelled
-from ragkit.experiments.fingerprint import identity
+from ragkit.experiments.fingerprint import code_version, identity, is_own
 from ragkit.experiments.result_cache import ResultCache
 from ragkit.hashing import hash_values
-from ragkit.indexing.records import DocumentRecord, StoredChunk
+from ragkit.indexing.stored import DocumentRecord, StoredChunk
 from ragkit.retrieval.base import Retriever
 from ragkit.retrieval.corpus import Documents, Passages
 from ragkit.retrieval.query import SearchQuery, search_queries
@@ -150,7 +150,7 @@ def cut(
     documents: Sequence[Document],
     chunker: Chunker | None,
     embedder: CachedEmbedder,
-    cells: ResultCache,
+    results: ResultCache,
     *,
     cancelled: Callable[[], bool],
 ) -> ChunkedCorpus:
@@ -160,9 +160,11 @@ def cut(
         OperationCancelled: ``cancelled`` said so.
         InputError: The chunker's chunks are longer than what the embedder reads.
     """
-    method = hash_values("chunk", identity(chunker), identity(embedder))
+    given = None if chunker is None or is_own(chunker) else code_version(Document)
+    method = hash_values("chunk", identity(chunker), given, identity(embedder))
     digests = [document.digest() for document in documents]
-    key = hash_values(method, [[d.id, own] for d, own in zip(documents, digests, strict=True)])
+    read = [code_version(each) for each in (passage_text, embedded_texts)]
+    key = hash_values(method, read, [[d.id, own] for d, own in zip(documents, digests, strict=True)])
     if chunker is None:
         whole = [[Chunk(d.id, 0, len(d.text), d.text)] if d.text.strip() or d.title else [] for d in documents]
         return ChunkedCorpus(documents, whole, embedder, whole=True, key=key)
@@ -171,14 +173,14 @@ def cut(
         _stop_if(cancelled)
         part = documents[start : start + _CUT_TOGETHER]
         keys = [hash_values(method, each) for each in digests[start : start + _CUT_TOGETHER]]
-        known = cells.get(keys)
+        known = results.get(keys)
         fresh = {
             k: [[c.start, c.end, c.headings, c.page] for c in chunker.chunk(document, embedder=embedder)]
             for k, document in zip(keys, part, strict=True)
             if k not in known
         }
         if fresh:
-            cells.put("chunk", fresh)
+            results.put("chunk", fresh)
         for k, document in zip(keys, part, strict=True):
             spans = known[k] if k in known else fresh[k]
             chunks.append(
@@ -226,19 +228,21 @@ class Retrieval:
     Args:
         retriever: Ranks.
         cut: The passages.
-        cells: Where rankings are kept.
+        results: Where rankings are kept.
     """
 
-    def __init__(self, retriever: Retriever, cut: ChunkedCorpus, cells: ResultCache) -> None:
+    def __init__(self, retriever: Retriever, cut: ChunkedCorpus, results: ResultCache) -> None:
         self.retriever = retriever
         self.cut = cut
-        self._cells = cells
-        self.key = hash_values("retrieve", identity(retriever), cut.key)
+        self._results = results
+        # Of what a user's own retriever is given it may use anything; ragkit's own say what they use.
+        given = None if is_own(retriever) else code_version(Passages)
+        self.key = hash_values("retrieve", identity(retriever), given, code_version(Ranking), cut.key)
 
     def known(self, queries: Sequence[SearchQuery]) -> dict[str, Ranking]:
         """Return what was computed before: text of a query -> ranking."""
         keys = {self._key_of(query): query.text for query in queries}
-        return {keys[key]: _decoded(value) for key, value in self._cells.get(list(keys)).items()}
+        return {keys[key]: _decoded(value) for key, value in self._results.get(list(keys)).items()}
 
     def rank(
         self, queries: Sequence[SearchQuery], passages: Passages, *, known: Container[str] = ()
@@ -248,7 +252,7 @@ class Retrieval:
         together = search_queries(queries, languages, embedder=self.cut.embedder)
         found = {q.text: Ranking.of(self.retriever.scores(q, passages)) for q in together if q.text not in known}
         keys = {query.text: self._key_of(query) for query in queries}
-        self._cells.put("retrieve", {keys[text]: _encoded(ranking) for text, ranking in found.items()})
+        self._results.put("retrieve", {keys[text]: _encoded(ranking) for text, ranking in found.items()})
         return found
 
     def _key_of(self, query: SearchQuery) -> str:
@@ -266,13 +270,13 @@ class Retrieval:
             embeds = _timed_search(self.retriever, first, passages, self.cut.embedder)[1]
             took = [_timed_search(self.retriever, q, passages, self.cut.embedder)[0] for q in others or [first]]
             known = statistics.median(took) + (self._embedding([first, *others]) if embeds else 0.0)
-            self._cells.put("latency", {hash_values("latency", self.key): known})
+            self._results.put("latency", {hash_values("latency", self.key): known})
         return known
 
     def _embedding(self, queries: Sequence[SearchQuery]) -> float:
         embedder = self.cut.embedder.inner
         key = hash_values("latency", identity(embedder))
-        known = self._cells.get([key])
+        known = self._results.get([key])
         if key not in known:
             took = []
             for query in queries:
@@ -280,13 +284,13 @@ class Retrieval:
                 embedder.embed([query.text], kind="query")
                 took.append(1_000 * (time.perf_counter() - began))
             known = {key: statistics.median(took[1:] or took)}  # the first one loads what is loaded once
-            self._cells.put("latency", known)
+            self._results.put("latency", known)
         return float(known[key])
 
     def known_latency(self) -> float | None:
         """Return what was measured before."""
         key = hash_values("latency", self.key)
-        return self._cells.get([key]).get(key)
+        return self._results.get([key]).get(key)
 
 
 def windows(queries: Sequence[SearchQuery]) -> Iterator[Sequence[SearchQuery]]:

@@ -16,7 +16,7 @@ before anything is asked, and those of the test are put to two systems, when the
 to the one chosen.
 
 Optuna draws set-ups; `ragkit.experiments.Experiment` measures them, so that nothing is computed twice. The same seed
-draws the same set-ups: a search that was stopped and is run again finds its way in the cells, and goes on.
+draws the same set-ups: a search that was stopped and is run again finds what was computed, and goes on.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def tune(
     result = reported.run(cancelled=cancelled)
     return Tuning(
         draws.trials, best, baseline, result, method=method, train=chosen_by,
-        computed=trying.computed + reported.cells.computed,
+        computed=trying.computed + reported.result_cache.computed,
     )  # fmt: skip
 
 
@@ -170,7 +170,7 @@ class Tuning:
         train: What the set-ups were chosen by.
         measure: What was chosen by.
         method: How set-ups were drawn.
-        computed: By stage, how many cells were computed and not found.
+        computed: By stage, how many results were computed and not found.
     """
 
     def __init__(
@@ -296,7 +296,7 @@ def _picture(table: pd.DataFrame, along: str, measure: str) -> Figure:
 
 
 class _Trying:
-    """Measures trials by experiments that share their cells."""
+    """Measures trials by experiments that share their results."""
 
     def __init__(self, measure: Any, options: dict[str, Any], cancelled: Callable[[], bool]) -> None:
         self.computed: Counter[str] = Counter()
@@ -356,12 +356,12 @@ class _Trying:
                 if more := then(trial):
                     waiting.append(more)
             finally:
-                self.computed += experiment.cells.computed
-                experiment.cells.close()
+                self.computed += experiment.result_cache.computed
+                experiment.result_cache.close()
 
 
 def _rungs(train: Dataset, seed: int) -> list[Dataset]:
-    """The sets that halving asks, each within the next one, so that what was asked is in the cells."""
+    """The sets that halving asks, each within the next one, so that what was asked is kept."""
     rungs = [train]
     while len(rungs) < _RUNGS and (fewer := len(rungs[0].queries) // _KEPT) >= _FEWEST:
         rungs.insert(0, rungs[0].sample(fewer, seed=seed))

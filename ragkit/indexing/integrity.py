@@ -19,7 +19,8 @@ from ragkit.chunking.context import embedded_texts
 from ragkit.embedding.base import Embedder
 from ragkit.errors import IndexCorruptError
 from ragkit.hashing import hash_file
-from ragkit.indexing.records import Records, StoredChunk
+from ragkit.indexing.records import Records
+from ragkit.indexing.stored import StoredChunk
 from ragkit.indexing.vector_store import VectorStore
 
 __all__ = ["IndexCheck", "check", "repair"]

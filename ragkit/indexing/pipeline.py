@@ -37,8 +37,9 @@ from ragkit.documents.sandbox import Reader
 from ragkit.embedding.base import Embedder, Vectors
 from ragkit.embedding.cache import CachedEmbedder
 from ragkit.errors import DocumentError, InputError, OperationCancelled
-from ragkit.indexing.records import DocumentRecord, Records, Replacement, SourceRecord, StoredChunk
+from ragkit.indexing.records import Records, Replacement, SourceRecord
 from ragkit.indexing.report import Meter
+from ragkit.indexing.stored import DocumentRecord, StoredChunk
 from ragkit.indexing.vector_store import VectorStore
 
 __all__ = ["BoundedQueue", "Pipeline", "Place", "embed_there", "portable"]

@@ -33,10 +33,11 @@ from typing import Any
 from ragkit.chunking.base import Chunk
 from ragkit.documents.document import printable_path
 from ragkit.errors import IndexCorruptError, IndexingError, IndexWriteError
+from ragkit.indexing.stored import DocumentRecord, StoredChunk
 from ragkit.indexing.vector_store import VectorStore
 from ragkit.sqlite import connect, create, transaction
 
-__all__ = ["DocumentRecord", "Records", "Replacement", "Snapshot", "SourceRecord", "StoredChunk"]
+__all__ = ["Records", "Replacement", "Snapshot", "SourceRecord"]
 
 FORMAT = "1"
 
@@ -65,25 +66,6 @@ class SourceRecord:
     id: str
     hash: str
     failures: tuple[tuple[str, str], ...] = ()
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class DocumentRecord:
-    """A document's identity, without its chunks; ``text`` is what their offsets refer to."""
-
-    id: str
-    source: str
-    title: str
-    language: str
-    text: str = dataclasses.field(repr=False)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class StoredChunk:
-    """A chunk with its vector's id in the store."""
-
-    vector_id: str
-    chunk: Chunk
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import pytest
 
 from ragkit.chunking.base import Chunk
 from ragkit.engine.answer import Answer, cite, passages_of
-from ragkit.indexing.records import DocumentRecord
+from ragkit.indexing.stored import DocumentRecord
 from ragkit.llm.prompt import abstention
 from ragkit.retrieval.base import Hit
 
@@ -127,7 +127,7 @@ HOSTILE = [
 @pytest.mark.parametrize("evil", HOSTILE)
 def test_hostile_documents_and_models_are_shown_as_text(evil: str) -> None:
     answer = answered(f"{evil} [1]", hit(evil, title=evil, source=evil))
-    answer._follow_ups.set_result((evil,))
+    answer.pending_follow_ups.set_result((evil,))
     page = Elements(answer._repr_html_())
     assert {tag for tag, _ in page.tags} <= {
         "style", "div", "code", "details", "summary", "blockquote", "mark", "small", "ol", "ul", "li",
@@ -158,11 +158,11 @@ def test_follow_ups_wait_and_tell(capsys: pytest.CaptureFixture[str]) -> None:
     answer = answered("The usual k1 is 1.2. [1]")
     with pytest.raises(TimeoutError):
         answer.follow_ups(timeout_seconds=0.01)
-    answer._follow_ups.set_result(("What next?",))
+    answer.pending_follow_ups.set_result(("What next?",))
     assert answer.follow_ups() == ("What next?",)
     assert "What next?" in answer._repr_html_()
     failed = answered("x")
-    failed._follow_ups.set_exception(ValueError("broken generator"))
+    failed.pending_follow_ups.set_exception(ValueError("broken generator"))
     assert "x" in failed._repr_html_()
     with pytest.raises(ValueError, match="broken generator"):
         failed.follow_ups()
@@ -171,5 +171,5 @@ def test_follow_ups_wait_and_tell(capsys: pytest.CaptureFixture[str]) -> None:
 def test_french_answers_speak_french() -> None:
     answer = answered("Rien de cité.", language="fr")
     assert "n'a cité aucun passage" in str(answer)
-    answer._follow_ups.set_result(("Et ensuite ?",))
+    answer.pending_follow_ups.set_result(("Et ensuite ?",))
     assert "Pour continuer" in answer._repr_html_()

@@ -44,7 +44,7 @@ def test_nothing_is_asked_and_everything_is_counted(dataset: Dataset, tmp_path: 
     assert set(found.frame["system"]) == {system.name for system in one.systems}
     assert f"{found.calls} calls" in repr(found)
     assert "<table" in found._repr_html_()
-    assert not {"answer", "rewrite", "judge Relevance"} & set(one.cells.computed)
+    assert not {"answer", "rewrite", "judge Relevance"} & set(one.result_cache.computed)
 
 
 def test_what_is_known_costs_nothing_and_what_is_made_costs_no_more_than_the_most(

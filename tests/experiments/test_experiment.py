@@ -73,8 +73,8 @@ def test_each_distinct_text_is_embedded_once(dataset: Dataset, embedder: Countin
     one.run()
     passages = {key: n for key, n in embedder.embedded.items() if key[0] == "passage"}
     assert set(passages.values()) == {1}
-    assert one.cells.computed["chunk"] == 2 * len(dataset.documents)
-    assert one.cells.computed["retrieve"] == 6 * len(dataset.queries)
+    assert one.result_cache.computed["chunk"] == 2 * len(dataset.documents)
+    assert one.result_cache.computed["retrieve"] == 6 * len(dataset.queries)
 
 
 def test_who_looks_at_words_alone_embeds_nothing(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_finished_experiment_computes_nothing_for_another_measure(
     again = experiment(dataset, sweep(embedder), tmp_path, measures=["RR@10", "nDCG@10", "SpanRecall@3"])
     after = again.run()
     assert not embedder.embedded
-    assert not again.cells.computed
+    assert not again.result_cache.computed
     shared = after.queries[after.queries["measure"] != "RR@10"].reset_index(drop=True)
     assert shared.equals(before.queries)
 
@@ -99,13 +99,13 @@ def test_only_a_new_system_runs(dataset: Dataset, embedder: Counting, tmp_path: 
     one = experiment(dataset, sweep(embedder), tmp_path)
     one.run()
     embedder.embedded.clear()
-    one.cells.computed.clear()
+    one.result_cache.computed.clear()
     one.add(
         System(label="new", embedder=embedder, retriever=Hybrid(dense_weight=0.9), chunker=TokenChunker(max_tokens=30))
     )
     result = one.run()
     assert result.names[-1] == "new"
-    assert one.cells.computed == {"retrieve": len(dataset.queries), "latency": 1}
+    assert one.result_cache.computed == {"retrieve": len(dataset.queries), "latency": 1}
     assert {kind for kind, _ in embedder.embedded} <= {"query"}  # to see how long one takes
     with pytest.raises(InputError, match="called 'new'"):
         one.add(System(label="new"))
@@ -118,8 +118,8 @@ def test_a_changed_document_reaches_what_depends_on_it(dataset: Dataset, embedde
     embedder.embedded.clear()
     again = experiment(dataclasses.replace(dataset, documents=[changed, *others]), sweep(embedder), tmp_path)
     again.run()
-    assert again.cells.computed["chunk"] == 2  # the document, by two chunkers
-    assert again.cells.computed["retrieve"] == 6 * len(dataset.queries)  # BM25 weighs words by all documents
+    assert again.result_cache.computed["chunk"] == 2  # the document, by two chunkers
+    assert again.result_cache.computed["retrieve"] == 6 * len(dataset.queries)  # BM25 weighs words by all documents
     assert len({text for kind, text in embedder.embedded if kind == "passage"}) <= 4
 
 
@@ -132,8 +132,8 @@ def test_a_changed_question_is_asked_alone(dataset: Dataset, embedder: Counting,
         tmp_path,
     )
     again.run()
-    assert again.cells.computed["chunk"] == 0
-    assert again.cells.computed["retrieve"] == 6
+    assert again.result_cache.computed["chunk"] == 0
+    assert again.result_cache.computed["retrieve"] == 6
 
 
 def test_stopped_and_run_again_it_ends_the_same(dataset: Dataset, tmp_path: Path) -> None:
@@ -270,9 +270,9 @@ def test_what_cannot_be_is_refused(dataset: Dataset, embedder: Counting, tmp_pat
             wrong()
 
 
-def test_a_damaged_file_of_cells_says_what_to_do(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+def test_a_damaged_file_of_results_says_what_to_do(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "cells.db").write_bytes(b"not a database" * 100)
+    (tmp_path / "runs" / "results.db").write_bytes(b"not a database" * 100)
     with pytest.raises(ResultCacheError, match="delete it"):
         experiment(dataset, System(embedder=embedder), tmp_path).run()
 
@@ -282,7 +282,7 @@ def test_exact_search_is_one_product() -> None:
     random = np.random.default_rng(0)
     vectors = random.standard_normal((50, 64)).astype(np.float32)
     from ragkit.chunking.base import Chunk
-    from ragkit.indexing.records import DocumentRecord, StoredChunk
+    from ragkit.indexing.stored import DocumentRecord, StoredChunk
     from ragkit.retrieval.corpus import Documents
 
     documents = Documents([DocumentRecord("d", "d", "d", "en", "x" * 50)])

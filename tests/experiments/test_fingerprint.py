@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
+import importlib
+import importlib.metadata
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 import pytest
 
+from ragkit.chunking.structure import StructureChunker
 from ragkit.chunking.token import TokenChunker
 from ragkit.embedding.hashed import HashEmbedder
+from ragkit.engine.extractive import ExtractiveLLM
 from ragkit.errors import InputError
+from ragkit.evaluation.judges import Faithfulness
 from ragkit.experiments import fingerprint as module
-from ragkit.experiments.fingerprint import code_version, identity
+from ragkit.experiments.fingerprint import identity
 from ragkit.hashing import hash_values
+from ragkit.llm.openai import OpenAILLM
 from ragkit.retrieval.retrievers import BM25, Dense, Hybrid
+from ragkit.retrieval.rewriting import HyDE
 
 
 def defined(source: str, name: str) -> Any:
@@ -70,6 +77,7 @@ def test_a_function_of_a_notebook_counts_with_what_it_refers_to() -> None:
         return defined(FUNCTION.format(**values), "score")
 
     assert same(written(), written())
+    assert same(written(), written(docstring="Score them."))
     assert not same(written(), written(weight=3))
     assert not same(written(), written(plus=2))
 
@@ -101,6 +109,17 @@ def test_a_class_of_a_notebook_counts_with_its_methods_and_state() -> None:
         assert not same(made(), made(**{change: 7})), change
 
 
+def test_a_class_may_be_made_from_one_of_ragkits_protocols() -> None:
+    source = """
+        from ragkit.retrieval import Retriever
+        class Mine(Retriever):
+            def scores(self, question, passages):
+                return {{0: {n}}}
+    """
+    assert same(defined(source.format(n=1), "Mine")(), defined(source.format(n=1), "Mine")())
+    assert not same(defined(source.format(n=1), "Mine")(), defined(source.format(n=2), "Mine")())
+
+
 def test_a_function_that_calls_itself_is_told() -> None:
     source = "def down(n):\n    return n and down(n - {step})"
     assert same(defined(source.format(step=1), "down"), defined(source.format(step=1), "down"))
@@ -130,34 +149,190 @@ def test_an_object_may_tell_itself() -> None:
     assert not same(Remote("a", "one"), Remote("b", "one"))
 
 
-def test_ragkits_own_code_counts_by_its_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Comments and docstrings do not count; code does, also in a module that is only imported."""
-    shutil.copytree(module._ROOT, tmp_path, dirs_exist_ok=True)
-
-    def version() -> str:
-        module._parsed.cache_clear()
-        module._module_version.cache_clear()
-        return code_version(BM25)
-
-    before = version()
-    monkeypatch.setattr(module, "_ROOT", tmp_path)
-    assert version() == before
-    corpus = tmp_path / "retrieval" / "lexical.py"
-    text = corpus.read_text(encoding="utf-8")
-    corpus.write_text(text.replace('"""bm25s over token lists', '"""Another docstring') + "# a comment\n")
-    assert version() == before
-    corpus.write_text(text.replace("k1: float = 1.2", "k1: float = 1.3"))
-    assert version() != before
-    monkeypatch.undo()
-    version()
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of a user's own modules; those that a test imports are forgotten after it."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a source that changes within a second would come from it
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
 
 
-def test_packages_count_by_their_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    module._module_version.cache_clear()
-    before = code_version(BM25)
-    module._module_version.cache_clear()
-    real = module.importlib.metadata.version
-    monkeypatch.setattr(module.importlib.metadata, "version", lambda n: "0" if n == "bm25s" else real(n))
-    after = code_version(BM25)
-    module._module_version.cache_clear()
-    assert before != after
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import mine\ndef score(x):\n    return mine.weigh(x)",
+        "import mine as m\ndef score(x):\n    return [m.weigh(y) for y in x]",
+        "from mine import weigh\ndef score(x):\n    return weigh(x)",
+        "def score(x):\n    import mine\n    return mine.weigh(x)",
+        "def score(x):\n    from mine import weigh\n    return weigh(x)",
+        "def score(x):\n    def inner():\n        from mine import weigh as w\n        return w(x)\n    return inner()",
+        "import mine\ndef score(x, name='weigh'):\n    return getattr(mine, name)(x)",
+        "from mine import Base\nclass score(Base):\n    pass",
+        "from mine import decorated\n@decorated\ndef score(x):\n    return x",
+        "from mine import weigh\ndef score(x):\n    return globals()['weigh'](x)",
+        "from mine import weigh\ndef score(x, name='weigh'):\n    return globals()[name](x)",
+        "from mine import weigh\ndef score(x):\n    return eval('weigh(x)')",
+        "import package.part\ndef score(x):\n    return package.part.weigh(x)",
+    ],
+)
+def test_own_modules_count_however_they_are_reached(source: str, folder: Path) -> None:
+    """What is reached of a module counts, with what this refers to; what is merely beside it does not."""
+    text = """
+        import functools
+        from mine_too import SCALE
+        FACTOR = {factor}
+        def times(x):
+            return x * FACTOR * SCALE
+        def weigh(x):
+            "{docstring}"
+            return times(x)
+        class Base:
+            def scores(self, x):
+                return weigh(x)
+        def decorated(function):
+            @functools.wraps(function)
+            def wrapped(x):
+                return function(weigh(x))
+            return wrapped
+    """
+    (folder / "package").mkdir()
+    (folder / "package" / "__init__.py").touch()
+
+    def written(*, factor: int = 2, scale: int = 1, docstring: str = "Weigh.") -> Any:
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("mine", "mine_too", "package")]:
+            del sys.modules[name]
+        importlib.invalidate_caches()
+        (folder / "mine_too.py").write_text(f"SCALE = {scale}\n", encoding="utf-8")
+        own = textwrap.dedent(text.format(factor=factor, docstring=docstring))
+        (folder / "mine.py").write_text(own, encoding="utf-8")
+        (folder / "package" / "part.py").write_text(own, encoding="utf-8")
+        return hash_values(identity(defined(source, "score")))
+
+    before = written()
+    assert written() == before
+    assert written(factor=3) != before
+    assert written(scale=5) != before
+    assert written(docstring="Weigh again.") == before
+
+
+def test_what_is_beside_it_in_an_own_module_does_not_count(folder: Path) -> None:
+    def written(other: int) -> Any:
+        sys.modules.pop("mine", None)
+        importlib.invalidate_caches()
+        own = f"def weigh(x):\n    return x\ndef other(x):\n    return {other}\n"
+        (folder / "mine.py").write_text(own, encoding="utf-8")
+        return hash_values(identity(defined("import mine\ndef score(x):\n    return mine.weigh(x)", "score")))
+
+    assert written(1) == written(2)
+
+
+@pytest.mark.parametrize(
+    ("source", "package"),
+    [
+        ("import numpy as np\ndef score(x):\n    return np.sum(x)", "numpy"),
+        ("def score(x):\n    import bm25s\n    return bm25s.BM25()", "bm25s"),
+        ("def score(x):\n    from Stemmer import Stemmer\n    return Stemmer('french')", "PyStemmer"),
+        ("from ragkit import BM25\ndef score(x):\n    return BM25().scores(x, None)", "PyStemmer"),
+        ("import ragkit\ndef score(x):\n    return ragkit.BM25().scores(x, None)", "PyStemmer"),
+        ("def score(x):\n    from ragkit import BM25\n    return BM25().scores(x, None)", "PyStemmer"),
+    ],
+)
+def test_packages_of_a_notebooks_function_count(source: str, package: str, upgrade: Callable[[str], None]) -> None:
+    function = defined(source, "score")
+    before = hash_values(identity(function))
+    upgrade("pandas")
+    assert hash_values(identity(function)) == before
+    upgrade(package)
+    assert hash_values(identity(function)) != before
+
+
+def test_docstrings_names_of_variables_and_places_do_not_count() -> None:
+    one = "def f(x):\n    'One.'\n    y = x + 1\n    return y"
+    other = "\n\n# moved\ndef f(x):\n    'Another.'\n    z = x + 1\n    return z"
+    assert same(defined(one, "f"), defined(other, "f"))
+    assert not same(defined(one, "f"), defined(one.replace("'One.'", "'One.'; x = 'One.'"), "f"))
+    assert not same(defined("def f(x):\n    return 'a'", "f"), defined("def f(x):\n    return 'b'", "f"))
+
+
+def test_a_package_that_is_edited_counts_by_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its version stays the same while it is developed."""
+
+    class Editable:
+        def read_text(self, name: str) -> str | None:
+            return '{"dir_info": {"editable": true}}' if name == "direct_url.json" else None
+
+    assert module._installed("sentencex")
+    monkeypatch.setattr(module, "_distributions", lambda: {"own_package": ("own-package",)})
+    monkeypatch.setattr(module.importlib.metadata, "distribution", lambda name: Editable())
+    assert module._installed("own_package") is None
+
+
+@pytest.fixture
+def upgrade(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Give a distribution another version."""
+    real = importlib.metadata.version
+    versions: dict[str, str] = {}
+
+    def version(name: str) -> str:
+        return versions.get(name) or real(name)
+
+    def upgraded(name: str) -> None:
+        versions[name] = "999"
+        module._installed.cache_clear()
+
+    monkeypatch.setattr(module.importlib.metadata, "version", version)
+    module._installed.cache_clear()
+    yield upgraded
+    module._installed.cache_clear()
+
+
+THINGS = {
+    "BM25": BM25(),
+    "Hybrid": Hybrid(),
+    "Dense": Dense(),
+    "chunker": StructureChunker(),
+    "answers": ExtractiveLLM(HashEmbedder()),
+    "judge": Faithfulness(OpenAILLM("m", base_url="http://localhost:1/v1")),
+    "rewriter": HyDE(OpenAILLM("m", base_url="http://localhost:1/v1")),
+    "model": OpenAILLM("m", base_url="http://localhost:1/v1"),
+}
+"""Values, by what an experiment does with them."""
+
+UPGRADES = {
+    "bm25s": {"BM25", "Hybrid", "answers"},
+    "PyStemmer": {"BM25", "Hybrid", "answers"},
+    "py3langid": {"BM25", "Hybrid", "Dense"},  # of a text that is no query yet the language is guessed
+    "sentencex": {"chunker", "answers"},
+    "markdown-it-py": {"answers"},
+    "numpy": {"BM25", "Hybrid", "Dense", "chunker", "answers"},
+    "msgspec": {"judge"},
+    **dict.fromkeys(
+        [
+            "chromadb",
+            "ipython",
+            "beautifulsoup4",
+            "pandas",
+            "requests",
+            "torch",
+            "openai",
+            "httpx2",
+            "lxml",
+            "tenacity",
+        ],
+        frozenset[str](),
+    ),
+}
+"""A package -> what of the above an upgrade of it may change."""
+
+
+@pytest.mark.parametrize("package", UPGRADES)
+def test_an_upgrade_changes_what_uses_the_package_and_nothing_else(
+    package: str, upgrade: Callable[[str], None]
+) -> None:
+    before = {name: hash_values(identity(value)) for name, value in THINGS.items()}
+    upgrade(package)
+    changed = {name for name, value in THINGS.items() if hash_values(identity(value)) != before[name]}
+    assert changed == UPGRADES[package]

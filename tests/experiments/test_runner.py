@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import math
 import threading
 from collections import Counter
@@ -20,9 +21,10 @@ from ragkit.errors import (
     LLMResponseError,
     RagkitError,
 )
+from ragkit.evaluation import judges
 from ragkit.evaluation.dataset import Dataset, Query
 from ragkit.evaluation.judges import Faithfulness, Relevance
-from ragkit.experiments import calls
+from ragkit.experiments import calls, fingerprint
 from ragkit.experiments.result import Result
 from ragkit.experiments.result_cache import ResultCache
 from ragkit.experiments.system import System
@@ -30,6 +32,8 @@ from ragkit.live import messages
 from ragkit.llm.metering import Budget, MeteredLLM, Price
 from ragkit.llm.openai import OpenAILLM
 from ragkit.llm.prompt import Prompt, abstention
+from ragkit.llm.replies import Reply
+from ragkit.retrieval.reranking import LLMReranker
 from ragkit.retrieval.retrievers import BM25, Dense
 from ragkit.retrieval.rewriting import MultiQuery
 from ragkit.runs.run import Run
@@ -131,7 +135,7 @@ def test_answers_are_made_measured_and_kept(dataset: Dataset, embedder: Counting
     )
     assert again.run().queries.query("measure == 'Answered'")["value"].tolist() == [1, 1, 1, 0]
     assert sum(llm.asked.values()) == 4  # nothing was asked again
-    assert not again.cells.computed
+    assert not again.result_cache.computed
 
 
 def test_what_a_model_is_given_is_what_its_reply_is_kept_under(
@@ -355,9 +359,146 @@ def test_follow_ups_are_made_checked_and_scored(dataset: Dataset, embedder: Coun
     result = one.run()
     assert set(result.follow_ups.columns) == {"system", "query_id", "question", "answerable"}
     assert all(0 <= value <= 1 for value in values(result, "FollowUps").values())
-    one.cells.computed.clear()
+    one.result_cache.computed.clear()
     one.run()
-    assert not one.cells.computed
+    assert not one.result_cache.computed
+
+
+def paid(embedder: Counting, llm: Any, **options: Any) -> dict[str, Any]:
+    """A system that asks a model at every stage, and measures that ask it, too."""
+    system = answering(embedder, llm, rewriter=MultiQuery(llm), reranker=Orders(llm), **options)
+    return {"systems": system, "measures": ["nDCG@10", *ANSWERS, "FollowUps", Relevance(llm), Faithfulness(llm)]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Orders(LLMReranker):
+    """A user's own: its results are kept under its fingerprint, beside the replies."""
+
+    def scores(self, question: str, texts: Sequence[str], **options: Any) -> list[float]:
+        self.llm.complete(self.messages(question, texts))  # type: ignore[attr-defined]
+        return [1 / (1 + at) for at in range(len(texts))]
+
+
+@pytest.mark.parametrize("package", ["ipython", "beautifulsoup4", "chromadb", "torch", "pandas", "requests", "openai"])
+def test_an_upgrade_of_what_is_not_used_computes_nothing(
+    dataset: Dataset, embedder: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    llm = Reader()
+    experiment(dataset, **paid(embedder, llm), folder=tmp_path).run()
+    assert llm.asked.total() == 4 + 4 + 4 + 3 + 3 * 3 * 2  # rewriting, reranking, answers, follow-ups, judges
+    llm.asked.clear()
+    real = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "999" if name == package else real(name))
+    fingerprint._installed.cache_clear()
+    again = experiment(dataset, **paid(embedder, llm), folder=tmp_path)
+    assert again.run().errors.empty
+    fingerprint._installed.cache_clear()
+    assert not again.result_cache.computed
+    assert not llm.asked
+
+
+def test_an_upgrade_of_everything_asks_a_model_nothing(
+    dataset: Dataset, embedder: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = Reader()
+    before = experiment(dataset, **paid(embedder, llm), folder=tmp_path).run()
+    llm.asked.clear()
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "999")
+    fingerprint._installed.cache_clear()
+    again = experiment(dataset, **paid(embedder, llm), folder=tmp_path)
+    estimated = again.estimate().calls
+    after = again.run()
+    fingerprint._installed.cache_clear()
+    assert again.result_cache.computed["retrieve"] > 0  # BM25 is another version's
+    assert estimated == llm.asked.total() == 0
+    assert after.queries.equals(before.queries)
+    assert after.judgements.equals(before.judgements)
+
+
+def test_two_experiments_that_send_the_same_messages_ask_once(
+    dataset: Dataset, embedder: Counting, tmp_path: Path
+) -> None:
+    llm = Reader()
+    options = paid(embedder, llm)
+    experiment(dataset, **options, folder=tmp_path).run()
+    llm.asked.clear()
+    other = dataclasses.replace(
+        options["systems"], label="another", retriever=BM25(depth=90), llm=MeteredLLM(llm, price=Price(1, 1))
+    )
+    subset = dataset.sample(2, seed=0)
+    two = experiment(subset, other, tmp_path, measures=["Answered", Faithfulness(llm), Relevance(llm, repeats=2)])
+    two.run()
+    assert not llm.asked
+    assert two.result_cache.computed["retrieve"] > 0
+
+
+def test_another_parser_reads_the_replies_that_are_kept(
+    dataset: Dataset, embedder: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = Reader()
+    options = {"measures": [Relevance(llm), Faithfulness(llm)]}
+    system = answering(embedder, llm)
+    assert experiment(dataset, system, tmp_path, **options).run().systems["Relevance"].item() == 0.75
+    llm.asked.clear()
+    real = judges._read
+
+    def stricter(reply: Reply, *of: Any) -> Any:
+        return real(dataclasses.replace(reply, text=reply.text.replace('"score": 4', '"score": 2')), *of)
+
+    monkeypatch.setattr(judges, "_read", stricter)
+    again = experiment(dataset, system, tmp_path, **options).run()
+    assert again.systems["Relevance"].item() == 0.25
+    assert again.systems["Faithfulness"].item() == 1
+    assert not llm.asked
+
+
+def test_a_judgement_that_cannot_be_read_is_asked_for_again_and_lost_by_nobody(
+    dataset: Dataset, embedder: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Silly(Reader):
+        def complete(self, messages: Sequence[Any], **options: Any) -> str:
+            super().complete(messages, **options)
+            return "ten out of ten!" if "k1 and b" in messages[-1]["content"] else '{"score": 5}'
+
+    judge = Silly()
+    one = experiment(dataset, answering(embedder, Reader()), tmp_path, measures=[Relevance(judge, repeats=1)])
+    assert one.run().errors["query_id"].tolist() == ["k1"]
+    assert judge.asked.total() == 2 + 3  # two that can be read, and three attempts
+    assert one.estimate().calls == 1
+    assert one.run().errors["query_id"].tolist() == ["k1"]
+    assert judge.asked.total() == 5 + 3
+    real = judges._read
+
+    def kinder(reply: Reply, *of: Any) -> Any:
+        return real(dataclasses.replace(reply, text=reply.text.replace("ten out of ten!", '{"score": 5}')), *of)
+
+    monkeypatch.setattr(judges, "_read", kinder)
+    healed = one.run()
+    assert healed.errors.empty
+    assert values(healed, "Relevance")["k1"] == 1
+    assert judge.asked.total() == 8
+
+
+class Hidden:
+    """A rewriter of a user's own, whose model nobody sees."""
+
+    def __init__(self, llm: Any) -> None:
+        self.llm = llm
+
+    def rewrite(self, question: str, **options: Any) -> list[str]:
+        return [question, self.llm.complete([{"role": "user", "content": question}])]
+
+
+def test_what_a_user_computes_is_kept_under_its_fingerprint(
+    dataset: Dataset, embedder: Counting, tmp_path: Path
+) -> None:
+    llm = Reader()
+    system = System(embedder=embedder, retriever=BM25(), rewriter=Hidden(llm), label="hidden")
+    one = experiment(dataset, system, tmp_path)
+    one.run()
+    assert (llm.asked.total(), one.result_cache.computed["rewrite"]) == (4, 4)
+    experiment(dataset, system, tmp_path).run()
+    assert llm.asked.total() == 4
 
 
 def test_rewriting_searches_with_more_and_shares_the_question_itself(
@@ -370,12 +511,12 @@ def test_rewriting_searches_with_more_and_shares_the_question_itself(
     more = System(embedder=embedder, retriever=Dense(), rewriter=MultiQuery(llm), label="more")
     one = experiment(dataset, [plain, more], tmp_path)
     result = one.run()
-    assert one.cells.computed["rewrite"] == 4
-    assert one.cells.computed["retrieve"] == 4 + 2  # the two other wordings are always the same ones
+    assert one.result_cache.computed["rewrite"] == 4
+    assert one.result_cache.computed["retrieve"] == 4 + 2  # the two other wordings are always the same ones
     assert result.rankings("plain") != result.rankings("more")
-    one.cells.computed.clear()
+    one.result_cache.computed.clear()
     one.run()
-    assert not one.cells.computed
+    assert not one.result_cache.computed
 
 
 def test_a_question_that_could_not_be_rewritten_is_not_scored(
@@ -429,7 +570,7 @@ def test_reranking_changes_the_order_of_the_best(dataset: Dataset, embedder: Cou
     plain = System(embedder=embedder, retriever=BM25(), label="plain")
     one = experiment(dataset, [plain, dataclasses.replace(plain, reranker=Backwards(), label="backwards")], tmp_path)
     result = one.run()
-    assert one.cells.computed["retrieve"] == one.cells.computed["rerank"] == 4
+    assert one.result_cache.computed["retrieve"] == one.result_cache.computed["rerank"] == 4
     for query in dataset.queries:
         before, after = result.rankings("plain")[query.id], result.rankings("backwards")[query.id]
         places = [[(p.document_id, p.start) for p in ranking] for ranking in (before, after)]
@@ -483,7 +624,7 @@ def test_an_embedder_is_known_without_a_cache_too(dataset: Dataset, tmp_path: Pa
         for each in (first, second):
             one = experiment(dataset, System(embedder=each, retriever=Dense()), folder, cache=False)
             one.run()
-            assert one.cells.computed["retrieve"] == 4
+            assert one.result_cache.computed["retrieve"] == 4
 
 
 def test_who_stops_makes_no_other_call(tmp_path: Path) -> None:
@@ -496,7 +637,7 @@ def test_who_stops_makes_no_other_call(tmp_path: Path) -> None:
     def interrupted(stage: str, done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    asking = calls.Calls(ResultCache(tmp_path / "cells.db"), max_concurrency=1, tell=interrupted)
+    asking = calls.Calls(ResultCache(tmp_path / "results.db"), max_concurrency=1, tell=interrupted)
     with pytest.raises(KeyboardInterrupt):
         asking.compute("answer", {str(number): call for number in range(5_000)})
     assert len(made) < 5_000

@@ -173,7 +173,7 @@ def show(page: Page, html: str) -> list[str]:
 def test_hostile_documents_run_nothing(page: Page) -> None:
     assert show(page, HOSTILE) == ["link", "onerror", "script"]  # or the rest would prove nothing
     answer = answered(f"{HOSTILE} [1]", hit(HOSTILE, title=HOSTILE, source=HOSTILE))
-    answer._follow_ups.set_result((HOSTILE,))
+    answer.pending_follow_ups.set_result((HOSTILE,))
     assert show(page, answer._repr_html_()) == []
     assert HOSTILE.splitlines()[0] in page.locator(".ragkit-answer").inner_text()
 
