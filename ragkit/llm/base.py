@@ -58,6 +58,8 @@ class LLM(Protocol):
     def stream(self, prompt: Prompt, *, cancelled: Callable[[], bool] = never) -> Iterator[str]:
         """Answer in pieces of text; joined, they are the answer, with ``[n]`` after what passage n says.
 
+        Thoughts may come first: `ragkit.llm.replies`, through which all of ragkit asks, takes them out.
+
         Args:
             prompt: Question and passages.
             cancelled: Asked many times a second, from the thread that iterates; True stops the work.
