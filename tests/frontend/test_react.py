@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, WebSocket, WebSocketRoute, expect
 
 from ragkit.live.messages import FollowUpQuestions, IndexingProgress
-from ragkit.live.publisher import Publisher
+from ragkit.live.publisher import Publisher, broadcast
 from ragkit.llm.base import ScriptedLLM
 from tests.engine.test_engine import QUESTION, connected, make
 from tests.server.live_server import DEADLINE_SECONDS, ROOT, TOKEN, Server, start_server
@@ -34,7 +34,8 @@ BUILDS = {
 }
 HTM = "https://esm.sh/htm@3"
 CDN = {
-    "https://esm.sh/react@19": "import all from '/all'; export const { StrictMode, createElement, useEffect,"
+    "https://esm.sh/react@19": "import all from '/all'; export default all['react'];"
+    " export const { StrictMode, createElement, useEffect,"
     " useImperativeHandle, useReducer, useRef, useState } = all['react']",
     "https://esm.sh/react-dom@19/client?external=react": "import all from '/all';"
     " export const { createRoot } = all['react-dom/client']",
@@ -199,3 +200,49 @@ def test_another_on_message_needs_no_other_connection_and_unmounting_ends_it(
 
 def test_its_addresses_are_those_that_the_test_answers() -> None:
     assert set(re.findall(r'"(https://[^"]+)"', (EXAMPLE / "index.html").read_text())) == {*CDN, HTM}
+
+
+# A component as existing applications have it: a bare WebSocket, opened when it is mounted, closed in the clean-up.
+COMPONENT = """
+import React, { useEffect } from "react";
+export default function WebSocketHandler({ onMessage }) {
+  useEffect(() => {
+    const ws = new WebSocket(window.WS_URL);
+    ws.onmessage = (event) => { const data = JSON.parse(event.data); onMessage(data); };
+    ws.onopen = () => { window.ws = ws; window.log.push("open"); };
+    ws.onerror = () => window.log.push("error");
+    ws.onclose = (e) => window.log.push("close " + e.code + " " + e.reason);
+    return () => ws.close();
+  }, [onMessage]);
+  return null;
+}
+"""
+PAGE = """<!doctype html><div id="root"></div>
+<script type="importmap">{"imports": {"react": "https://esm.sh/react@19"}}</script>
+<script type="module">
+import { createElement } from "react";
+import { createRoot } from "https://esm.sh/react-dom@19/client?external=react";
+import WebSocketHandler from "./component.js";
+Object.assign(window, { WS_URL: "%s", log: [], seen: [] });
+const onMessage = (message) => window.seen.push(message);
+window.root = createRoot(document.getElementById("root"));
+window.root.render(createElement(WebSocketHandler, { onMessage }));
+</script>"""
+
+
+def test_a_component_with_a_bare_websocket_gets_every_broadcast_and_its_answer(
+    browser: Browser, example: Path, origin: str, server: Server, publisher: Publisher
+) -> None:
+    (example / "component.js").write_text(COMPONENT, encoding="utf-8")
+    (example / "component.html").write_text(PAGE % server.url(f"api/v1/ws?token={TOKEN}"), encoding="utf-8")
+    with open_page(browser) as page:
+        page.route("https://esm.sh/**", answer_as_the_cdn)
+        page.goto(f"{origin}/component.html")
+        page.wait_for_function("window.log?.includes('open')")
+        broadcast({"type": "follow_up_questions", "questions": ["Question 1 ?"]}, publisher=publisher)
+        page.wait_for_function("window.seen.some((m) => m.questions?.[0] === 'Question 1 ?')")
+        page.evaluate('window.ws.send(\'{"type": "query", "content": {"question": "How?", "context": {}}}\')')
+        page.wait_for_function("window.seen.some((m) => m.type === 'error' && m.content.code === 'NO_ENGINE')")
+        page.evaluate("window.root.unmount()")
+        page.wait_for_function("window.log.some((line) => line.startsWith('close 1'))")
+        assert page.evaluate("window.log.length") == 2, "opened once, closed once, and no error"

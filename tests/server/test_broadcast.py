@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import re
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ from tests.server.live_server import ROOT, TOKEN, Server, StartServer, eventuall
 
 pytestmark = pytest.mark.anyio
 
+PAGE = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
 FOLLOW_UPS = {"type": "follow_up_questions", "questions": ["a", "b", "c"]}
 
 at_import = WebSocketManager()  # as many applications make theirs: before any event loop runs
@@ -213,14 +217,13 @@ async def test_from_another_loop_it_says_how() -> None:
     assert "run_coroutine_threadsafe" in str(problems[0])
 
 
-# ---------------------------------------------------------------------- another server extension
+# --------------------------------------------------------------------------------- docs/server.md
 
 
 @pytest.fixture
 def extended(start: StartServer, tmp_path: Path) -> Server:
     """A Jupyter server with the extension that docs/server.md shows."""
-    page = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"<!-- my_extension.py -->\n```python\n(.*?)```", page, re.DOTALL)
+    (code,) = re.findall(r"<!-- my_extension.py -->\n```python\n(.*?)```", PAGE, re.DOTALL)
     (tmp_path / "extensions").mkdir()
     (tmp_path / "extensions" / "my_extension.py").write_text(code)
     return start(
@@ -250,3 +253,18 @@ async def test_another_extension_broadcasts_and_listens_as_the_page_says(extende
         assert await asyncio.to_thread(suggest, {"question": ["?"]}) == 400
     await asyncio.to_thread(extended.stop)
     assert "Uncaught exception" not in extended.log()
+
+
+async def test_the_examples_for_notebooks_and_scripts_run(server: Server, tmp_path: Path) -> None:
+    script = "\n".join(re.findall(r"(?<!-->\n)```python\n(.*?)```", PAGE, re.DOTALL))
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT), "RAGKIT_JOURNAL_DIR": str(tmp_path), "RAGKIT_TOKEN": TOKEN,
+        "RAGKIT_URL": f"http://127.0.0.1:{server.port}{server.base_url}",
+    }  # fmt: skip
+    async with server.open() as listener:
+        done = await asyncio.to_thread(
+            subprocess.run, [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (await receive_type(listener, "follow_up_questions"))["questions"][1] == "What is nDCG?"
+        assert (await receive_type(listener, "experiment_progress"))["cells_done"] == 3
