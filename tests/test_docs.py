@@ -19,9 +19,34 @@ def first_column(page: Path) -> set[str]:
     return {cell.strip().strip("`") for cell in re.findall(r"^\|([^|]+)\|", text, re.MULTILINE)}
 
 
-def test_architecture_names_every_module() -> None:
-    modules = [*(ROOT / "ragkit").glob("*.py"), *(ROOT / "server_extension" / "ragkit_server").glob("*.py")]
-    assert {path.stem for path in modules} - {"__init__"} - first_column(DOCS / "architecture.md") == set()
+def test_architecture_names_every_package() -> None:
+    named = {name for cell in first_column(DOCS / "architecture.md") for name in re.findall(r"\w+", cell)}
+    packages = {path.parent.name for path in (ROOT / "ragkit").glob("*/__init__.py")}
+    server = ROOT / "server_extension" / "ragkit_server"
+    parts = {path.parent.name for path in server.glob("*/__init__.py")} | {path.stem for path in server.glob("*.py")}
+    sources = {path.parent.name for path in (ROOT / "frontend" / "src").glob("*/*.ts")}
+    assert packages | parts | sources <= named | {"__init__"}
+
+
+def test_architecture_shows_the_layers_of_the_packages() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    layers = [set(re.findall(r"\w+", layer)) for layer in contracts[0]["layers"]]
+    drawings = re.findall(r"^```\n(.*?)^```", (DOCS / "architecture.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    drawn = [set(re.findall(r"\w+", line)) for line in drawings[1].splitlines()]
+    packages = {path.parent.name for path in (ROOT / "ragkit").glob("*/__init__.py")} | {"widgets"}
+    assert [layer & packages for layer in drawn if layer & packages] == [
+        under & packages for under in layers if under & packages
+    ]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
+def test_files_that_are_named_exist(page: Path) -> None:
+    folders = "benchmarks|data|docs|frontend|notebooks|ragkit|ragkit_server|server_extension|tests"
+    named = re.findall(rf"`((?:{folders})/[\w./-]*)`", page.read_text(encoding="utf-8"))
+    places = (ROOT, ROOT / "server_extension")
+    assert [path for path in named if not any((place / path).exists() for place in places)] == []
 
 
 def test_dependencies_gives_every_dependency_a_reason() -> None:

@@ -1,9 +1,10 @@
 """The code blocks of README.md, CONTRIBUTING.md and docs/, and a runner for those of one page.
 
-    python -m tests.support.pages BLOCKS.json
+    python -m tests.support.pages BLOCKS.json [--hash-embedder]
 
 runs blocks in order: Python in one namespace, where `await` works as in a notebook; commands of ragkit in a shell; SQL
-in DuckDB. It is a process of its own, so that a page's engines, threads and settings end with it.
+in DuckDB. It is a process of its own, so that a page's engines, threads and settings end with it. With
+``--hash-embedder`` the default embedder is one that needs no model.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from markdown_it import MarkdownIt
+
+from ragkit.embedding.hashed import HashEmbedder
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -123,5 +126,15 @@ def run_python(block: Block, namespace: dict[str, Any]) -> str:
     return printed.getvalue()
 
 
+def use_hash_embedder() -> None:
+    import ragkit.engine.engine
+    import ragkit.experiments.system
+
+    for module in (ragkit.engine.engine, ragkit.experiments.system):
+        module.SentenceTransformerEmbedder = HashEmbedder
+
+
 if __name__ == "__main__":
+    if "--hash-embedder" in sys.argv:
+        use_hash_embedder()
     run([Block(*values) for values in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))])
