@@ -22,9 +22,11 @@ from typer.core import TyperGroup
 
 from ragkit.cli.options import (
     BaseURLOption,
+    IndexArgument,
     IndexOption,
     KeyOption,
     LLMOption,
+    PassagesOption,
     TokenOption,
     URLOption,
     default_index,
@@ -143,9 +145,7 @@ def index(
 
 @app.command()
 def check(
-    index: Annotated[
-        Path | None, typer.Argument(help="Folder of the index. Default: RAGKIT_INDEX, else the only one in ./indexes.")
-    ] = None,
+    index: IndexArgument = None,
     repair: Annotated[bool, typer.Option("--repair", help="Make records and vectors agree again.")] = False,
 ) -> None:
     """Compare an index's records, vectors and files."""
@@ -160,7 +160,7 @@ def check(
 def ask(
     question: Annotated[str, typer.Argument(help="In any words.")],
     index: IndexOption = None,
-    k: Annotated[int, typer.Option("-k", "--k", min=1, max=100, help="Passages to answer from.")] = 5,
+    k: PassagesOption = 5,
     llm: LLMOption = None,
     base_url: BaseURLOption = None,
     api_key_env: KeyOption = None,
@@ -202,10 +202,8 @@ def ask(
 
 @app.command()
 def serve(
-    index: Annotated[
-        Path | None, typer.Argument(help="Folder of the index. Default: RAGKIT_INDEX, else the only one in ./indexes.")
-    ] = None,
-    k: Annotated[int, typer.Option("-k", "--k", min=1, max=100, help="Passages to answer from.")] = 5,
+    index: IndexArgument = None,
+    k: PassagesOption = 5,
     llm: LLMOption = None,
     base_url: BaseURLOption = None,
     api_key_env: KeyOption = None,

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from ragkit.engine.answer import Answer
-from ragkit.errors import InputError, MissingExtraError, require_count
+from ragkit.errors import InputError, needs, require_count
 from ragkit.evaluation.dataset import Dataset, GoldSpan, Query
 from ragkit.retrieval.lexical import is_same_question, tokenize
 
@@ -277,10 +277,8 @@ def evaluate_answers(
                 value = math.nan if measure.applies(query, spans) else None
             if value is not None:
                 rows.append((query.id, str(measure), value))
-    try:
+    with needs("pandas", extra="eval"):
         import pandas as pd
-    except ImportError as error:
-        raise MissingExtraError("pandas", extra="eval") from error
     return pd.DataFrame(rows, columns=["query_id", "measure", "value"])
 
 

@@ -177,9 +177,13 @@ class Dataset:
         return [q for at, q in pairs if at in chosen], [q for at, q in pairs if at not in chosen]
 
     def _of(self, queries: Sequence[Query], which: str) -> Dataset:
+        return self.with_queries(queries, name=f"{self.name} ({which})")
+
+    def with_queries(self, queries: Sequence[Query], *, name: str | None = None) -> Dataset:
+        """Return the set with only these of its queries, and all documents."""
         ids = {query.id for query in queries}
         return Dataset(
-            f"{self.name} ({which})",
+            name or self.name,
             self.documents,
             queries,
             {query_id: judged for query_id, judged in self.qrels.items() if query_id in ids},

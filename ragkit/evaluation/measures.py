@@ -21,7 +21,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
-from ragkit.errors import InputError, MissingExtraError, require_count
+from ragkit.errors import InputError, needs, require_count
 from ragkit.evaluation.answer_measures import ANSWER_MEASURES, AnswerMeasure, FollowUpQuality, covered
 from ragkit.evaluation.dataset import Dataset
 from ragkit.evaluation.judges import Faithfulness, Judge, Relevance
@@ -177,10 +177,8 @@ def _there_is(library: Any) -> str:
 
 
 def _ir_measures() -> Any:
-    try:
+    with needs("ir_measures", extra="eval"):
         import ir_measures
-    except ImportError as error:
-        raise MissingExtraError("ir_measures", extra="eval") from error
     return ir_measures
 
 
@@ -257,10 +255,8 @@ def evaluate(
         for query in dataset.queries
         if (query.id, measure) in values
     ]
-    try:
+    with needs("pandas", extra="eval"):
         import pandas as pd
-    except ImportError as error:
-        raise MissingExtraError("pandas", extra="eval") from error
     return pd.DataFrame(rows, columns=["query_id", "measure", "value"])
 
 

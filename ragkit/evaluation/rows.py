@@ -40,7 +40,6 @@ __all__ = [
     "row_query",
 ]
 
-
 _ID_KEYS = ("_id", "id")
 
 _PAGE = re.compile(r"[0-9]{1,9}")

@@ -21,7 +21,6 @@ from ragkit.live.handshake import RefusedError, dial
 
 __all__ = ["TYPES", "View", "watch"]
 
-
 TYPES = frozenset(str(member.__struct_config__.tag) for member in messages.ListenerMessage.__args__)
 """The types of message that a listener can get."""
 

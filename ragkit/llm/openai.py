@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ChatClient", "ChatErrors", "OpenAILLM"]
 
-
 _OPENAI_URL = "https://api.openai.com/v1"
 _COUNTS = range(2**40)  # of tokens that can be meant
 _GATEWAY_TIMEOUTS = {504, 524}  # the server behind the gateway may still be at work

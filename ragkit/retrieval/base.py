@@ -12,7 +12,6 @@ from ragkit.retrieval.corpus import Passages
 
 __all__ = ["Hit", "QueryRewriter", "Reranker", "Retriever", "Scores"]
 
-
 Scores = Mapping[int, float]
 """Candidates: position of a passage in `Passages` -> score, higher is better."""
 

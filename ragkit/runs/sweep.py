@@ -248,12 +248,8 @@ class _Show:
         on_row: Callable[[int, dict[str, Any]], object] | None,
     ) -> None:
         self.id = uuid.uuid4().hex
-        self._name, self._max_concurrency, self._publisher, self._on_row = (
-            name[:1_024],
-            max_concurrency,
-            publisher,
-            on_row,
-        )
+        self._name, self._max_concurrency = name[:1_024], max_concurrency
+        self._publisher, self._on_row = publisher, on_row
         self._infos: list[RunInfo | None] = [None] * len(cells)
         self._seconds: list[float] = []
 
