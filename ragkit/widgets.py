@@ -26,8 +26,8 @@ import msgspec
 from ragkit.errors import needs
 from ragkit.live import messages
 from ragkit.live.origin import is_run_without_browser
-from ragkit.live.publisher import Publisher, Reply, default_publisher
-from ragkit.live.serving import answer
+from ragkit.live.publisher import Publisher, default_publisher
+from ragkit.live.serving import Reply, answer
 from ragkit.terminal import printable
 
 with needs("anywidget", extra="lab"):

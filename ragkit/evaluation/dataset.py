@@ -136,6 +136,14 @@ class Dataset:
         """Return the hash of the queries, without what is right."""
         return hash_values([dataclasses.astuple(query) for query in self.queries])
 
+    def check_queries(self, what: str, by_query: Mapping[str, object]) -> None:
+        """Raise `InputError` for rankings or answers none of which is for a query of this set."""
+        if by_query and not any(query.id in by_query for query in self.queries):
+            raise InputError(
+                f"None of the {len(by_query)} {what} is for a query of '{self.name}': the first is for "
+                f"{next(iter(by_query))!r:.100}, the dataset's first query is '{self.queries[0].id}'."
+            )
+
     def head(self, n: int) -> Dataset:
         """Return the set with its first ``n`` queries, or as many as there are, and all documents."""
         return self._of(self.queries[: max(n, 0)], f"first {n}")

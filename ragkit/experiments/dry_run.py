@@ -19,8 +19,8 @@ from ragkit.cancellation import never
 from ragkit.errors import InputError, LLMError
 from ragkit.experiments.calls import Call, Calls, FailedCall
 from ragkit.experiments.result_cache import ResultCache
-from ragkit.llm.base import LLM, Message
-from ragkit.llm.metering import Price, Usage, likely_usage, most_usage
+from ragkit.llm.base import LLM, Message, Usage
+from ragkit.llm.metering import Price, likely_usage, most_usage
 from ragkit.llm.prompt import Prompt
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ from ragkit.llm.base import LLM, GenerativeLLM, Message, Usage, drained
 from ragkit.llm.limits import Budget, RateLimit
 from ragkit.llm.prompt import Prompt
 
-__all__ = ["Budget", "MeteredLLM", "Price", "Usage", "likely_usage", "most_usage", "retrying"]
+__all__ = ["MeteredLLM", "Price", "likely_usage", "most_usage", "retrying"]
 
 T = TypeVar("T")
 

@@ -29,7 +29,7 @@ from ragkit.runs.run import HEAD, TAIL, Run, RunInfo, now
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Run", "RunInfo", "RunStore", "current_run", "record"]
+__all__ = ["RunStore", "current_run", "record"]
 
 
 class RunStore:
