@@ -66,7 +66,7 @@ class RunStore:
             parameters: What it is run with.
             settings: What else is to be known about it.
             seeds: Seeds of random numbers by name.
-            data: Digests of the data by name; `ragkit.runs.provenance.digest` makes them.
+            data: Digests of the data by name; `ragkit.hashing.hash_path` makes them.
             folder: Where the code is, for git.
 
         Raises:
