@@ -32,7 +32,8 @@ from ragkit.live.messages import (
     QueryContent,
     ResponseContent,
 )
-from ragkit.live.publisher import Publisher, Reply
+from ragkit.live.publisher import Publisher
+from ragkit.live.serving import Reply
 from tests.support.hub import eventually
 
 WARM_UP = 20

@@ -36,9 +36,10 @@ says what happened and what to do next. The cause is always chained.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 __all__ = [
@@ -71,8 +72,18 @@ __all__ = [
     "ServerError",
     "ServerNotFoundError",
     "SourceNotFoundError",
+    "needs",
     "require_count",
 ]
+
+
+@contextlib.contextmanager
+def needs(package: str, *, extra: str) -> Iterator[None]:
+    """Raise `MissingExtraError` if what is imported here is not installed."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError(package, extra=extra) from error
 
 
 def require_count(name: str, value: object, *, least: int = 1, most: int | None = None) -> None:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ragkit.errors import InputError, MissingExtraError, RagkitError
+from ragkit.errors import InputError, RagkitError, needs
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["file_name", "needs_pyarrow", "plain", "refused", "replacing", "write_json", "write_parquet"]
+__all__ = ["file_name", "plain", "refused", "replacing", "write_json", "write_parquet"]
 
 _FILE_NAME = re.compile(r"[^\W_][\w.@+-]*")
 _MAX_NAME_BYTES = 120
@@ -85,7 +85,7 @@ def write_parquet(frame: pd.DataFrame, path: Path, name: str) -> None:
         MissingExtraError: pyarrow is not installed.
         RagkitError: The disk refused.
     """
-    with needs_pyarrow(), replacing(path) as temporary:
+    with needs("pyarrow", extra="eval"), replacing(path) as temporary:
         try:
             frame.to_parquet(temporary, engine="pyarrow")
         except (ValueError, TypeError, NotImplementedError) as error:
@@ -93,15 +93,6 @@ def write_parquet(frame: pd.DataFrame, path: Path, name: str) -> None:
                 f"'{name}' cannot be written as Parquet: {error}. "
                 "Give every column one type (frame.astype(str) is the last resort)."
             ) from error
-
-
-@contextlib.contextmanager
-def needs_pyarrow() -> Iterator[None]:
-    """Say how to install it, if what is done here finds it missing."""
-    try:
-        yield
-    except ImportError as error:
-        raise MissingExtraError("pyarrow", extra="eval") from error
 
 
 @contextlib.contextmanager

@@ -23,19 +23,17 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ragkit.errors import MissingExtraError
+from ragkit.errors import needs
 from ragkit.live import messages
 from ragkit.live.origin import is_run_without_browser
-from ragkit.live.publisher import Publisher, Reply, default_publisher
-from ragkit.live.serving import answer
+from ragkit.live.publisher import Publisher, default_publisher
+from ragkit.live.serving import Reply, answer
 from ragkit.live.snapshot import SnapshotState
 from ragkit.terminal import printable
 
-try:
+with needs("anywidget", extra="lab"):
     import anywidget
     import traitlets
-except ImportError as problem:
-    raise MissingExtraError("anywidget", extra="lab") from problem
 
 if TYPE_CHECKING:
     from ragkit.engine.engine import RAGEngine

@@ -16,7 +16,6 @@ from ragkit.space import has_choices
 
 __all__ = ["SemanticChunker"]
 
-
 _SEMANTIC_PIECES = 2_000  # pieces whose similarities are looked at at a time
 
 _AS_GOOD = 1e-6  # more than rounding makes of a sum of similarities

@@ -12,7 +12,6 @@ from ragkit.space import has_choices
 
 __all__ = ["TokenChunker"]
 
-
 _SEGMENT = 50_000  # characters whose tokens are looked at at a time
 
 

@@ -20,20 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ragkit.cli.options import (
-    BaseURLOption,
-    IndexOption,
-    KeyOption,
-    LLMOption,
-    TokenOption,
-    URLOption,
-    default_index,
-    existing_index,
-    find_index,
-    find_model,
-    index_from_environment,
-    open_engine,
-)
+from ragkit.cli import options
 from ragkit.cli.runs import add_commands
 from ragkit.errors import (
     EmptyIndexError,
@@ -113,25 +100,25 @@ def index(
     watch: Annotated[bool, typer.Option("--watch", help="Go on: index again as files change, until Ctrl-C.")] = False,
 ) -> None:
     """Make an index of a folder, or bring it up to date."""
-    from ragkit.documents.loading import find_sources
+    from ragkit.documents.sources import find_sources
     from ragkit.indexing.index import remove_index
 
     if not path.startswith(("http://", "https://")):
         find_sources(path)  # a wrong path must cost neither seconds nor, with --rebuild, an index
-    folder = index or index_from_environment() or default_index(path)
+    folder = index or options.index_from_environment() or options.default_index(path)
     try:
-        engine = open_engine(folder, "ragkit index")
+        engine = options.open_engine(folder, "ragkit index")
     except (IndexMismatchError, IndexCorruptError):
         if not rebuild:
             raise
         remove_index(folder)
-        engine = open_engine(folder, "ragkit index")
+        engine = options.open_engine(folder, "ragkit index")
     typer.echo(f"Indexing '{path}' into '{folder}'")
     report = engine.index(path, rebuild=rebuild)
     typer.echo(printable(str(report)))
     if report.failed and not (report.added or report.updated or report.unchanged):
         raise InputError(f"No document could be read from '{path}'. The reasons are above.")
-    option = f" --index {shlex.quote(str(folder))}" if index_from_environment() != folder else ""
+    option = f" --index {shlex.quote(str(folder))}" if options.index_from_environment() != folder else ""
     typer.echo(f"The index is in '{folder}'. Next: ragkit ask{option} 'a question'")
     if watch:
         typer.echo(f"Watching '{path}'. Ctrl-C ends it.")
@@ -142,13 +129,11 @@ def index(
 
 @app.command()
 def check(
-    index: Annotated[
-        Path | None, typer.Argument(help="Folder of the index. Default: RAGKIT_INDEX, else the only one in ./indexes.")
-    ] = None,
+    index: options.IndexArgument = None,
     repair: Annotated[bool, typer.Option("--repair", help="Make records and vectors agree again.")] = False,
 ) -> None:
     """Compare an index's records, vectors and files."""
-    engine = open_engine(existing_index(index), "ragkit check")
+    engine = options.open_engine(options.existing_index(index), "ragkit check")
     found = engine.repair() if repair else engine.verify()
     typer.echo(printable(str(found)))
     if not found.is_sound:
@@ -158,11 +143,11 @@ def check(
 @app.command(no_args_is_help=True)
 def ask(
     question: Annotated[str, typer.Argument(help="In any words.")],
-    index: IndexOption = None,
-    k: Annotated[int, typer.Option("-k", "--k", min=1, max=100, help="Passages to answer from.")] = 5,
-    llm: LLMOption = None,
-    base_url: BaseURLOption = None,
-    api_key_env: KeyOption = None,
+    index: options.IndexOption = None,
+    k: options.PassagesOption = 5,
+    llm: options.LLMOption = None,
+    base_url: options.BaseURLOption = None,
+    api_key_env: options.KeyOption = None,
     follow_ups: Annotated[bool, typer.Option(help="Whether to look for questions to ask next.")] = True,
     wait: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="How long to wait for them.")] = 20.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")] = False,
@@ -170,8 +155,10 @@ def ask(
     """Answer a question from an index, with citations."""
     if not question.strip():
         raise EmptyQuestionError
-    make_model = find_model(llm, base_url, api_key_env)
-    engine = open_engine(existing_index(index), "ragkit ask", make_model=make_model, k=k, follow_ups=follow_ups)
+    make_model = options.find_model(llm, base_url, api_key_env)
+    engine = options.open_engine(
+        options.existing_index(index), "ragkit ask", make_model=make_model, k=k, follow_ups=follow_ups
+    )
     shown: list[str] = []
 
     def stream(piece: str) -> None:
@@ -201,19 +188,17 @@ def ask(
 
 @app.command()
 def serve(
-    index: Annotated[
-        Path | None, typer.Argument(help="Folder of the index. Default: RAGKIT_INDEX, else the only one in ./indexes.")
-    ] = None,
-    k: Annotated[int, typer.Option("-k", "--k", min=1, max=100, help="Passages to answer from.")] = 5,
-    llm: LLMOption = None,
-    base_url: BaseURLOption = None,
-    api_key_env: KeyOption = None,
+    index: options.IndexArgument = None,
+    k: options.PassagesOption = 5,
+    llm: options.LLMOption = None,
+    base_url: options.BaseURLOption = None,
+    api_key_env: options.KeyOption = None,
 ) -> None:
     """Answer what is asked on the socket, until Ctrl-C."""
     parent = os.environ.get("RAGKIT_PARENT_PID", "")
-    make_model = find_model(llm, base_url, api_key_env)
-    folder = existing_index(index)
-    engine = open_engine(folder, "ragkit serve", make_model=make_model, k=k)
+    make_model = options.find_model(llm, base_url, api_key_env)
+    folder = options.existing_index(index)
+    engine = options.open_engine(folder, "ragkit serve", make_model=make_model, k=k)
     engine.retrieve("Is everything there?")  # what cannot work says so now, and the first question does not wait
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     documents, passages = engine.document_index.counts()
@@ -240,8 +225,8 @@ def serve(
 @app.command()
 def watch(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
-    url: URLOption = None,
-    token: TokenOption = None,
+    url: options.URLOption = None,
+    token: options.TokenOption = None,
     until: Annotated[
         list[str] | None,
         typer.Option(metavar="TYPE[,TYPE]", help="End well when each of these messages has come. May be repeated."),
@@ -284,12 +269,12 @@ def watch(
 
 @app.command()
 def doctor(
-    index: IndexOption = None,
-    llm: LLMOption = None,
-    base_url: BaseURLOption = None,
-    api_key_env: KeyOption = None,
-    url: URLOption = None,
-    token: TokenOption = None,
+    index: options.IndexOption = None,
+    llm: options.LLMOption = None,
+    base_url: options.BaseURLOption = None,
+    api_key_env: options.KeyOption = None,
+    url: options.URLOption = None,
+    token: options.TokenOption = None,
     timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="For each step over the network.")] = 10.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")] = False,
 ) -> None:
@@ -299,8 +284,8 @@ def doctor(
 
     examination = Doctor(
         find=lambda: find_server(url=url, token=token),
-        index=lambda: find_index(index),
-        llm=find_model(llm, base_url, api_key_env),
+        index=lambda: options.find_index(index),
+        llm=options.find_model(llm, base_url, api_key_env),
         timeout_seconds=timeout,
     ).examine()
     findings = []

@@ -32,11 +32,14 @@ __all__ = [
     "open_engine",
 ]
 
-
 IndexOption = Annotated[
     Path | None,
     typer.Option("--index", help="Folder of the index. Default: RAGKIT_INDEX, else the only one in ./indexes."),
 ]
+IndexArgument = Annotated[
+    Path | None, typer.Argument(help="Folder of the index. Default: RAGKIT_INDEX, else the only one in ./indexes.")
+]
+PassagesOption = Annotated[int, typer.Option("-k", "--k", min=1, max=100, help="Passages to answer from.")]
 LLMOption = Annotated[
     str | None, typer.Option("--llm", metavar="MODEL", help="A model on an OpenAI-compatible server. Default: quotes.")
 ]

@@ -200,15 +200,9 @@ def list_runs(
     place = RunStore(store)
     found = [info for info in place.list() if name in (None, info.name)]
     rows = [
-        {
-            "run": info.id,
-            "kind": info.kind,
-            "name": info.name,
-            "state": info.state,
-            "seconds": info.seconds,
-            "parameters": _pairs(info.parameters),
-            "recorded": _pairs(info.recorded),
-        }
+        {"run": info.id}
+        | {each: getattr(info, each) for each in ("kind", "name", "state", "seconds")}
+        | {"parameters": _pairs(info.parameters), "recorded": _pairs(info.recorded)}
         for info in found[-newest:]
     ]
     if not rows:

@@ -12,7 +12,6 @@ from ragkit.errors import DocumentError
 
 __all__ = ["MAX_CHARACTERS", "DocumentBuilder", "one_line", "reason_of"]
 
-
 MAX_CHARACTERS = 20_000_000  # of text that one document may unfold to: a zip bomb ends here
 _MAX_LABEL = 300
 _NO_TITLES = frozenset({"untitled", "untitled document", "(anonymous)", "none", "powerpoint presentation"})
@@ -65,10 +64,11 @@ class DocumentBuilder:
         self._parts += (block, "\n\n")
         self.size += len(block) + 2
 
-    def finish(self, *, title: str = "", part: str = "", **metadata: Any) -> Document:
+    def finish(self, text: str | None = None, *, title: str = "", part: str = "", **metadata: Any) -> Document:
         """Make the document.
 
         Args:
+            text: The whole text, if it is to stay as it is; else that of the blocks.
             title: Shown with citations; if there is none, the first heading of level 1 serves, or the file's name.
             part: Names the document within its file, if the file holds several.
             metadata: What else the file says about itself.
@@ -76,13 +76,7 @@ class DocumentBuilder:
         Raises:
             DocumentError: There is no text.
         """
-        return self._document("".join(self._parts), title, part, metadata)
-
-    def finish_as(self, text: str, *, title: str = "", **metadata: Any) -> Document:
-        """Make a document of a whole text as it is, with the marks given so far."""
-        return self._document(text, title, "", metadata)
-
-    def _document(self, text: str, title: str, part: str, metadata: dict[str, Any]) -> Document:
+        text = "".join(self._parts) if text is None else text
         if not text.strip():
             raise DocumentError(self.source.where, "empty: it holds no text")
         if len(text) > MAX_CHARACTERS:

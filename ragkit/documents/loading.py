@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 from ragkit.documents.builder import reason_of
-from ragkit.documents.document import Document, Found, SourceFile
-from ragkit.documents.filetypes import SUFFIXES, kind_of
+from ragkit.documents.document import Document, SourceFile
+from ragkit.documents.filetypes import kind_of
 from ragkit.documents.formats.docx import read_docx
 from ragkit.documents.formats.epub import read_epub
 from ragkit.documents.formats.notebook import read_notebook
@@ -22,10 +22,9 @@ from ragkit.documents.formats.tables import read_csv, read_jsonl
 from ragkit.documents.formats.text import read_html, read_markdown, read_text
 from ragkit.documents.formats.xlsx import read_xlsx
 from ragkit.documents.language import with_language
-from ragkit.documents.sources import find_sources
 from ragkit.errors import DocumentError
 
-__all__ = ["SUFFIXES", "TIMEOUT_SECONDS", "Found", "Loaded", "SourceFile", "find_sources", "load", "parse", "read"]
+__all__ = ["TIMEOUT_SECONDS", "Loaded", "load", "parse", "read"]
 
 TIMEOUT_SECONDS = 120.0
 

@@ -8,13 +8,10 @@ no network), any OpenAI-compatible server (`ragkit.embedding.openai`), and `Hash
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Embedder", "Kind", "Vectors", "unit_rows"]
 

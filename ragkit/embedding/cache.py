@@ -179,6 +179,14 @@ class CachedEmbedder:
         cache: Where vectors are kept; `default_cache` if None, nowhere if False.
     """
 
+    # The embedder's; `__getattr__` gives them.
+    name: str
+    dimension: int
+    max_tokens: int
+    languages: frozenset[str] | None
+    count_tokens: Callable[[Sequence[str]], list[int]]
+    token_spans: Callable[[str], list[tuple[int, int]]]
+
     def __init__(self, embedder: Embedder, cache: EmbeddingCache | Literal[False] | None = None) -> None:
         self.inner = embedder
         self.cache = default_cache() if cache is None else (None if cache is False else cache)
@@ -190,28 +198,6 @@ class CachedEmbedder:
         if name == "inner":  # not made yet: copied, or unpickled
             raise AttributeError(name)
         return getattr(self.inner, name)
-
-    @property
-    def name(self) -> str:
-        return self.inner.name
-
-    @property
-    def dimension(self) -> int:
-        return self.inner.dimension
-
-    @property
-    def max_tokens(self) -> int:
-        return self.inner.max_tokens
-
-    @property
-    def languages(self) -> frozenset[str] | None:
-        return self.inner.languages
-
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        return self.inner.count_tokens(texts)
-
-    def token_spans(self, text: str) -> list[tuple[int, int]]:
-        return self.inner.token_spans(text)
 
     def fingerprint(self, kind: Kind) -> str | None:
         tell = getattr(self.inner, "fingerprint", None)  # an embedder of a user's own may not have it

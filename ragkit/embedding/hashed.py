@@ -13,7 +13,6 @@ from ragkit.errors import require_count
 
 __all__ = ["HashEmbedder"]
 
-
 _WORD_OR_SIGN = re.compile(r"\w+|[^\w\s]")
 
 

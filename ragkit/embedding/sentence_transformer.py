@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SentenceTransformerEmbedder", "load_quietly", "weights_revision"]
 
-
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 
 

@@ -41,7 +41,8 @@ from ragkit.indexing.report import IndexProgress, IndexReport, ProgressBar
 from ragkit.indexing.vector_store import VectorStore
 from ragkit.indexing.watcher import IndexWatcher
 from ragkit.live import messages
-from ragkit.live.publisher import Publisher, Reply, Serving, default_publisher
+from ragkit.live.publisher import Publisher, default_publisher
+from ragkit.live.serving import Reply, Serving
 from ragkit.llm.base import LLM
 from ragkit.llm.prompt import Prompt
 from ragkit.llm.replies import answer_prompt

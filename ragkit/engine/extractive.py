@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ExtractiveLLM", "Piece", "Quote", "best_quotes", "pieces"]
 
-
 Span = tuple[int, int]
 
 _MIN_RELEVANCE = 0.52

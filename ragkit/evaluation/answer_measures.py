@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from ragkit.engine.answer import Answer
-from ragkit.errors import InputError, MissingExtraError, require_count
+from ragkit.errors import InputError, needs, require_count
 from ragkit.evaluation.dataset import Dataset, GoldSpan, Query
 from ragkit.llm.replies import without_citations
 from ragkit.retrieval.lexical import is_same_question, tokenize
@@ -258,11 +258,7 @@ def evaluate_answers(
         MissingExtraError: pandas is not installed.
     """
     declared = [ANSWER_MEASURES.get(each, each) if isinstance(each, str) else each for each in measures]
-    if answers and not any(query.id in answers for query in dataset.queries):
-        raise InputError(
-            f"None of the {len(answers)} answers is for a query of '{dataset.name}': the first is for "
-            f"{next(iter(answers))!r:.100}, the dataset's first query is '{dataset.queries[0].id}'."
-        )
+    dataset.check_queries("answers", answers)
     rows: list[tuple[str, str, float]] = []
     for measure in dict.fromkeys(declared):
         if not isinstance(measure, AnswerMeasure):
@@ -277,10 +273,13 @@ def evaluate_answers(
                 value = math.nan if measure.applies(query, spans) else None
             if value is not None:
                 rows.append((query.id, str(measure), value))
-    try:
+    return frame_of(rows)
+
+
+def frame_of(rows: Iterable[tuple[str, str, float]]) -> pd.DataFrame:
+    """Return scores as a table: ``query_id``, ``measure``, ``value``."""
+    with needs("pandas", extra="eval"):
         import pandas as pd
-    except ImportError as error:
-        raise MissingExtraError("pandas", extra="eval") from error
     return pd.DataFrame(rows, columns=["query_id", "measure", "value"])
 
 
@@ -332,15 +331,15 @@ def _cited(answer: Answer) -> list[list[Place]]:
 
 def _is_right(places: list[Place], spans: Sequence[GoldSpan]) -> bool:
     size = covered(places)
-    within = _shared(places, [(span.document_id, span.start, span.end) for span in spans])
+    within = shared(places, [(span.document_id, span.start, span.end) for span in spans])
     return 0 < size <= 2 * within or any(_holds_half(places, span) for span in spans)
 
 
 def _holds_half(places: list[Place], span: GoldSpan) -> bool:
-    return 2 * _shared(places, [(span.document_id, span.start, span.end)]) >= span.end - span.start
+    return 2 * shared(places, [(span.document_id, span.start, span.end)]) >= span.end - span.start
 
 
-def _shared(places: list[Place], others: list[Place]) -> int:
+def shared(places: list[Place], others: list[Place]) -> int:
     """Count the characters that lie in both."""
     return covered(places) + covered(others) - covered(places + others)
 

@@ -136,6 +136,14 @@ class Dataset:
         """Return the hash of the queries, without what is right."""
         return hash_values([dataclasses.astuple(query) for query in self.queries])
 
+    def check_queries(self, what: str, by_query: Mapping[str, object]) -> None:
+        """Raise `InputError` for rankings or answers none of which is for a query of this set."""
+        if by_query and not any(query.id in by_query for query in self.queries):
+            raise InputError(
+                f"None of the {len(by_query)} {what} is for a query of '{self.name}': the first is for "
+                f"{next(iter(by_query))!r:.100}, the dataset's first query is '{self.queries[0].id}'."
+            )
+
     def head(self, n: int) -> Dataset:
         """Return the set with its first ``n`` queries, or as many as there are, and all documents."""
         return self._of(self.queries[: max(n, 0)], f"first {n}")
@@ -177,9 +185,13 @@ class Dataset:
         return [q for at, q in pairs if at in chosen], [q for at, q in pairs if at not in chosen]
 
     def _of(self, queries: Sequence[Query], which: str) -> Dataset:
+        return self.with_queries(queries, name=f"{self.name} ({which})")
+
+    def with_queries(self, queries: Sequence[Query], *, name: str | None = None) -> Dataset:
+        """Return the set with only these of its queries, and all documents."""
         ids = {query.id for query in queries}
         return Dataset(
-            f"{self.name} ({which})",
+            name or self.name,
             self.documents,
             queries,
             {query_id: judged for query_id, judged in self.qrels.items() if query_id in ids},

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ragkit.documents.builder import one_line
 from ragkit.documents.document import Document
-from ragkit.errors import InputError, MissingExtraError, RagkitError, SourceNotFoundError
+from ragkit.errors import InputError, RagkitError, SourceNotFoundError, needs
 from ragkit.evaluation.beir import read_beir
 from ragkit.evaluation.dataset import Dataset, GoldSpan, Query
 from ragkit.evaluation.rows import (
@@ -100,10 +100,8 @@ def _trec(path: Path, corpus: Any, qrels: Any, language: str | None) -> Judgemen
 
 
 def _ir_dataset(name: str, corpus: Any, language: str | None) -> Judgements:
-    try:
+    with needs("ir_datasets", extra="eval"):
         import ir_datasets
-    except ImportError as error:
-        raise MissingExtraError("ir_datasets", extra="eval") from error
     where = IR_DATASETS + name
     try:
         data = ir_datasets.load(name)

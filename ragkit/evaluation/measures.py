@@ -21,8 +21,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
-from ragkit.errors import InputError, MissingExtraError, require_count
-from ragkit.evaluation.answer_measures import ANSWER_MEASURES, AnswerMeasure, FollowUpQuality, covered
+from ragkit.errors import InputError, needs, require_count
+from ragkit.evaluation.answer_measures import ANSWER_MEASURES, AnswerMeasure, FollowUpQuality, covered, frame_of, shared
 from ragkit.evaluation.dataset import Dataset
 from ragkit.evaluation.judges import Faithfulness, Judge, Relevance
 from ragkit.evaluation.rows import frame_rows, is_frame, with_our_columns
@@ -178,10 +178,8 @@ def _there_is(library: Any) -> str:
 
 
 def _ir_measures() -> Any:
-    try:
+    with needs("ir_measures", extra="eval"):
         import ir_measures
-    except ImportError as error:
-        raise MissingExtraError("ir_measures", extra="eval") from error
     return ir_measures
 
 
@@ -243,11 +241,7 @@ def evaluate(
     check_gold(declared, dataset)
     if is_frame(rankings):
         rankings = _ranked(rankings)
-    if rankings and not any(query.id in rankings for query in dataset.queries):
-        raise InputError(
-            f"None of the {len(rankings)} rankings is for a query of '{dataset.name}': the first is for "
-            f"{next(iter(rankings))!r:.100}, the dataset's first query is '{dataset.queries[0].id}'."
-        )
+    dataset.check_queries("rankings", rankings)
     values: dict[tuple[str, Measure], float] = {}
     if any(not isinstance(measure, SpanMeasure) for measure in declared):
         values |= _by_documents([m for m in declared if not isinstance(m, SpanMeasure)], dataset, rankings)
@@ -261,11 +255,7 @@ def evaluate(
         for query in dataset.queries
         if (query.id, measure) in values
     ]
-    try:
-        import pandas as pd
-    except ImportError as error:
-        raise MissingExtraError("pandas", extra="eval") from error
-    return pd.DataFrame(rows, columns=["query_id", "measure", "value"])
+    return frame_of(rows)
 
 
 def _ranked(frame: Any) -> dict[str, list[Ranked]]:
@@ -313,11 +303,11 @@ def _by_spans(measure: SpanMeasure, dataset: Dataset, query_id: str, ranking: Se
             "Ranked(document_id, score, start, end)."
         )
     wanted, size = covered(gold), sum(end - start for _, start, end in passages)
-    shared = wanted + covered(passages) - covered(gold + passages)
+    both = shared(gold, passages)
     match measure.name:
         case "SpanRecall":
-            return shared / wanted
+            return both / wanted
         case "SpanPrecision":
-            return shared / size if size else 0.0
+            return both / size if size else 0.0
         case "SpanIoU":
-            return shared / (wanted + size - shared)
+            return both / (wanted + size - both)

@@ -17,16 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ragkit.errors import InputError, MissingExtraError
+from ragkit.errors import InputError, needs
 from ragkit.evaluation.significance import as_floats, compare, interval, paired_differences
 from ragkit.terminal import one_line
 
-try:
+with needs("matplotlib", extra="eval"):
     import matplotlib.figure
     from matplotlib import font_manager
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
-except ImportError as problem:
-    raise MissingExtraError("matplotlib", extra="eval") from problem
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,8 +17,8 @@ from ragkit.documents.builder import one_line
 from ragkit.documents.document import Document, Mark
 from ragkit.documents.encoding import clean
 from ragkit.documents.language import with_language
-from ragkit.documents.loading import find_sources
 from ragkit.documents.sandbox import Reader
+from ragkit.documents.sources import find_sources
 from ragkit.errors import DocumentError, InputError
 from ragkit.evaluation.dataset import Dataset, GoldSpan, Query
 from ragkit.evaluation.trec import numbered_lines

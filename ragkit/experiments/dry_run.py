@@ -21,8 +21,8 @@ from ragkit.errors import InputError, LLMError
 from ragkit.experiments.calls import Call, Calls, FailedCall
 from ragkit.experiments.replies import Replies, is_model, replace_models
 from ragkit.experiments.result_cache import ResultCache
-from ragkit.llm.base import Message
-from ragkit.llm.metering import Price, Usage, likely_usage, most_usage
+from ragkit.llm.base import Message, Usage
+from ragkit.llm.metering import Price, likely_usage, most_usage
 from ragkit.llm.prompt import Prompt
 
 if TYPE_CHECKING:

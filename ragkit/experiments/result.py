@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ragkit.engine.answer import Answer
 from ragkit.errors import InputError
-from ragkit.evaluation.answer_measures import AnswerMeasure, FollowUpQuality, evaluate_answers
+from ragkit.evaluation.answer_measures import AnswerMeasure, FollowUpQuality, evaluate_answers, frame_of
 from ragkit.evaluation.dataset import Dataset
 from ragkit.evaluation.judges import Judge, Judgement, summary
 from ragkit.evaluation.measures import Measure, Ranked, evaluate
@@ -137,40 +137,34 @@ class Result:
     @property
     def errors(self) -> pd.DataFrame:
         """One row a call that failed: ``system``, ``query_id``, ``stage``, ``error``, ``message``."""
-        import pandas as pd
-
         rows = [
             (name, query_id, failure.stage, failure.error, failure.message)
             for name, measured in self._measured.items()
             for query_id, failures in measured.outcome.failures.items()
             for failure in failures
         ]
-        return pd.DataFrame(rows, columns=["system", "query_id", "stage", "error", "message"])
+        return _frame(rows, "system query_id stage error message")
 
     @property
     def judgements(self) -> pd.DataFrame:
         """One row a judgement: ``system``, ``query_id``, ``measure``, ``repeat``, ``score``, ``reply``."""
-        import pandas as pd
-
         rows = [
             {"system": name, **dataclasses.asdict(judged)}
             for name, measured in self._measured.items()
             for judged in measured.outcome.judgements
         ]
-        return pd.DataFrame(rows, columns=["system", "query_id", "measure", "repeat", "score", "reply"])
+        return _frame(rows, "system query_id measure repeat score reply")
 
     @property
     def follow_ups(self) -> pd.DataFrame:
         """One row a follow-up question: ``system``, ``query_id``, ``question``, and whether it is ``answerable``."""
-        import pandas as pd
-
         rows = [
             (name, query_id, question, answerable)
             for name, measured in self._measured.items()
             for query_id, made in measured.outcome.follow_ups.items()
             for question, answerable in made.items()
         ]
-        return pd.DataFrame(rows, columns=["system", "query_id", "question", "answerable"])
+        return _frame(rows, "system query_id question answerable")
 
     def rankings(self, system: str) -> Mapping[str, Sequence[Ranked]]:
         """Return what a system ranked: query id -> passages, best first."""
@@ -323,6 +317,12 @@ class Result:
         return table
 
 
+def _frame(rows: Sequence[Any], columns: str) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(rows, columns=columns.split())
+
+
 def _values(measures: Sequence[Measure], dataset: Dataset, outcome: Outcome) -> pd.DataFrame:
     """One row a query and measure; NaN, never a score, where something has failed."""
     import pandas as pd
@@ -354,10 +354,9 @@ def _values(measures: Sequence[Measure], dataset: Dataset, outcome: Outcome) -> 
         failed = [query_id for query_id in outcome.failures if query_id not in scores]
         rows = [(query_id, str(measure), value) for query_id, value in scores.items()]
         rows += [(query_id, str(measure), math.nan) for query_id in failed]
-        frames[str(measure)] = pd.DataFrame(rows, columns=["query_id", "measure", "value"])
-    empty = pd.DataFrame(columns=["query_id", "measure", "value"])
-    ordered = [frames[str(measure)] for measure in measures if len(frames.get(str(measure), empty))]
-    return pd.concat(ordered, ignore_index=True) if ordered else empty
+        frames[str(measure)] = frame_of(rows)
+    ordered = [frames[str(measure)] for measure in measures if len(frames.get(str(measure), ()))]
+    return pd.concat(ordered, ignore_index=True) if ordered else frame_of([])
 
 
 def _judged(measure: Judge, outcome: Outcome) -> dict[str, tuple[float, float]]:

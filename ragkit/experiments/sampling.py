@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, TypeVar
 
-from ragkit.errors import InputError, MissingExtraError
+from ragkit.errors import InputError, needs
 from ragkit.experiments.system import System, described
 from ragkit.space import Choice, Range, count, resolve
 
@@ -79,10 +79,8 @@ class Draws:
     """
 
     def __init__(self, space: System, method: str, trials: int, seed: int) -> None:
-        try:
+        with needs("optuna", extra="tune"):
             import optuna
-        except ImportError as problem:
-            raise MissingExtraError("optuna", extra="tune") from problem
 
         self._evenly = optuna.samplers.RandomSampler(seed=seed)
         # Each parameter by itself: those of an option are not in every trial.

@@ -380,10 +380,4 @@ def _without(train: Dataset, test: Dataset) -> Dataset:
         return train
     if not queries:
         raise InputError("The test asks every question of the dataset, so that none is left to choose by.")
-    ids = {query.id for query in queries}
-    return dataclasses.replace(
-        train,
-        queries=queries,
-        qrels={query_id: judged for query_id, judged in train.qrels.items() if query_id in ids},
-        spans={query_id: spans for query_id, spans in train.spans.items() if query_id in ids},
-    )
+    return train.with_queries(queries)

@@ -19,7 +19,7 @@ from typing import Literal
 import filelock
 
 from ragkit.chunking.base import Chunker
-from ragkit.documents.loading import find_sources
+from ragkit.documents.sources import find_sources
 from ragkit.embedding.base import Embedder
 from ragkit.embedding.cache import CachedEmbedder, EmbeddingCache
 from ragkit.errors import EmptyIndexError, IndexLockedError, IndexMismatchError, IndexWriteError, InputError

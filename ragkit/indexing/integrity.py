@@ -92,8 +92,7 @@ def check(records: Records, store: VectorStore) -> IndexCheck:
     garbage = set(records.garbage())
     stored = set(store.ids())
     recorded = {each.vector_id for chunks in snapshot.chunks.values() for each in chunks}
-    damaged = _damaged(store, sorted(recorded & stored), records.settings().get("dimension", ""))
-    lost = (recorded - stored) | damaged
+    lost = _lost(store, recorded, stored, records.settings().get("dimension", ""))
     changed, gone, unreachable = _files(records)
     return IndexCheck(
         documents=len(snapshot.documents),
@@ -119,8 +118,7 @@ def repair(records: Records, store: VectorStore, embedder: Embedder) -> None:
     recorded = {each.vector_id for chunks in snapshot.chunks.values() for each in chunks}
     if surplus := stored - recorded:
         store.delete(sorted(surplus))
-    damaged = _damaged(store, sorted(recorded & stored), records.settings().get("dimension", ""))
-    lost = (recorded - stored) | damaged
+    lost = _lost(store, recorded, stored, records.settings().get("dimension", ""))
     todo: list[tuple[StoredChunk, str]] = []
     for name, chunks in snapshot.chunks.items():
         wanted = [each for each in chunks if each.vector_id in lost]
@@ -130,10 +128,10 @@ def repair(records: Records, store: VectorStore, embedder: Embedder) -> None:
         store.add([each.vector_id for each, _ in part], embedder.embed([text for _, text in part]))
 
 
-def _damaged(store: VectorStore, ids: list[str], dimension: str) -> set[str]:
-    """Find vectors that cannot be what was written: of another size, not of length 1, not numbers."""
-    found: set[str] = set()
-    for part in _parts(ids):
+def _lost(store: VectorStore, recorded: set[str], stored: set[str], dimension: str) -> set[str]:
+    """Find vectors that are missing, or cannot be what was written: of another size, not of length 1, not numbers."""
+    found = recorded - stored
+    for part in _parts(sorted(recorded & stored)):
         for id_, vector in store.get(part).items():
             if str(len(vector)) != dimension or not abs(float(np.linalg.norm(vector)) - 1) < 0.01:
                 found.add(id_)

@@ -273,22 +273,8 @@ class Records:
                     "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                     (d.id, root_id, new.source_id, d.source, d.title, d.language, d.text, new.hash),
                 )
-                db.executemany(
-                    "INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    [
-                        (
-                            s.vector_id,
-                            d.id,
-                            c.ordinal,
-                            c.start,
-                            c.end,
-                            json.dumps(c.headings, ensure_ascii=False),
-                            c.page,
-                        )
-                        for s in new.chunks
-                        for c in [s.chunk]
-                    ],
-                )
+                rows = [_chunk_row(d.id, each) for each in new.chunks]
+                db.executemany("INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
                 db.executemany("DELETE FROM garbage WHERE vector_id = ?", [(s.vector_id,) for s in new.chunks])
             for source in sources:
                 db.execute(
@@ -339,3 +325,9 @@ class Records:
         db.executemany("INSERT OR IGNORE INTO garbage SELECT vector_id FROM chunks WHERE document_id = ?", ids)
         db.executemany("DELETE FROM chunks WHERE document_id = ?", ids)
         db.executemany("DELETE FROM documents WHERE id = ?", ids)
+
+
+def _chunk_row(document_id: str, stored: StoredChunk) -> tuple[Any, ...]:
+    c = stored.chunk
+    headings = json.dumps(c.headings, ensure_ascii=False)
+    return stored.vector_id, document_id, c.ordinal, c.start, c.end, headings, c.page

@@ -15,7 +15,6 @@ from ragkit.terminal import one_line, printable
 
 __all__ = ["IndexProgress", "IndexReport", "Meter", "ProgressBar"]
 
-
 _TELL_SECONDS = 0.1
 _FAILURES_SHOWN = 10
 _REASONS_SHOWN = 4

@@ -13,8 +13,7 @@ from concurrent.futures import Executor
 from pathlib import Path, PurePosixPath
 
 from ragkit.chunking.base import Chunker
-from ragkit.documents.document import SourceFile, printable_path
-from ragkit.documents.loading import Found
+from ragkit.documents.document import Found, SourceFile, printable_path
 from ragkit.embedding.cache import CachedEmbedder
 from ragkit.errors import DocumentError, IndexMismatchError, OperationCancelled
 from ragkit.indexing.pipeline import Pipeline, Place

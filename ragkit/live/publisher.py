@@ -35,12 +35,12 @@ from ragkit.live.discovery import Server, find_server, journal_dir
 from ragkit.live.messages import Broadcast, Engine, Hello, Origin, to_broadcast
 from ragkit.live.origin import find_origin
 from ragkit.live.outbox import Counts, Mailbox, Outbox, is_coalescable
-from ragkit.live.serving import AnswerQuery, Reply, Serving
+from ragkit.live.serving import AnswerQuery, Serving
 
 if TYPE_CHECKING:
     from ragkit.live.connection import Connection
 
-__all__ = ["Counts", "Publisher", "Reply", "Serving", "broadcast", "default_publisher"]
+__all__ = ["Publisher", "broadcast", "default_publisher"]
 
 _log = logging.getLogger("ragkit.live.publisher")
 _now = time.time

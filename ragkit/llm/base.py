@@ -11,7 +11,6 @@ from ragkit.llm.prompt import Prompt
 
 __all__ = ["LLM", "GenerativeLLM", "Message", "ScriptedLLM", "Usage", "drained"]
 
-
 Message = Mapping[str, str]
 
 

@@ -20,7 +20,6 @@ from ragkit.sqlite import SharedDatabase
 
 __all__ = ["Budget", "RateLimit", "Taken"]
 
-
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS budgets (name TEXT PRIMARY KEY, settled REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS calls (

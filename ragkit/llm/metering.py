@@ -26,13 +26,13 @@ from ragkit.errors import (
     LLMRateLimitError,
     LLMResponseError,
     LLMTimeoutError,
-    MissingExtraError,
+    needs,
 )
 from ragkit.llm.base import LLM, GenerativeLLM, Message, Usage, drained
 from ragkit.llm.limits import Budget, RateLimit
 from ragkit.llm.prompt import Prompt
 
-__all__ = ["Budget", "MeteredLLM", "Price", "Usage", "likely_usage", "most_usage", "retrying"]
+__all__ = ["MeteredLLM", "Price", "likely_usage", "most_usage", "retrying"]
 
 T = TypeVar("T")
 
@@ -274,10 +274,8 @@ def retrying(
         MissingExtraError: tenacity is not installed.
         Exception: What the last call raised.
     """
-    try:
+    with needs("tenacity", extra="eval"):
         import tenacity
-    except ImportError as error:
-        raise MissingExtraError("tenacity", extra="eval") from error
 
     def tell(state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome is not None else None

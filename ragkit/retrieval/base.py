@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Hit", "Hits", "QueryRewriter", "Reranker", "Retriever", "Scores", "place_of"]
 
-
 Scores = Mapping[int, float]
 """Candidates: position of a passage in `Passages` -> score, higher is better."""
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["is_same_question", "tokenize"]
 
-
 _WORD = re.compile(r"[^\W_]+")
 
 _SNOWBALL = {

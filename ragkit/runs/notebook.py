@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from ragkit.errors import InputError, MissingExtraError
+from ragkit.errors import InputError, needs
 from ragkit.files import plain
 from ragkit.hashing import hash_bytes
 
@@ -66,11 +66,9 @@ class ParameterizedNotebook:
     """
 
     def __init__(self, path: str | Path, *, kernel_name: str | None = None) -> None:
-        try:
+        with needs("papermill", extra="lab"):
             import nbformat
             import papermill  # noqa: F401  # for the children; without it none needs to start
-        except ImportError as error:
-            raise MissingExtraError("papermill", extra="lab") from error
         self.path = path = Path(path).expanduser().absolute()
         if not path.is_file():
             raise InputError(f"There is no notebook at '{path}'. Check the spelling, or give an absolute path.")

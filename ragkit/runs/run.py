@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import msgspec
 from filelock import FileLock
 
-from ragkit.errors import InputError, OperationCancelled
-from ragkit.files import file_name, needs_pyarrow, plain, write_json, write_parquet
+from ragkit.errors import InputError, OperationCancelled, needs
+from ragkit.files import file_name, plain, write_json, write_parquet
 from ragkit.runs.provenance import Process, Provenance
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ class Run:
         path = self.path / "tables" / f"{file_name(name)}.parquet"
         if not path.exists():
             raise InputError(f"Run {self.id} has no table '{name}'. It has: {', '.join(self.tables()) or 'none'}.")
-        with needs_pyarrow():
+        with needs("pyarrow", extra="eval"):
             import pandas as pd
 
             return pd.read_parquet(path, engine="pyarrow")

@@ -29,7 +29,7 @@ from ragkit.runs.run import HEAD, TAIL, Run, RunInfo, now
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Run", "RunInfo", "RunStore", "current_run", "record"]
+__all__ = ["RunStore", "current_run", "record"]
 
 
 class RunStore:
@@ -66,7 +66,7 @@ class RunStore:
             parameters: What it is run with.
             settings: What else is to be known about it.
             seeds: Seeds of random numbers by name.
-            data: Digests of the data by name; `ragkit.runs.provenance.hash_path` makes them.
+            data: Digests of the data by name; `ragkit.hashing.hash_path` makes them.
             folder: Where the code is, for git.
 
         Raises:

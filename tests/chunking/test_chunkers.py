@@ -19,8 +19,9 @@ from ragkit.chunking.sentence import SentenceChunker
 from ragkit.chunking.structure import StructureChunker
 from ragkit.chunking.token import TokenChunker
 from ragkit.documents.document import Document, Mark
-from ragkit.documents.loading import find_sources, load
+from ragkit.documents.loading import load
 from ragkit.documents.markup import markdown_headings
+from ragkit.documents.sources import find_sources
 from ragkit.embedding.base import Embedder, Kind, Vectors
 from ragkit.embedding.hashed import HashEmbedder
 from ragkit.embedding.openai import OpenAIEmbedder

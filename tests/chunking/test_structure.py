@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from ragkit.chunking.base import Chunk
 from ragkit.chunking.structure import StructureChunker
 from ragkit.documents.document import Document, Mark
-from ragkit.documents.loading import find_sources, load
+from ragkit.documents.loading import load
 from ragkit.documents.markup import markdown_headings
+from ragkit.documents.sources import find_sources
 from ragkit.embedding.hashed import HashEmbedder
 from ragkit.errors import DocumentError, InputError
 

@@ -12,7 +12,8 @@ import pytest
 
 from ragkit.documents import download as module
 from ragkit.documents.download import download
-from ragkit.documents.loading import find_sources, load
+from ragkit.documents.loading import load
+from ragkit.documents.sources import find_sources
 
 PAGE = "<html><head><title>Les vagues</title></head><body><h1>Été</h1><p>L'été à la plage.</p></body></html>"
 LATIN = "<html><body><p>Déjà vu : l'été, les élèves étonnés.</p></body></html>".encode("cp1252")

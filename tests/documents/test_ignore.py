@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ragkit.documents.ignore import Rules, rules_above, translate, with_rules_of
-from ragkit.documents.loading import find_sources
+from ragkit.documents.sources import find_sources
 
 NAMES = ("a", "b", "ab", "a.b", "b-a", "a b", "A", "]")
 FILES = [

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from ragkit.documents.document import SourceFile
-from ragkit.documents.loading import find_sources, load
+from ragkit.documents.loading import load
+from ragkit.documents.sources import find_sources
 from ragkit.errors import DocumentError
 from tests.support.reading import ENCODINGS, headings, one, read, refused
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ragkit.documents.document import Found, SourceFile
-from ragkit.documents.filetypes import kind_of
-from ragkit.documents.loading import SUFFIXES, find_sources
+from ragkit.documents.filetypes import SUFFIXES, kind_of
+from ragkit.documents.sources import find_sources
 from ragkit.errors import NoDocumentsError, SourceNotFoundError
 
 

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragkit.documents.document import Document
-from ragkit.documents.loading import find_sources, parse
+from ragkit.documents.loading import parse
+from ragkit.documents.sources import find_sources
 from ragkit.errors import DocumentError, InputError, MissingExtraError, SourceNotFoundError
 from ragkit.evaluation.dataset import Dataset, GoldSpan, Query
 from ragkit.evaluation.loading import load_dataset

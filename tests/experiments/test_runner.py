@@ -29,7 +29,8 @@ from ragkit.experiments.result import Result
 from ragkit.experiments.result_cache import ResultCache
 from ragkit.experiments.system import System
 from ragkit.live import messages
-from ragkit.llm.metering import Budget, MeteredLLM, Price
+from ragkit.llm.limits import Budget
+from ragkit.llm.metering import MeteredLLM, Price
 from ragkit.llm.openai import OpenAILLM
 from ragkit.llm.prompt import Prompt, abstention
 from ragkit.llm.replies import Reply

@@ -41,7 +41,8 @@ from ragkit.live.messages import (
     ResponseDelta,
     Withdraw,
 )
-from ragkit.live.publisher import Publisher, Reply
+from ragkit.live.publisher import Publisher
+from ragkit.live.serving import Reply
 from tests.support.hub import DEADLINE_SECONDS, Hub, eventually, running
 
 ROOT = Path(__file__).resolve().parents[2]

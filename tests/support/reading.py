@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from ragkit.documents.document import Document
-from ragkit.documents.loading import Loaded, find_sources, load
+from ragkit.documents.loading import Loaded, load
+from ragkit.documents.sources import find_sources
 from ragkit.errors import DocumentError
 
 MOST_SECONDS = 30.0  # for the worst of files, on a busy machine

@@ -23,7 +23,7 @@ def read_text(source: SourceFile, deadline: float) -> Iterator[Document | Docume
     draft.marks += outline(text, kind)
     # A program is known by its file's name, not by its first function's.
     title = source.id.rpartition("/")[2] if is_code and not source.url and kind != ".tex" else ""
-    yield draft.finish_as(text, title=title, encoding=encoding)
+    yield draft.finish(text, title=title, encoding=encoding)
 
 
 def read_markdown(source: SourceFile, deadline: float) -> Iterator[Document | DocumentError]:
@@ -31,7 +31,7 @@ def read_markdown(source: SourceFile, deadline: float) -> Iterator[Document | Do
     draft = DocumentBuilder(source)
     draft.marks += markdown_headings(text)
     has_top = any(mark.level == 1 for mark in draft.marks)
-    yield draft.finish_as(text, title="" if has_top else front_matter_title(text), encoding=encoding)
+    yield draft.finish(text, title="" if has_top else front_matter_title(text), encoding=encoding)
 
 
 def read_html(source: SourceFile, deadline: float) -> Iterator[Document | DocumentError]:
@@ -43,4 +43,4 @@ def read_html(source: SourceFile, deadline: float) -> Iterator[Document | Docume
         raise DocumentError(source.where, "empty: the page shows no text (it may be made by a script)")
     draft = DocumentBuilder(source)
     draft.marks += markdown_headings(text)
-    yield draft.finish_as(text, title=title or next((mark.label for mark in draft.marks), ""), encoding=encoding)
+    yield draft.finish(text, title=title or next((mark.label for mark in draft.marks), ""), encoding=encoding)

@@ -18,30 +18,11 @@ from urllib.parse import urlsplit
 import msgspec
 
 from ragkit.live import messages
-from ragkit.live.messages import (
-    Ack,
-    Cancel,
-    EngineQuery,
-    Error,
-    Gap,
-    Hello,
-    Offer,
-    Ping,
-    Pong,
-    Publish,
-    Query,
-    Response,
-    ResponseDelta,
-    Snapshot,
-    Subscribe,
-    Welcome,
-    Withdraw,
-)
 
 __all__ = ["document", "field_docs"]
 
 Message = type[msgspec.Struct]
-_ANSWER = (ResponseDelta, Response, Error)
+_ANSWER = (messages.ResponseDelta, messages.Response, messages.Error)
 
 
 class _Channel(NamedTuple):
@@ -119,8 +100,13 @@ def _contract() -> dict[str, Any]:
             description="For listeners: broadcasts come out, questions go in.",
             incoming=get_args(messages.ClientMessage),
             outgoing=get_args(messages.ListenerMessage),
-            receives={Query: _ANSWER, Subscribe: (Snapshot, Gap, Error), Cancel: (Error,), Ping: (Pong,)},
-            sends=dict.fromkeys([*get_args(messages.Broadcast), Gap], ()),
+            receives={
+                messages.Query: _ANSWER,
+                messages.Subscribe: (messages.Snapshot, messages.Gap, messages.Error),
+                messages.Cancel: (messages.Error,),
+                messages.Ping: (messages.Pong,),
+            },
+            sends=dict.fromkeys([*get_args(messages.Broadcast), messages.Gap], ()),
             # What is missed is asked for in the address, or with `subscribe`.
             query=schemas["Since"]["properties"],
         ),
@@ -130,13 +116,13 @@ def _contract() -> dict[str, Any]:
             incoming=get_args(messages.EngineMessage),
             outgoing=get_args(messages.HubMessage),
             receives={
-                Hello: (Welcome, Error),
-                Publish: (Ack, Error),
-                Offer: (Error,),
-                Withdraw: (),
-                Ping: (Pong,),
+                messages.Hello: (messages.Welcome, messages.Error),
+                messages.Publish: (messages.Ack, messages.Error),
+                messages.Offer: (messages.Error,),
+                messages.Withdraw: (),
+                messages.Ping: (messages.Pong,),
             },
-            sends={EngineQuery: _ANSWER, Cancel: ()},
+            sends={messages.EngineQuery: _ANSWER, messages.Cancel: ()},
             query={},
         ),
     }

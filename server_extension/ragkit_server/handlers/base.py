@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jupyter_core.utils import ensure_async
 from jupyter_server.auth.decorator import ws_authenticated
@@ -21,15 +21,12 @@ from ragkit_server.hub.sessions import ListenerSession, PublisherSession, Sessio
 from ragkit_server.transport.protocol import strict
 from ragkit_server.transport.socket import SocketTransport
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["AUTH_RESOURCE"]
-
 
 BACKLOG_SECONDS = 0.01
 
 AUTH_RESOURCE = "ragkit"
+"""What an Authorizer is asked about: read to listen, execute to ask, write to publish and serve."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

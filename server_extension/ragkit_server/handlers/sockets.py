@@ -6,7 +6,6 @@ They authenticate, authorise, and move frames; what the frames mean is for `sess
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING
 
 import msgspec
 from tornado.web import HTTPError
@@ -16,12 +15,7 @@ from ragkit_server.handlers.base import HubSocket
 from ragkit_server.hub.inbound import error
 from ragkit_server.hub.sessions import Ask, ListenerSession, PublisherSession, SessionState, Stop
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["EngineSocket", "ListenerSocket"]
-
-"""What an Authorizer is asked about: read to listen, execute to ask, write to publish and serve."""
 
 
 class ListenerSocket(HubSocket):

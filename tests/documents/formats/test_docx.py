@@ -6,7 +6,8 @@ from pathlib import Path
 import docx
 import pytest
 
-from ragkit.documents.loading import find_sources, load
+from ragkit.documents.loading import load
+from ragkit.documents.sources import find_sources
 from tests.support.reading import BILLION_LAUGHS, headings, one, part, refused, with_part, zipped
 
 BODY = "word/document.xml"

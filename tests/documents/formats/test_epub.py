@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ragkit.documents.loading import find_sources, load
+from ragkit.documents.loading import load
+from ragkit.documents.sources import find_sources
 from tests.support.reading import BILLION_LAUGHS, headings, one, read, refused, zipped
 
 CONTAINER = """<container xmlns="urn:oasis:names:tc:opendocument:xmlns:container">

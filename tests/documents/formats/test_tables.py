@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from ragkit.documents.document import Document
 from ragkit.documents.formats import tables
-from ragkit.documents.loading import find_sources, read
+from ragkit.documents.loading import read
+from ragkit.documents.sources import find_sources
 from ragkit.errors import DocumentError
 from tests.support.reading import one, refused
 from tests.support.reading import read as read_file

@@ -11,7 +11,8 @@ import openpyxl
 import pytest
 
 from ragkit.documents.formats import tables
-from ragkit.documents.loading import find_sources, load
+from ragkit.documents.loading import load
+from ragkit.documents.sources import find_sources
 from ragkit.errors import DocumentError
 from tests.support.reading import BILLION_LAUGHS, headings, one, part, read, refused, with_part
 
