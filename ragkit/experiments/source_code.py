@@ -31,8 +31,9 @@ ALL = "*"  # the name that stands for everything in a module
 _ROOT = Path(__file__).resolve().parents[1]  # the folder of ragkit
 _PACKAGE = "ragkit"
 
-# An error's text is no result. How messages travel to a model's server changes none of its replies.
-_NO_RESULT = frozenset({"ragkit.errors", "ragkit.llm.openai"})
+# An error's text is no result. How messages travel to a model's server changes none of its replies. Choices are made
+# before anything is computed.
+_NO_RESULT = frozenset({"ragkit.errors", "ragkit.llm.openai", "ragkit.space"})
 
 _FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 _DEFINITION = (*_FUNCTION, ast.ClassDef)

@@ -307,7 +307,7 @@ UPGRADES = {
     "py3langid": {"BM25", "Hybrid"},
     "sentencex": {"chunker", "answers"},
     "markdown-it-py": {"answers"},
-    "numpy": {"BM25", "Hybrid", "Dense", "chunker", "answers"},
+    "numpy": {"BM25", "Hybrid", "Dense", "answers"},
     "msgspec": {"judge"},
     **dict.fromkeys(
         [
