@@ -25,6 +25,7 @@ from ragkit.errors import (
 )
 from ragkit.experiments.replies import Replies
 from ragkit.experiments.result_cache import ResultCache
+from ragkit.llm.base import LLM
 from ragkit.llm.metering import retrying
 
 __all__ = ["Call", "Calls", "FailedCall"]
@@ -101,7 +102,7 @@ class Calls:
             return found, failures
         stopped = threading.Event()
         luck = _Luck(answered=bool(found))
-        models: dict[int, Any] = {}
+        models: dict[int, tuple[LLM, Any]] = {}
 
         def one(key: str, call: Call) -> Any:
             replies = Replies(self._results, stage, repeat=repeat, models=models)

@@ -21,7 +21,7 @@ from ragkit.errors import InputError, LLMError
 from ragkit.experiments.calls import Call, Calls, FailedCall
 from ragkit.experiments.replies import Replies, is_model, replace_models
 from ragkit.experiments.result_cache import ResultCache
-from ragkit.llm.base import Message, Usage
+from ragkit.llm.base import LLM, Message, Usage
 from ragkit.llm.metering import Price, likely_usage, most_usage
 from ragkit.llm.prompt import Prompt
 
@@ -219,7 +219,7 @@ class DryCalls(Calls):
         """See `Calls.compute`; what a reply that says nothing makes fail is a failure."""
         found = self._results.get(list(work)) if keep else {}
         failures: dict[str, FailedCall] = {}
-        models: dict[int, Any] = {}
+        models: dict[int, tuple[LLM, Any]] = {}
         for key, call in work.items():
             if key in found:
                 continue

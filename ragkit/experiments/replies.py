@@ -60,11 +60,11 @@ class Replies:
         results: Where they are kept.
         stage: What they are for, for people who look into the file.
         repeat: The same messages in another repeat are another reply.
-        models: Identities of models that are known, by ``id``; shared by pieces of work that ask the same ones.
+        models: By ``id``, models and their identities that are known; shared by pieces of work that ask the same ones.
     """
 
     def __init__(
-        self, results: ResultCache, stage: str, *, repeat: int = 1, models: dict[int, Any] | None = None
+        self, results: ResultCache, stage: str, *, repeat: int = 1, models: dict[int, tuple[LLM, Any]] | None = None
     ) -> None:
         self._results = results
         self._stage = stage
@@ -118,8 +118,8 @@ class Replies:
             cancelled: Asked while another thread asks for the same.
         """
         if id(llm) not in self._models:
-            self._models[id(llm)] = _sampling(llm)
-        asked = hash_values("reply", self._models[id(llm)], given, max_tokens, self._repeat)
+            self._models[id(llm)] = llm, _sampling(llm)
+        asked = hash_values("reply", self._models[id(llm)][1], given, max_tokens, self._repeat)
         with self._lock:
             key = hash_values(asked, self._unreadable[asked] + self._used[asked])
             self._used[asked] += 1

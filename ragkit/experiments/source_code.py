@@ -31,12 +31,12 @@ ALL = "*"  # the name that stands for everything in a module
 _ROOT = Path(__file__).resolve().parents[1]  # the folder of ragkit
 _PACKAGE = "ragkit"
 
-# An error's text is no result. How messages travel to a model's server changes none of its replies.
-_NO_RESULT = frozenset({"ragkit.errors", "ragkit.llm.openai"})
+# An error's text is no result. How messages travel to a model's server changes none of its replies. Choices are made
+# before anything is computed.
+_NO_RESULT = frozenset({"ragkit.errors", "ragkit.llm.openai", "ragkit.space"})
 
 _FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 _DEFINITION = (*_FUNCTION, ast.ClassDef)
-_BLOCK = (ast.If, ast.Try, ast.For, ast.While, ast.With)
 _SHOWN = re.compile(r"_repr_\w+_|_ipython_\w+_")  # methods that a notebook calls
 _DYNAMIC = frozenset({"globals", "eval", "exec"})
 _BY_NAME = frozenset({"getattr", "attrgetter", "methodcaller", "vars"})  # what takes an attribute by a string
@@ -70,7 +70,7 @@ def dependencies(module: str, name: str) -> Dependencies:
     seen: dict[_Place, str] = {}
     packages: set[str] = set()
     waiting = [(module, name)]
-    asked = {(module, name)}  # whose methods all count
+    asked = set(_with_bases((module, name)))  # whose methods all count
     attributes: set[str] = set()
     methods: dict[str, list[_Place]] = {}  # that no attribute has named yet
     while waiting:
@@ -81,9 +81,6 @@ def dependencies(module: str, name: str) -> Dependencies:
         seen[at] = source.text
         packages |= source.packages
         waiting += source.refers_to
-        if at in asked:
-            asked |= source.bases
-            waiting += [place for base in source.bases & seen.keys() for place in _source(*base).methods.values()]
         for method, place in source.methods.items():
             is_used = at in asked or method in attributes or _ANY in attributes
             waiting += [place] if is_used else []
@@ -93,6 +90,13 @@ def dependencies(module: str, name: str) -> Dependencies:
         attributes |= source.attributes
     text = repr(sorted(seen.items()))
     return Dependencies(hashlib.blake2b(text.encode(), digest_size=16).hexdigest(), frozenset(packages))
+
+
+def _with_bases(kind: _Place) -> Iterator[_Place]:
+    if kind[0] not in _NO_RESULT:
+        yield kind
+        for base in _source(*kind).bases:
+            yield from _with_bases(base)
 
 
 def without_docstrings(tree: ast.Module) -> ast.Module:
@@ -151,37 +155,49 @@ def _read(module: str) -> _Module:
     read = _Module(module, package=module if is_package else module.rpartition(".")[0])
     body = ast.parse(source).body
     for statement in body:
-        _bind(read, statement, (statement,))
+        _bind(read, statement, statement)
     for statement in body:  # what changes a value, once it is known which values there are
+        changes: Iterator[_Names] = iter(())
         if isinstance(statement, ast.Expr) and not isinstance(statement.value, ast.Constant):
-            for name, _ in _names_in(statement):
-                if name in read.statements:
-                    read.define(name, statement)
+            changes = _names_in(statement)
+        elif isinstance(statement, _DEFINITION):  # decorated as in @function.register or @table.add("name")
+            by = [each.func if isinstance(each, ast.Call) else each for each in statement.decorator_list]
+            changes = itertools.chain(*(_names_in(each) for each in by if isinstance(each, ast.Attribute)))
+        for name, _ in changes:
+            if name in read.statements:
+                read.define(name, statement)
     for table in symtable.symtable(source, str(path), "exec").get_children():
         read.outside.setdefault(table.get_name(), set()).update(_looked_up(table))
     return read
 
 
-def _bind(module: _Module, statement: ast.stmt, within: tuple[ast.stmt, ...]) -> None:
+def _bind(module: _Module, statement: ast.stmt, within: ast.stmt) -> None:
     """Note what a statement at the top of a module binds; what stands in a block is bound by the whole block."""
     if isinstance(statement, ast.Import | ast.ImportFrom):
         module.imports.update(_imported(statement, module.package))
     elif isinstance(statement, _DEFINITION):
-        module.define(statement.name, within[0])
+        module.define(statement.name, within)
     elif isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.dump(statement.test):
         for each in statement.body:
             if isinstance(each, ast.Import | ast.ImportFrom):
                 module.typed.update(_imported(each, module.package))
-    elif isinstance(statement, _BLOCK):
-        for node in ast.walk(statement):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                module.define(node.id, within[0])
-            elif isinstance(node, ast.stmt) and node is not statement and not isinstance(node, _BLOCK):
-                _bind(module, node, within)
     elif isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign):
         targets: list[ast.expr] = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-        for name, _ in itertools.chain.from_iterable(map(_names_in, targets)):
-            module.define(name, within[0])
+        for name, _ in itertools.chain.from_iterable(map(_names_in, targets)):  # also those of table["x"] = 1
+            module.define(name, within)
+    else:
+        for node in ast.iter_child_nodes(statement):
+            _bind_in(module, node, within)
+
+
+def _bind_in(module: _Module, node: ast.AST, within: ast.stmt) -> None:
+    if isinstance(node, ast.stmt):
+        _bind(module, node, within)
+    elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        module.define(node.id, within)
+    else:
+        for child in ast.iter_child_nodes(node):
+            _bind_in(module, child, within)
 
 
 def _imported(node: ast.Import | ast.ImportFrom, package: str) -> dict[str, tuple[str, str | None]]:
@@ -385,13 +401,14 @@ def _annotated(bare: ast.stmt, statement: ast.stmt) -> Iterator[_Names]:
         elif isinstance(node, _FUNCTION) and not _SHOWN.fullmatch(node.name):
             annotations.append(node.returns)
         for annotation in annotations:
-            for part in ast.walk(annotation) if annotation is not None else ():
-                if isinstance(part, ast.Name | ast.Attribute):
-                    yield from _names_in(part)
-                elif isinstance(part, ast.Constant) and isinstance(part.value, str) and part.value.isprintable():
+            if annotation is None:
+                continue
+            yield from _names_in(annotation)
+            for part in ast.walk(annotation):
+                if isinstance(part, ast.Constant) and isinstance(part.value, str):
                     try:
                         yield from _names_in(ast.parse(part.value, mode="eval"))
-                    except SyntaxError:  # a string that is no annotation, as in Literal["a-b"]
+                    except (SyntaxError, ValueError):  # a string that is no annotation, as in Literal["a-b"]
                         continue
 
 

@@ -237,7 +237,8 @@ class Retrieval:
         self._results = results
         # Of what a user's own retriever is given it may use anything; ragkit's own say what they use.
         given = None if is_own(retriever) else code_version(Passages)
-        self.key = hash_values("retrieve", identity(retriever), given, code_version(Ranking), cut.key)
+        code = [code_version(each) for each in (Ranking, windows)]
+        self.key = hash_values("retrieve", identity(retriever), given, code, cut.key)
 
     def known(self, queries: Sequence[SearchQuery]) -> dict[str, Ranking]:
         """Return what was computed before: text of a query -> ranking."""

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from ragkit.chunking.base import Chunk
+from ragkit.documents.document import Document
 from ragkit.errors import InputError
-from ragkit.evaluation.dataset import Dataset
+from ragkit.evaluation.dataset import Dataset, Query
 from ragkit.evaluation.judges import Relevance
 from ragkit.experiments.system import System
 from ragkit.llm.metering import MeteredLLM, Price
@@ -18,7 +20,7 @@ from ragkit.llm.openai import OpenAILLM
 from ragkit.retrieval.retrievers import BM25
 from ragkit.retrieval.rewriting import HyDE
 from ragkit.space import choose
-from tests.experiments.test_runner import billing
+from tests.experiments.test_runner import Reader, billing
 from tests.support.experiments import Counting, experiment, pages
 from tests.support.llm_servers import RawServer
 
@@ -83,6 +85,43 @@ def test_a_model_that_cannot_be_replaced_is_not_asked_either(dataset: Dataset, t
         system = System(label="mine", embedder=Counting(), rewriter=rewriter)
         with pytest.raises(InputError, match=f"Make {type(rewriter).__name__} a dataclass"):
             experiment(dataset, system, tmp_path).estimate()
+
+
+@dataclasses.dataclass(frozen=True)
+class Titled:
+    """A chunker that asks a model what each document is about."""
+
+    llm: Any
+
+    def chunk(self, document: Document, **options: Any) -> list[Chunk]:
+        said = self.llm.complete([{"role": "user", "content": document.text}])
+        return [Chunk(document.id, 0, len(document.text), document.text, (said,))]
+
+
+def test_what_is_computed_without_a_model_is_not_taken_for_what_it_says(dataset: Dataset, tmp_path: Path) -> None:
+    llm = Reader()
+    one = experiment(dataset, System(embedder=Counting(), retriever=BM25(), chunker=Titled(llm)), tmp_path)
+    assert one.estimate().calls == len(dataset.documents)
+    assert not llm.asked
+    assert not one.result_cache.computed["chunk"]
+    one.run()
+    assert llm.asked.total() == one.result_cache.computed["chunk"] == len(dataset.documents)
+    assert one.estimate().calls == 0
+
+
+def test_what_is_estimated_is_what_is_asked(dataset: Dataset, tmp_path: Path) -> None:
+    """Also where a part is kept: more repeats, another question."""
+    llm = Reader()
+    system = System(embedder=Counting(), retriever=BM25(), llm=llm, rewriter=HyDE(llm))
+    three = dataset.head(3)  # none of which it abstains from
+    four = dataclasses.replace(three, queries=[*three.queries, Query("more", "What is the rank constant?")])
+    for data, repeats, calls in ((three, 1, 3 * 3), (three, 2, 3), (four, 2, 4)):
+        llm.asked.clear()
+        one = experiment(data, system, tmp_path, measures=["Answered", Relevance(llm, repeats=repeats)])
+        assert one.estimate().calls == calls
+        assert not llm.asked
+        one.run()
+        assert llm.asked.total() == calls
 
 
 @dataclasses.dataclass(frozen=True)

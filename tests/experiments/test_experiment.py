@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -275,6 +277,26 @@ def test_a_damaged_file_of_results_says_what_to_do(dataset: Dataset, embedder: C
     (tmp_path / "runs" / "results.db").write_bytes(b"not a database" * 100)
     with pytest.raises(ResultCacheError, match="delete it"):
         experiment(dataset, System(embedder=embedder), tmp_path).run()
+
+
+def test_an_experiment_loads_no_vector_store(tmp_path: Path) -> None:
+    program = """
+import sys
+from ragkit.experiments import tune
+from ragkit.retrieval import BM25, Dense, Hybrid
+from ragkit import System, choose
+from tests.support.experiments import Counting, experiment, pages
+from pathlib import Path
+systems = System(embedder=Counting(), retriever=choose(BM25(), Dense(), Hybrid()))
+experiment(pages(), systems, Path(sys.argv[1]), measures=["nDCG@10", "Answered", "FollowUps"]).run()
+print(*sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True, timeout=120
+    )
+    loaded = done.stdout.split()
+    assert "ragkit.indexing.stored" in loaded
+    assert not {"chromadb", "ragkit.indexing.vector_store", "ragkit.indexing.records", "bs4"} & set(loaded)
 
 
 def test_exact_search_is_one_product() -> None:

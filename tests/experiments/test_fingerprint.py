@@ -307,7 +307,7 @@ UPGRADES = {
     "py3langid": {"BM25", "Hybrid", "Dense"},  # of a text that is no query yet the language is guessed
     "sentencex": {"chunker", "answers"},
     "markdown-it-py": {"answers"},
-    "numpy": {"BM25", "Hybrid", "Dense", "chunker", "answers"},
+    "numpy": {"BM25", "Hybrid", "Dense", "answers"},
     "msgspec": {"judge"},
     **dict.fromkeys(
         [

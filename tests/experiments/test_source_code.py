@@ -109,6 +109,20 @@ BEFORE = """
 
     def calls_itself(n):
         return n and calls_itself(n - 1)
+
+    @functools.singledispatch
+    def dispatched(x):
+        return 0
+
+    @dispatched.register
+    def _(x: int):
+        return 7
+
+    for number in range(3):
+        TABLE_TOO = {number: 8}
+
+    def tabled():
+        return TABLE_TOO
 """
 OTHERS = {
     "b": """
@@ -168,6 +182,10 @@ OTHERS = {
         ("by_name", "e", "return 2", "return 3"),
         ("whole", "c__d", "return 2", "return 3"),
         ("loaded", "c__d", "return 2", "return 3"),
+        ("dispatched", "a", "return 7", "return 8"),
+        ("dispatched", "a", "x: int", "x: str"),
+        ("tabled", "a", "number: 8", "number: 9"),
+        ("tabled", "a", "range(3)", "range(4)"),
         ("calls_itself", "a", "calls_itself(n - 1)", "calls_itself(n - 2)"),
     ],
 )

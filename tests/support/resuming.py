@@ -78,8 +78,8 @@ class Embedder(HashEmbedder):
         return f"resuming {kind}"
 
 
-class LoggedCells(ResultCache):
-    """ResultCache that tell what is put."""
+class LoggedResults(ResultCache):
+    """A result cache that logs what is put."""
 
     log: Log
 
@@ -106,8 +106,8 @@ def run(dataset: Dataset, place: Path) -> None:
         retriever=choose(BM25(), Dense(), Hybrid()),
         chunker=choose(StructureChunker(max_tokens=120), TokenChunker(max_tokens=100)),
     )
-    cache, cells = EmbeddingCache(place / "embeddings.db"), LoggedCells(place / "cells.db")
-    cells.log = log
+    cache, results = EmbeddingCache(place / "embeddings.db"), LoggedResults(place / "results.db")
+    results.log = log
     experiment = Experiment(
         dataset,
         systems,
@@ -118,10 +118,10 @@ def run(dataset: Dataset, place: Path) -> None:
         progress=False,
         record=False,
     )
-    experiment.cells = cells
+    experiment.result_cache = results
     (place / "found.json").write_text(found(experiment.run()), encoding="utf-8")
     cache.close()
-    cells.close()
+    results.close()
 
 
 def found(result: Result) -> str:
@@ -138,9 +138,9 @@ def found(result: Result) -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Kept:
-    """What is on disk: a cell's value or a vector, by its key."""
+    """What is on disk: a result's value or a vector, by its key."""
 
-    cells: dict[str, bytes]
+    results: dict[str, bytes]
     vectors: dict[str, bytes]
 
     @classmethod
@@ -149,21 +149,21 @@ class Kept:
         cache = EmbeddingCache(place / "embeddings.db")
         vectors = {texts[at]: v.tobytes() for at, v in cache.get("resuming passage", texts).items()}
         cache.close()
-        return cls(dict(_cells(place / "cells.db")), vectors)
+        return cls(dict(_results(place / "results.db")), vectors)
 
     def has(self, stage: str, key: str) -> bool:
-        return key in (self.vectors if stage == "embed" else self.cells)
+        return key in (self.vectors if stage == "embed" else self.results)
 
 
-def _cells(path: Path) -> Iterator[tuple[str, bytes]]:
+def _results(path: Path) -> Iterator[tuple[str, bytes]]:
     with contextlib.closing(sqlite3.connect(path)) as db:
-        if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'cells'").fetchall():
-            yield from db.execute("SELECT key, value FROM cells")
+        if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'results'").fetchall():
+            yield from db.execute("SELECT key, value FROM results")
 
 
 def check(before: Kept, after: Kept, computed: Sequence[tuple[str, list[str]]]) -> int:
     """Hold what one run computed against what was there, and is; return how much was lost in flight."""
-    assert before.cells.items() <= after.cells.items(), "cells are gone, or others"
+    assert before.results.items() <= after.results.items(), "results are gone, or others"
     assert before.vectors.items() <= after.vectors.items(), "vectors are gone, or others"
     again = [key for stage, keys in computed for key in keys if before.has(stage, key)]
     assert not again, f"computed again: {again[:3]}"
@@ -196,7 +196,7 @@ def main() -> int:
             lost = check(before, after, log.read()[said:])
             killed += code != 0
             if code:
-                print(f"{killed} killed after {wait:.2f} s: {len(after.cells)} cells kept, {lost} lost", flush=True)
+                print(f"{killed} killed after {wait:.2f} s: {len(after.results)} results kept, {lost} lost", flush=True)
                 continue
             assert (place / "found.json").read_text(encoding="utf-8") == expected, "the result differs"
             shutil.rmtree(place)
