@@ -51,7 +51,7 @@ def test_every_extra_that_is_named_exists(installed: importlib.metadata.Distribu
     named: set[str] = set()
     for path in (ROOT / "ragkit").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "MissingExtraError":
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "needs":
                 named |= {str(ast.literal_eval(k.value)) for k in node.keywords if k.arg == "extra"}
     assert named >= {"eval", "lab", "tune"}
     for page in PAGES:

@@ -4,3 +4,4 @@ from .discovery import find_server as find_server
 from .listener import listen as listen
 from .origin import find_origin as find_origin
 from .publisher import Publisher as Publisher
+from .publisher import broadcast as broadcast

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from ragkit.chunking.base import Chunk
-from ragkit.errors import MissingExtraError
+from ragkit.errors import needs
 from ragkit.indexing.stored import DocumentRecord
 from ragkit.retrieval.corpus import Passages
 from ragkit.retrieval.query import SearchQuery
@@ -79,10 +79,8 @@ class Hits(list[Hit]):
         Raises:
             MissingExtraError: pandas is not installed.
         """
-        try:
+        with needs("pandas", extra="lab"):
             import pandas as pd
-        except ImportError as error:
-            raise MissingExtraError("pandas", extra="lab") from error
         columns = ["rank", "score", "similarity", "document_id", "title", "headings", "page", "start", "end", "text"]
         rows = [
             (h.rank, h.score, h.similarity, h.document.id, h.title, " › ".join(h.chunk.headings), h.page, h.chunk.start)
