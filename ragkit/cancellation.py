@@ -1,4 +1,4 @@
-"""Waiting that can be called off, and how a wish to stop is told from a failure."""
+"""Waiting that can be called off, and what ends work that bears failures."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 from ragkit.errors import OperationCancelled
 
-__all__ = ["is_stop", "never", "wait"]
+__all__ = ["is_fatal", "never", "wait"]
 
 
 _POLL_SECONDS = 0.05
+_FATAL = (OperationCancelled, KeyboardInterrupt, SystemExit, GeneratorExit, CancelledError, MemoryError)
 
 
 def never() -> bool:
@@ -19,9 +20,12 @@ def never() -> bool:
     return False
 
 
-def is_stop(error: BaseException) -> bool:
-    """Tell a wish to stop from a failure. Native code that panics raises a `BaseException` which is no such wish."""
-    return isinstance(error, OperationCancelled | KeyboardInterrupt | SystemExit | GeneratorExit | CancelledError)
+def is_fatal(error: BaseException) -> bool:
+    """Whether an exception ends the work as a whole, and not only for one document: somebody stops it, or memory ends.
+
+    A panic of native code is a `BaseException` too, and not fatal.
+    """
+    return isinstance(error, _FATAL)
 
 
 def wait(seconds: float, cancelled: Callable[[], bool] = never) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 
-from ragkit.cancellation import is_stop
+from ragkit.cancellation import is_fatal
 
 __all__ = ["sentence_ends"]
 
@@ -28,7 +28,7 @@ _FRENCH_PREFIX = re.compile(
 # Before a small letter: a short word with a full stop is an abbreviation ("9 h. du matin", "C. civ. et"), and what
 # was asked or called goes on ("« Vraiment ? » dit-elle").
 _FRENCH_OPEN = re.compile(r"(?:\b[^\W\d_]{1,5}\.|[?!…][\s»”\"]*)\s*\Z")
-# Written in every language, and by themselves no end of a sentence before a small letter or a number ("env. variables").
+# In any language: no end of a sentence before a small letter or a number ("env. variables", "art. 5").
 _ABBREVIATED = re.compile(r"(?:^|[\s(])(?:[^\W\d_]|[Aa]rt|[Cc]f|al|[Ee]nv|etc)\.\s*\Z")
 _BLANK_LINE = re.compile(r"\n\s*\n")
 
@@ -86,7 +86,7 @@ def _sentences(text: str, language: str) -> list[str]:
     try:
         return [found["text"] for found in sentencex.get_sentence_boundaries(language, text)]
     except BaseException as error:  # native code: what it raises need not be an Exception
-        if is_stop(error) or isinstance(error, MemoryError):
+        if is_fatal(error):
             raise
         bounds = [0, *(mark.end() for mark in _END_MARK.finditer(text)), len(text)]
         return [text[start:end] for start, end in itertools.pairwise(bounds) if start < end]

@@ -119,7 +119,7 @@ def _name(source: SourceFile) -> str:
 _UNFOLDS = frozenset({"LimitReachedError", "EntitiesForbidden"})  # pypdf's, defusedxml's
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """Say in one sentence why a file, a page or a row could not be read."""
     match error:
         case TimeoutError():
