@@ -10,10 +10,12 @@ from ragkit.documents.encoding import clean
 from ragkit.documents.markup import markdown_headings
 from ragkit.errors import DocumentError
 
-__all__ = ["MAX_CHARACTERS", "DocumentBuilder", "one_line", "reason_of"]
+__all__ = ["ENCRYPTED", "MAX_CHARACTERS", "NO_TEXT", "DocumentBuilder", "one_line", "reason_of"]
 
 
 MAX_CHARACTERS = 20_000_000  # of text that one document may unfold to: a zip bomb ends here
+NO_TEXT = "empty: it holds no text"
+ENCRYPTED = "encrypted: it needs a password; save a copy without one"
 _MAX_LABEL = 300
 _NO_TITLES = frozenset({"untitled", "untitled document", "(anonymous)", "none", "powerpoint presentation"})
 
@@ -84,7 +86,7 @@ class DocumentBuilder:
 
     def _document(self, text: str, title: str, part: str, metadata: dict[str, Any]) -> Document:
         if not text.strip():
-            raise DocumentError(self.source.where, "empty: it holds no text")
+            raise DocumentError(self.source.where, NO_TEXT)
         if len(text) > MAX_CHARACTERS:
             raise DocumentError(self.source.where, f"too much text: {len(text):,} characters; split the file")
         top = next((mark.label for mark in self.marks if mark.kind == "heading" and mark.level == 1), "")
