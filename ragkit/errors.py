@@ -5,7 +5,7 @@
     │   ├── EmptyQuestionError
     │   ├── SourceNotFoundError             the path to index does not exist
     │   └── NoDocumentsError                the path holds nothing that can be indexed
-    ├── DocumentError                       one file that could not be read (collected, not raised, by indexing)
+    ├── DocumentError                       one file that could not be indexed (collected, not raised, by indexing)
     ├── IndexingError
     │   ├── IndexLockedError                another process is writing this index
     │   ├── IndexMismatchError              made with another embedder, chunker or format
@@ -41,6 +41,7 @@ import math
 import numbers
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 __all__ = [
     "AmbiguousServerError",
@@ -74,6 +75,7 @@ __all__ = [
     "SourceNotFoundError",
     "needs",
     "require_count",
+    "summary",
 ]
 
 
@@ -99,7 +101,19 @@ def require_count(name: str, value: object, *, least: int = 1, most: int | None 
 
 
 class RagkitError(Exception):
-    """Base of every error that ragkit raises on purpose."""
+    """Base of every error that ragkit raises on purpose. It can be sent to another process."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.args), self.__dict__
+
+
+def _restored(kind: type[RagkitError], arguments: tuple[Any, ...]) -> RagkitError:
+    return kind.__new__(kind, *arguments)  # without __init__, which builds the message from other arguments
+
+
+def summary(error: BaseException) -> str:
+    """Say in one line what was raised."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
 
 
 class InputError(RagkitError, ValueError):
@@ -150,7 +164,7 @@ class NoDocumentsError(InputError):
 
 
 class DocumentError(RagkitError):
-    """One document could not be read; the others are not affected.
+    """One document could not be read, cut or embedded; the others are not affected.
 
     Indexing collects these in its report instead of raising them.
 

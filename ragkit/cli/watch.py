@@ -226,7 +226,7 @@ class Screen:
             self._print(task.time, f"{_label(task)} {task.state}, {_figures(task)}{why}", style=style)
             failures = task.failures if isinstance(task, messages.IndexingProgress) else []
             for failure in failures[:MAX_FAILURES]:
-                self._print(None, f"  not read: {one_line(failure.source)}: {one_line(failure.reason)}", style="yellow")
+                self._print(None, f"  failed: {one_line(failure.source)}: {one_line(failure.reason)}", style="yellow")
             if isinstance(task, messages.IndexingProgress) and task.failures_total > MAX_FAILURES:
                 self._print(None, f"  … and {task.failures_total - MAX_FAILURES} more", style="yellow")
         elif self._live:

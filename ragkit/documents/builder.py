@@ -10,9 +10,11 @@ from ragkit.documents.encoding import clean
 from ragkit.documents.markup import markdown_headings
 from ragkit.errors import DocumentError
 
-__all__ = ["MAX_CHARACTERS", "DocumentBuilder", "one_line", "reason_of"]
+__all__ = ["ENCRYPTED", "MAX_CHARACTERS", "NO_TEXT", "DocumentBuilder", "one_line", "reason_of"]
 
 MAX_CHARACTERS = 20_000_000  # of text that one document may unfold to: a zip bomb ends here
+NO_TEXT = "empty: it holds no text"
+ENCRYPTED = "encrypted: it needs a password; save a copy without one"
 _MAX_LABEL = 300
 _NO_TITLES = frozenset({"untitled", "untitled document", "(anonymous)", "none", "powerpoint presentation"})
 
@@ -78,7 +80,7 @@ class DocumentBuilder:
         """
         text = "".join(self._parts) if text is None else text
         if not text.strip():
-            raise DocumentError(self.source.where, "empty: it holds no text")
+            raise DocumentError(self.source.where, NO_TEXT)
         if len(text) > MAX_CHARACTERS:
             raise DocumentError(self.source.where, f"too much text: {len(text):,} characters; split the file")
         top = next((mark.label for mark in self.marks if mark.kind == "heading" and mark.level == 1), "")
@@ -113,7 +115,7 @@ def _name(source: SourceFile) -> str:
 _UNFOLDS = frozenset({"LimitReachedError", "EntitiesForbidden"})  # pypdf's, defusedxml's
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """Say in one sentence why a file, a page or a row could not be read."""
     match error:
         case TimeoutError():

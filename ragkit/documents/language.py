@@ -8,7 +8,9 @@ import unicodedata
 from collections.abc import Collection
 from typing import Any
 
+from ragkit.cancellation import is_fatal
 from ragkit.documents.document import Document
+from ragkit.errors import DocumentError, summary
 
 __all__ = ["detect_language", "with_language"]
 
@@ -36,10 +38,20 @@ def detect_language(text: str, *, among: Collection[str] | None = None, default:
 
 
 def with_language(document: Document) -> Document:
-    """Return the document with its language guessed, if its file did not say."""
+    """Return the document with its language guessed, if its file did not say.
+
+    Raises:
+        DocumentError: The guess failed.
+    """
     if document.language != "und":
         return document
-    return dataclasses.replace(document, language=detect_language(document.text))
+    try:
+        language = detect_language(document.text)
+    except BaseException as error:
+        if is_fatal(error):
+            raise
+        raise DocumentError(document.source, f"its language cannot be guessed: {summary(error)}") from error
+    return dataclasses.replace(document, language=language)
 
 
 @functools.cache

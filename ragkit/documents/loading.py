@@ -10,6 +10,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 
+from ragkit.cancellation import is_fatal
 from ragkit.documents.builder import reason_of
 from ragkit.documents.document import Document, SourceFile
 from ragkit.documents.filetypes import kind_of
@@ -76,8 +77,10 @@ def parse(source: SourceFile, *, timeout_seconds: float = TIMEOUT_SECONDS) -> It
         yield from reader(source, time.monotonic() + timeout_seconds)
     except DocumentError:
         raise
-    except Exception as error:
+    except BaseException as error:
         # A parser given a hostile file may raise anything at all; none of it is a reason to stop the others.
+        if is_fatal(error) and not isinstance(error, MemoryError):
+            raise
         raise DocumentError(source.where, reason_of(error)) from error
 
 

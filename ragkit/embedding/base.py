@@ -7,13 +7,17 @@ no network), any OpenAI-compatible server (`ragkit.embedding.openai`), and `Hash
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Embedder", "Kind", "Vectors", "unit_rows"]
+from ragkit.cancellation import is_fatal
+from ragkit.errors import EmbeddingError, RagkitError, summary
+
+__all__ = ["Embedder", "Kind", "Vectors", "embedding_errors", "unit_rows"]
 
 Vectors = npt.NDArray[np.float32]
 Kind = Literal["passage", "query"]
@@ -69,6 +73,17 @@ class Embedder(Protocol):
         `ragkit.embedding.cache` keeps vectors under it. None: they are not worth keeping, or not known to be the same.
         """
         ...
+
+
+@contextlib.contextmanager
+def embedding_errors(embedder: Embedder) -> Iterator[None]:
+    """Raise an `EmbeddingError` for whatever an embedder raises, native code's panics included."""
+    try:
+        yield
+    except BaseException as error:
+        if is_fatal(error) or isinstance(error, RagkitError):
+            raise
+        raise EmbeddingError(embedder.name, f"The embedder '{embedder.name}' raised {summary(error)}") from error
 
 
 def unit_rows(vectors: Vectors) -> Vectors:

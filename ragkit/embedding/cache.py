@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import platformdirs
 
-from ragkit.embedding.base import Embedder, Kind, Vectors
+from ragkit.embedding.base import Embedder, Kind, Vectors, embedding_errors
 from ragkit.errors import require_count
 from ragkit.sqlite import SharedDatabase, primary_code, select_in, transaction
 
@@ -174,6 +174,8 @@ class EmbeddingCache:
 class CachedEmbedder:
     """An embedder that looks into a cache first. One without a fingerprint (`HashEmbedder`) is not cached.
 
+    Whatever the embedder raises for a text becomes an `EmbeddingError`.
+
     Args:
         embedder: What embeds.
         cache: Where vectors are kept; `default_cache` if None, nowhere if False.
@@ -184,8 +186,6 @@ class CachedEmbedder:
     dimension: int
     max_tokens: int
     languages: frozenset[str] | None
-    count_tokens: Callable[[Sequence[str]], list[int]]
-    token_spans: Callable[[str], list[tuple[int, int]]]
 
     def __init__(self, embedder: Embedder, cache: EmbeddingCache | Literal[False] | None = None) -> None:
         self.inner = embedder
@@ -198,6 +198,14 @@ class CachedEmbedder:
         if name == "inner":  # not made yet: copied, or unpickled
             raise AttributeError(name)
         return getattr(self.inner, name)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        with embedding_errors(self.inner):
+            return self.inner.count_tokens(texts)
+
+    def token_spans(self, text: str) -> list[tuple[int, int]]:
+        with embedding_errors(self.inner):
+            return self.inner.token_spans(text)
 
     def fingerprint(self, kind: Kind) -> str | None:
         tell = getattr(self.inner, "fingerprint", None)  # an embedder of a user's own may not have it
@@ -219,15 +227,19 @@ class CachedEmbedder:
         known = self.known(texts, kind=kind)
         missing = list(dict.fromkeys(text for at, text in enumerate(texts) if at not in known))
         if len(missing) == len(texts):
-            vectors = self.inner.embed(texts, kind=kind)
+            vectors = self._embed(texts, kind)
             self.keep(texts, vectors, kind=kind)
             return vectors
         if missing:
-            fresh = self.inner.embed(missing, kind=kind)
+            fresh = self._embed(missing, kind)
             self.keep(missing, fresh, kind=kind)
             row = {text: fresh[at] for at, text in enumerate(missing)}
             known |= {at: row[text] for at, text in enumerate(texts) if at not in known}
         return np.stack([known[at] for at in range(len(texts))])
+
+    def _embed(self, texts: Sequence[str], kind: Kind) -> Vectors:
+        with embedding_errors(self.inner):
+            return self.inner.embed(texts, kind=kind)
 
 
 _default: dict[Path, EmbeddingCache] = {}

@@ -2,7 +2,7 @@
 
 A passage is cut into pieces that make sense by themselves: a sentence, a list item with the line that introduces the
 list, a code block with its lead-in line, a table row with its header. A heading alone is not one, nor is a question.
-Markdown is read by its grammar, plain text by its lines.
+Markdown is read by its grammar, plain text by its lines; where sentences end, `ragkit.chunking.segmentation` says.
 
 A piece's relevance is the cosine of question and piece (read under its headings), plus the share of the question's
 words that the piece holds, plus the share that its passage holds. Words are stems, weighted by their rarity among the
@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ragkit.cancellation import never
+from ragkit.chunking.segmentation import sentence_ends
+from ragkit.chunking.spans import Span, parts, trimmed
 from ragkit.embedding.base import Embedder
 from ragkit.errors import OperationCancelled
 from ragkit.llm.prompt import Prompt, abstention, place_of
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ExtractiveLLM", "Piece", "Quote", "best_quotes", "pieces"]
 
-Span = tuple[int, int]
 
 _MIN_RELEVANCE = 0.52
 _MIN_RELEVANCE_UNKNOWN_LANGUAGE = 0.66  # cosines are higher all round: the model mostly sees "this is French"
@@ -47,7 +48,6 @@ _LONGEST_HEADING = 80  # characters: of a line in plain text that is a heading b
 _LEAD = re.compile(r"[:：][*_`\s]*$")
 _BULLET = re.compile(r"\s*(?:[-*+•–]|\d{1,3}[.)])\s+")
 _FULL_STOP = re.compile(r"[.!?…][*_`\"'»”’)\]]*$")
-_ABBREVIATED = re.compile(r"(?:^|[\s(])(?:[^\W\d_]|MM|Mme|Mlle|art|cf|al|etc|env)\.\s*$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,14 +221,14 @@ def _blocks(passage: str) -> Iterator[tuple[str, Span]]:
         if token.map is None:
             continue
         first, last = token.map
-        span = _stripped(passage, starts[first], min(starts[last] - 1, len(passage)))
+        span = trimmed(passage, starts[first], min(starts[last] - 1, len(passage)))
         if span[0] >= span[1]:  # blank, but for the grammar
             continue
         match token.type:
             case "heading_open" | "fence":
                 yield token.type.removesuffix("_open"), span
             case "thead_open":
-                yield "table", _stripped(passage, span[0], starts[first + 2] - 1)
+                yield "table", trimmed(passage, span[0], starts[first + 2] - 1)
             case "tr_open":
                 yield "row", span
             case "paragraph_open" if lists:
@@ -236,11 +236,6 @@ def _blocks(passage: str) -> Iterator[tuple[str, Span]]:
             case "paragraph_open":
                 for line in _unwrapped(passage, span):
                     yield "line", line
-
-
-def _stripped(passage: str, start: int, end: int) -> Span:
-    text = passage[start:end]
-    return start + len(text) - len(text.lstrip()), start + len(text.rstrip())
 
 
 def _unwrapped(passage: str, paragraph: Span) -> Iterator[Span]:
@@ -262,18 +257,6 @@ def _unwrapped(passage: str, paragraph: Span) -> Iterator[Span]:
             yield begin, end
             begin = following
     yield begin, lines[-1][1]
-
-
-def _sentences(passage: str, span: Span, language: str) -> Iterator[Span]:
-    from sentencex import get_sentence_boundaries
-
-    text = passage[slice(*span)]
-    begin = 0
-    for boundary in get_sentence_boundaries(language, text):
-        end = boundary["end_index"]
-        if not _ABBREVIATED.search(text[begin:end]) or end == len(text):
-            yield _stripped(passage, span[0] + begin, span[0] + end)
-            begin = end
 
 
 def _introduced(passage: str, blocks: Sequence[tuple[str, Span]], language: str) -> Iterator[Piece]:
@@ -309,7 +292,7 @@ def _introduced(passage: str, blocks: Sequence[tuple[str, Span]], language: str)
             yield from finished()
         elif _LEAD.search(text):
             yield from finished()
-            *before, lead = _sentences(passage, span, language) if kind == "line" else [span]
+            *before, lead = parts(passage, span, sentence_ends(text, language)) if kind == "line" else [span]
             yield from (Piece((sentence,)) for sentence in before)
         elif kind == "item":
             items.append(span)
@@ -321,7 +304,7 @@ def _introduced(passage: str, blocks: Sequence[tuple[str, Span]], language: str)
             yield from finished()
             looks_like_heading = len(text) <= _LONGEST_HEADING and not _FULL_STOP.search(text)
             if not looks_like_heading or number + 1 == len(blocks):
-                yield from (Piece((sentence,)) for sentence in _sentences(passage, span, language))
+                yield from (Piece((sentence,)) for sentence in parts(passage, span, sentence_ends(text, language)))
     yield from finished()
 
 

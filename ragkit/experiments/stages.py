@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from ragkit.chunking.base import Chunk, Chunker
 from ragkit.chunking.context import embedded_texts, passage_text
+from ragkit.chunking.failures import document_errors
 from ragkit.documents.document import Document
 from ragkit.embedding.base import Kind, Vectors
 from ragkit.embedding.cache import CachedEmbedder
@@ -78,7 +79,7 @@ class ChunkedCorpus:
         documents: The documents.
         chunks: Of each, its chunks.
         embedder: Embeds them, through the cache.
-        whole: Whether they were left whole.
+        chunker: What cut them; None if they were left whole.
         key: Names all of this.
 
     Attributes:
@@ -93,7 +94,7 @@ class ChunkedCorpus:
         chunks: Sequence[Sequence[Chunk]],
         embedder: CachedEmbedder,
         *,
-        whole: bool,
+        chunker: Chunker | None,
         key: str,
     ) -> None:
         self.key = key
@@ -102,17 +103,18 @@ class ChunkedCorpus:
         self.owner = [number for number, of_one in enumerate(chunks) for _ in of_one]
         self._by_document = chunks
         self._documents = documents
-        self._whole = whole
+        self._chunker = chunker
         self._passages: Passages | None = None
 
     def texts(self) -> list[str]:
         """What the embedder reads of each passage."""
         found: list[str] = []
         for document, chunks in zip(self._documents, self._by_document, strict=True):
-            if self._whole:
+            if self._chunker is None:
                 found += [passage_text(document.title, chunk) for chunk in chunks]
             else:
-                found += embedded_texts(document.title, chunks, self.embedder)[0]
+                with document_errors(document, self._chunker, self.embedder):
+                    found += embedded_texts(document.title, chunks, self.embedder)[0]
         return found
 
     def passages(self, corpus: Documents, *, tell: Tell, cancelled: Callable[[], bool]) -> Passages:
@@ -157,6 +159,7 @@ def cut(
     """ChunkedCorpus documents, each once.
 
     Raises:
+        DocumentError: The chunker, or the embedder's tokenizer, failed for a document; none is left out in silence.
         OperationCancelled: ``cancelled`` said so.
         InputError: The chunker's chunks are longer than what the embedder reads.
     """
@@ -167,18 +170,20 @@ def cut(
     key = hash_values(method, read, [[d.id, own] for d, own in zip(documents, digests, strict=True)])
     if chunker is None:
         whole = [[Chunk(d.id, 0, len(d.text), d.text)] if d.text.strip() or d.title else [] for d in documents]
-        return ChunkedCorpus(documents, whole, embedder, whole=True, key=key)
+        return ChunkedCorpus(documents, whole, embedder, chunker=None, key=key)
     chunks: list[list[Chunk]] = []
     for start in range(0, len(documents), _CUT_TOGETHER):
         _stop_if(cancelled)
         part = documents[start : start + _CUT_TOGETHER]
         keys = [hash_values(method, each) for each in digests[start : start + _CUT_TOGETHER]]
         known = results.get(keys)
-        fresh = {
-            k: [[c.start, c.end, c.headings, c.page] for c in chunker.chunk(document, embedder=embedder)]
-            for k, document in zip(keys, part, strict=True)
-            if k not in known
-        }
+        fresh: dict[str, list[list[Any]]] = {}
+        for k, document in zip(keys, part, strict=True):
+            if k in known:
+                continue
+            with document_errors(document, chunker, embedder):
+                found = chunker.chunk(document, embedder=embedder)
+                fresh[k] = [[c.start, c.end, c.headings, c.page] for c in found]
         if fresh:
             results.put("chunk", fresh)
         for k, document in zip(keys, part, strict=True):
@@ -189,7 +194,7 @@ def cut(
                     for ordinal, (a, b, headings, page) in enumerate(spans)
                 ]
             )
-    return ChunkedCorpus(documents, chunks, embedder, whole=False, key=key)
+    return ChunkedCorpus(documents, chunks, embedder, chunker=chunker, key=key)
 
 
 # ---------------------------------------------------------------------------------------- embed

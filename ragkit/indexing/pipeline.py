@@ -32,11 +32,12 @@ import numpy as np
 
 from ragkit.chunking.base import Chunk, Chunker
 from ragkit.chunking.context import embedded_texts
+from ragkit.chunking.failures import document_errors
 from ragkit.documents.document import Document, SourceFile
 from ragkit.documents.sandbox import Reader
-from ragkit.embedding.base import Embedder, Vectors
+from ragkit.embedding.base import Embedder, Vectors, embedding_errors
 from ragkit.embedding.cache import CachedEmbedder
-from ragkit.errors import DocumentError, InputError, OperationCancelled
+from ragkit.errors import DocumentError, EmbeddingError, InputError, OperationCancelled
 from ragkit.indexing.records import Records, Replacement, SourceRecord
 from ragkit.indexing.report import Meter
 from ragkit.indexing.stored import DocumentRecord, StoredChunk
@@ -52,6 +53,7 @@ _MAX_SLICE = 1_024
 _WRITE_CHUNKS = 512  # at a time: questions that are asked meanwhile wait for one such step
 _IN_FLIGHT = 32  # slices that an executor has at once
 _LOOK_SECONDS = 0.1
+_PLAIN = "A plain sentence."  # embedded to see whether an embedder that failed works at all
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class _Item:
     size_bytes: float = 0.0  # of the file, read to get here
     finishes: SourceRecord | None = None  # on the last document of a source, with those that it no longer holds
     gone: list[str] = dataclasses.field(default_factory=list)
+    is_embedded: bool = True  # else only what else it carries is written
 
     @property
     def record(self) -> DocumentRecord:
@@ -154,6 +157,7 @@ class Pipeline:
         self._bytes_read, self._chunks_read, self._chunks_done = 0.0, 0, 0
         self._is_read = False
         self._window, self._slice = _FIRST_WINDOW, 16
+        self._incomplete: set[str] = set()  # sources with a document that could not be embedded
         self.added = self.updated = self.deleted = self.unchanged = self.embedded = 0
         self.gone: list[str] = []
         self.finished: list[SourceRecord] = []
@@ -203,10 +207,8 @@ class Pipeline:
                     break
                 self._read_one(reader, source)
             self._belt.put(_Ended())
-        except OperationCancelled:
-            pass  # it was told to go
         except BaseException as error:
-            with contextlib.suppress(OperationCancelled):
+            with contextlib.suppress(OperationCancelled):  # nobody waits for it any longer
                 self._belt.put(error)
 
     def _read_one(self, reader: Reader, source: SourceFile) -> None:
@@ -217,6 +219,7 @@ class Pipeline:
         seen: set[str] = set()
         share, size = source.size_bytes / self._expected.get(source.id, 1), 0.0
         waiting: _Item | None = None  # the last one goes when it is known to be the last
+        uncut = 0
         try:
             digest = source.hash()  # before it is read: what changes meanwhile is read again next time
             for thing in reader.read(source):
@@ -238,24 +241,30 @@ class Pipeline:
                     waiting.size_bytes, size = size, 0.0
                     outcome.size_bytes -= waiting.size_bytes
                     self._belt.put(waiting, len(waiting.chunks))
+                    waiting = None
                 is_new = document_id not in before
-                waiting = self._cut(thing, document_id, source_id, content, is_new=is_new)
+                try:
+                    waiting = self._cut(thing, document_id, source_id, content, is_new=is_new)
+                except DocumentError as error:  # as below, for this document alone
+                    outcome.failures.append(error)
+                    uncut += 1
             gone = [document_id for document_id in before if document_id not in seen]
             record = SourceRecord(source_id, digest, tuple((e.source, e.reason) for e in outcome.failures))
             if waiting is not None:
-                waiting.finishes, waiting.gone = record, gone
-            else:
-                outcome.finished, outcome.gone = record, gone
+                waiting.finishes, waiting.gone = None if uncut else record, gone
+            elif gone or not uncut:
+                outcome.finished, outcome.gone = SourceRecord(source_id, "") if uncut else record, gone
         except DocumentError as error:  # what is indexed of it stays, and it is tried again next time
             outcome.failures.append(error)
-        outcome.documents = len(seen)
+        outcome.documents = len(seen) - uncut
         if waiting is not None:
             self._belt.put(waiting, len(waiting.chunks))
         self._belt.put(outcome)
 
     def _cut(self, document: Document, document_id: str, source_id: str, digest: str, *, is_new: bool) -> _Item:
-        chunks = self._chunker.chunk(document, embedder=self._embedder)
-        texts, tokens = embedded_texts(document.title, chunks, self._embedder)
+        with document_errors(document, self._chunker, self._embedder):
+            chunks = list(self._chunker.chunk(document, embedder=self._embedder))
+            texts, tokens = embedded_texts(document.title, chunks, self._embedder)
         return _Item(document, document_id, source_id, digest, chunks, texts, tokens, is_new)
 
     # ------------------------------------------------------------------------------- embedding
@@ -312,35 +321,95 @@ class Pipeline:
         # Longest first: if memory runs out, it does at once; and the time left is not said too short.
         missing = sorted(places, key=lambda text: -tokens[text])
         began = time.monotonic()
-        for part, found in self._slices(missing):
+        refused: dict[str, EmbeddingError] = {}
+        for part, found in self._slices(missing, refused):
             self._embedder.keep(part, found)
             vectors |= dict(zip(part, found, strict=True))
             self._tell(sum(places[text] for text in part), window[-1])
         if missing:
             per_second = len(missing) / max(time.monotonic() - began, 1e-6)
             self._window = round(min(_MAX_WINDOW, 2 * self._window, max(_FIRST_WINDOW, per_second * _WINDOW_SECONDS)))
-        self.embedded += len(missing)
-        return np.stack([vectors[text] for text in texts])
+        self.embedded += len(missing) - len(refused)
+        for item in window:
+            self._leave_out(item, refused, vectors)
+        if refused:
+            self._tell(0, window[-1])
+        rows = [vectors[text] for item in window if item.is_embedded for text in item.texts]
+        return np.stack(rows) if rows else np.zeros((0, self._embedder.dimension), dtype=np.float32)
 
-    def _slices(self, texts: list[str]) -> Iterator[tuple[list[str], Vectors]]:
-        """Embed texts, as many at a time as take a moment."""
+    def _leave_out(self, item: _Item, refused: Mapping[str, EmbeddingError], vectors: Mapping[str, Vectors]) -> None:
+        """Let a document fail that has a text which cannot be embedded, as one that cannot be cut does."""
+        error = next((refused[text] for text in item.texts if text in refused), None)
+        if error is not None:
+            item.is_embedded = False
+            self._incomplete.add(item.source_id)
+            self._meter.failed.append(DocumentError(item.document.source, f"cannot be embedded: {error}"))
+            self._chunks_read -= len(item.texts)
+            self._chunks_done -= sum(text in vectors for text in item.texts)
+        if item.source_id in self._incomplete:
+            item.finishes = None
+
+    def _slices(self, texts: list[str], refused: dict[str, EmbeddingError]) -> Iterator[tuple[list[str], Vectors]]:
+        """Embed texts, as many at a time as take a moment; those that cannot be embedded become ``refused``."""
         if self._executor is not None:
-            yield from self._slices_elsewhere(texts, self._executor)
+            yield from self._slices_elsewhere(texts, self._executor, refused)
             return
+
+        seconds = 0.0
+
+        def embed(part: list[str]) -> Vectors:
+            nonlocal seconds
+            began = time.monotonic()
+            with embedding_errors(self._embedder.inner):
+                vectors = self._embedder.inner.embed(part)
+            seconds += time.monotonic() - began
+            return vectors
+
         start = 0
         while start < len(texts):
             part = texts[start : start + self._slice]
             start += len(part)
-            began = time.monotonic()
-            vectors = self._embedder.inner.embed(part)
-            seconds = time.monotonic() - began
-            yield part, vectors
+            seconds = 0.0
+            yield from self._bisected(part, functools.partial(embed, part), embed, refused)
             if seconds < _SLICE_SECONDS / 2 and len(part) == self._slice:
                 self._slice = min(_MAX_SLICE, 2 * self._slice)
             elif seconds > 2 * _SLICE_SECONDS:
                 self._slice = max(8, self._slice // 2)
 
-    def _slices_elsewhere(self, texts: list[str], executor: Executor) -> Iterator[tuple[list[str], Vectors]]:
+    def _bisected(
+        self,
+        texts: list[str],
+        first: Callable[[], Vectors],
+        embed: Callable[[list[str]], Vectors],
+        refused: dict[str, EmbeddingError],
+    ) -> Iterator[tuple[list[str], Vectors]]:
+        """Embed texts; if that fails and the embedder works otherwise, find those which it cannot embed."""
+        try:
+            vectors = first()
+        except EmbeddingError as error:
+            self._look()
+            try:
+                embed([_PLAIN])
+            except EmbeddingError:
+                raise error from error.__cause__
+            if len(texts) == 1:
+                refused[texts[0]] = error
+                return
+        else:
+            yield texts, vectors
+            return
+        for half in (texts[: len(texts) // 2], texts[len(texts) // 2 :]):
+            yield from self._bisected(half, functools.partial(embed, half), embed, refused)
+
+    def _slices_elsewhere(
+        self, texts: list[str], executor: Executor, refused: dict[str, EmbeddingError]
+    ) -> Iterator[tuple[list[str], Vectors]]:
+        def embed(part: list[str]) -> Vectors:
+            future = executor.submit(embed_there, embedder, part)
+            while not wait([future], timeout=_LOOK_SECONDS).done:
+                self._look()
+            return future.result()
+
         embedder = portable(self._embedder.inner)
         size = 64
         parts = deque(texts[start : start + size] for start in range(0, len(texts), size))
@@ -351,7 +420,7 @@ class Pipeline:
                     part = parts.popleft()
                     running[executor.submit(embed_there, embedder, part)] = part
                 for future in wait(running, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED).done:
-                    yield running.pop(future), future.result()
+                    yield from self._bisected(running.pop(future), future.result, embed, refused)
                 self._look()
         finally:
             for future in running:
@@ -380,8 +449,10 @@ class Pipeline:
     def _write(self, window: list[_Item], vectors: Vectors) -> None:
         """Write, commit, delete the old: the four steps of `ragkit.indexing.records`."""
         self._prepare(vectors.shape[1])
-        stored = [[StoredChunk(uuid.uuid4().hex, chunk) for chunk in item.chunks] for item in window]
+        written = [item for item in window if item.is_embedded]
+        stored = [[StoredChunk(uuid.uuid4().hex, chunk) for chunk in item.chunks] for item in written]
         ids = [each.vector_id for chunks in stored for each in chunks]
+        begun = dict.fromkeys(item.source_id for item in window if item.is_embedded or item.gone)
         self._records.reserve(ids)
         for start in range(0, len(ids), _WRITE_CHUNKS):
             self._written.check()
@@ -390,14 +461,16 @@ class Pipeline:
             self._place.root_id,
             [
                 Replacement(item.record, item.source_id, item.hash, tuple(chunks))
-                for item, chunks in zip(window, stored, strict=True)
+                for item, chunks in zip(written, stored, strict=True)
             ],
-            [item.finishes for item in window if item.finishes is not None],
+            # Until it is finished, a file is not known by its former hash: it could come back to it.
+            [SourceRecord(source_id, "") for source_id in begun]
+            + [item.finishes for item in window if item.finishes is not None],
             [document_id for item in window for document_id in item.gone],
         )
         self._records.sweep(self._store)
-        self.added += sum(item.is_new for item in window)
-        self.updated += sum(not item.is_new for item in window)
+        self.added += sum(item.is_new for item in written)
+        self.updated += sum(not item.is_new for item in written)
         self.deleted += sum(len(item.gone) for item in window)
         self._committed += len(window)
 
@@ -473,4 +546,6 @@ def _unpickled(embedder: bytes) -> Embedder:
 
 def embed_there(embedder: bytes, texts: Sequence[str]) -> Vectors:
     """Embed passages in a worker of an executor; a worker loads its model once."""
-    return _unpickled(embedder).embed(texts)
+    model = _unpickled(embedder)
+    with embedding_errors(model):
+        return model.embed(texts)

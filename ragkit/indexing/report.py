@@ -60,7 +60,7 @@ class IndexReport:
         updated: Documents that have changed.
         unchanged: Documents that have not.
         deleted: Documents that are no longer there.
-        failed: Which files, pages or rows could not be read, and why.
+        failed: Which files, pages or rows could not be read, cut or embedded, and why.
         chunks: Passages of the added and updated documents.
         embedded: How many of their texts the embedder was asked for; the others were known.
         seconds: How long it took.
@@ -83,7 +83,7 @@ class IndexReport:
             f"{self.embedded} of {self.chunks} passages embedded, the others were known"
         )  # fmt: skip
         lines = [f"{counts}, {len(self.failed)} failed; {embedded} in {self.seconds:.1f} s"]
-        lines += [f"  not read: {one_line(str(error))}" for error in self.failed[:_FAILURES_SHOWN]]
+        lines += [f"  failed: {one_line(str(error))}" for error in self.failed[:_FAILURES_SHOWN]]
         if len(self.failed) > _FAILURES_SHOWN:
             lines.append(f"  ... and {len(self.failed) - _FAILURES_SHOWN} more, in report.failed")
         lines += [f"  passed over: {one_line(str(each))}" for each in self.skipped[:_REASONS_SHOWN]]

@@ -6,11 +6,14 @@ import os
 import time
 import zlib
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from ragkit.documents import language, loading
 from ragkit.documents.document import SourceFile
 from ragkit.documents.loading import load
+from ragkit.documents.sandbox import Reader
 from ragkit.documents.sources import find_sources
 from ragkit.errors import DocumentError
 from tests.support.reading import ENCODINGS, headings, one, read, refused
@@ -418,3 +421,55 @@ def test_a_file_without_permission(tmp_path: Path) -> None:
     file.chmod(0)
     with pytest.raises(DocumentError, match="cannot be read: Permission denied"):
         load(find_sources(file).sources[0])
+
+
+# -------------------------------------------------------------------------------- what readers raise
+
+
+class Panic(BaseException):
+    """As native code raises: no Exception, and no wish to stop."""
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), Panic("at the disco"), MemoryError(), RecursionError()], ids=repr)
+def test_whatever_a_reader_raises_is_that_files_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def reader(source: SourceFile, deadline: float) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(loading, "_READERS", {".md": reader})
+    (tmp_path / "a.md").write_text("text")
+    (source,) = find_sources(tmp_path).sources
+    with pytest.raises(DocumentError) as raised:
+        load(source)
+    assert raised.value.__cause__ is error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit()], ids=repr)
+def test_a_wish_to_stop_is_no_failure_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def reader(source: SourceFile, deadline: float) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(loading, "_READERS", {".md": reader})
+    (tmp_path / "a.md").write_text("text")
+    (source,) = find_sources(tmp_path).sources
+    with pytest.raises(type(error)):
+        load(source)
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), Panic("at the disco")], ids=repr)
+def test_a_language_that_cannot_be_guessed_fails_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """Also where a child process reads it: the guess is made here."""
+
+    def guess(text: str) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(language, "detect_language", guess)
+    (tmp_path / "a.md").write_text("text")
+    (source,) = find_sources(tmp_path).sources
+    with Reader() as reader, pytest.raises(DocumentError, match=f"language.*{type(error).__name__}"):
+        list(reader.read(source))

@@ -17,7 +17,7 @@ from ragkit.embedding.cache import CachedEmbedder, EmbeddingCache, default_cache
 from ragkit.embedding.hashed import HashEmbedder
 from ragkit.embedding.openai import OpenAIEmbedder
 from ragkit.embedding.sentence_transformer import SentenceTransformerEmbedder
-from ragkit.errors import InputError
+from ragkit.errors import EmbeddingError, InputError
 
 
 class Fingerprinted(HashEmbedder):
@@ -159,3 +159,31 @@ def test_the_default_is_where_the_environment_says(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("RAGKIT_CACHE_DIR", str(tmp_path / "here"))
     assert default_cache().path == tmp_path / "here" / "embeddings.db"
     assert default_cache() is default_cache()
+
+
+class Panic(BaseException):
+    """As native code raises: no Exception, and no wish to stop."""
+
+
+class Raising(HashEmbedder):
+    error: BaseException = Panic("at the disco")
+
+    def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Vectors:
+        raise self.error
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        raise self.error
+
+    def token_spans(self, text: str) -> list[tuple[int, int]]:
+        raise self.error
+
+
+@pytest.mark.parametrize("call", ["embed", "count_tokens", "token_spans"])
+def test_whatever_an_embedder_raises_is_an_embedding_error(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder = CachedEmbedder(Raising(dimension=8), False)
+    with pytest.raises(EmbeddingError, match="'ragkit/hash-8' raised Panic: at the disco") as raised:
+        getattr(embedder, call)(["text"])
+    assert raised.value.__cause__ is Raising.error
+    monkeypatch.setattr(Raising, "error", KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        getattr(embedder, call)(["text"])

@@ -20,6 +20,8 @@ import pytest
 from websockets.sync.client import ClientConnection, connect
 
 from ragkit import RAGEngine
+from ragkit.chunking.base import Chunker
+from ragkit.chunking.sentence import SentenceChunker
 from ragkit.chunking.structure import StructureChunker
 from ragkit.embedding.hashed import HashEmbedder
 from ragkit.engine.extractive import ExtractiveLLM
@@ -552,3 +554,26 @@ def test_hits_are_a_list_a_table_and_a_frame(engine: RAGEngine) -> None:
     assert html.count("<tr>") == 3
     hostile = dataclasses.replace(first, chunk=dataclasses.replace(first.chunk, text="<script>x</script>"))
     assert "<script>" not in Hits([hostile])._repr_html_()
+
+
+@pytest.mark.parametrize("chunker", [SentenceChunker(max_tokens=200), StructureChunker(max_tokens=8), None], ids=repr)
+def test_a_document_whose_text_the_sentence_splitter_panics_at(
+    tmp_path: Path, publisher: Publisher, chunker: Chunker | None
+) -> None:
+    """A capital letter, a no-break space and a full stop: sentencex panics there, with no Exception."""
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    text = "# Vitamins\n\nOranges are rich in vitamin C\u00a0. They also hold potassium and fibre. Eat two a day.\n"
+    (folder / "oranges.md").write_text(text, encoding="utf-8")
+    (folder / "bananas.md").write_text("# Bananas\n\nBananas are rich in potassium.\n", encoding="utf-8")
+    paragraph = (
+        "Apples keep well in a cool cellar for months. " * 40 + "Lemons hold vitamin C\u00a0. " + "Pears rot. " * 40
+    )
+    (folder / "long.md").write_text(f"# Fruit\n\n{paragraph}\n", encoding="utf-8")
+    engine = make(tmp_path, publisher, chunker=chunker)
+    report = engine.index(folder)
+    assert (report.added, report.failed) == (3, ())
+    answer = engine.ask("Are oranges rich in vitamin C?")
+    assert "Oranges are rich in vitamin C" in answer.text
+    (quoted,) = [text[start:end] for c in answer.citations if c.title == "Vitamins" for start, end in c.quotes][:1]
+    assert quoted.rstrip("\u00a0.") == "Oranges are rich in vitamin C"

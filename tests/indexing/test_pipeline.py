@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ragkit.chunking.base import Chunk
 from ragkit.chunking.context import passage_text
 from ragkit.chunking.structure import StructureChunker
-from ragkit.embedding.base import Kind, Vectors
+from ragkit.documents.document import Document
+from ragkit.embedding.base import Embedder, Kind, Vectors
 from ragkit.embedding.cache import EmbeddingCache
 from ragkit.embedding.hashed import HashEmbedder
 from ragkit.errors import EmbeddingError, InputError, OperationCancelled
@@ -226,3 +228,210 @@ def test_a_belt_is_bounded_in_order_and_torn_down_from_either_end() -> None:
             waiting.result(5)
     with pytest.raises(OperationCancelled):
         belt.get()
+
+
+# ------------------------------------------------------------------- one document fails, the others do not
+
+
+class Panic(BaseException):
+    """As native code raises: no Exception, and no wish to stop."""
+
+
+class Trap:
+    """Raises where a text holds a word."""
+
+    def __init__(self, word: str = "poison", error: BaseException | None = None) -> None:
+        self.word, self.error = word, error or KeyError("x")
+
+    def spring(self, texts: Sequence[str]) -> None:
+        if any(self.word in text for text in texts):
+            raise self.error
+
+
+class TrappedChunker(StructureChunker):
+    trap = Trap()
+
+    def chunk(self, document: Document, *, embedder: Embedder) -> list[Chunk]:
+        self.trap.spring([document.text])
+        return super().chunk(document, embedder=embedder)
+
+
+class TrappedTokenizer(HashEmbedder):
+    trap = Trap()
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        self.trap.spring(texts)
+        return super().count_tokens(texts)
+
+
+class TrappedModel(HashEmbedder):
+    trap = Trap()
+
+    def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Vectors:
+        self.trap.spring(texts)
+        return super().embed(texts, kind=kind)
+
+
+def trapped(path: Path, where: str, error: BaseException | None) -> Index:
+    """An index that has a trap in one place; in none if there is no error."""
+    embedder: HashEmbedder = HashEmbedder(dimension=64)
+    chunker = StructureChunker(max_tokens=40)
+    if error is not None and where == "chunker":
+        chunker = TrappedChunker(max_tokens=40)
+        TrappedChunker.trap = Trap(error=error)
+    elif error is not None:
+        kind = {"tokenizer": TrappedTokenizer, "model": TrappedModel}[where]
+        embedder, kind.trap = kind(dimension=64), Trap(error=error)  # type: ignore[attr-defined]
+    return Index(path, embedder=embedder, chunker=chunker)
+
+
+def poison(path: Path) -> None:
+    path.write_text(path.read_text() + "\n\nA line of poison stands here.\n")
+
+
+ERRORS = [KeyError("x"), Panic("at the disco"), EmbeddingError("test", "no such text")]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("where", ["chunker", "tokenizer", "model"])
+def test_a_document_that_cannot_be_cut_or_embedded_fails_alone(
+    tmp_path: Path, many: Path, where: str, error: BaseException
+) -> None:
+    poison(many / "page150.md")
+    index = trapped(tmp_path / "index", where, error)
+    told: list[IndexProgress] = []
+    report = index.update(many, on_progress=told.append)
+    (failure,) = report.failed
+    assert failure.source.endswith("page150.md")
+    assert (str(error) if isinstance(error, EmbeddingError) else type(error).__name__) in failure.reason
+    assert where == "model" or "structure(" in failure.reason
+    assert where == "chunker" or isinstance(error, EmbeddingError) or index.embedder.name in failure.reason
+    assert report.added == 7 + 200 + 300 - 1
+    assert report.chunks == index.counts()[1]
+    assert (told[-1].chunks_done, told[-1].chunks_total) == (report.chunks, report.chunks)
+    assert told[-1].documents_done == told[-1].documents_total == 507
+    held = state(index)
+    assert "page150.md" not in held
+
+    again = trapped(tmp_path / "index", where, error).update(many)  # it is tried again, and nothing else is
+    assert (again.added, again.updated, len(again.failed)) == (0, 0, 1)
+    assert again.embedded == (2 if where == "model" else 0)  # the other texts of that page
+    whole = trapped(tmp_path / "index", where, None)
+    assert whole.update(many).added == 1
+    fresh = trapped(tmp_path / "fresh", where, None)
+    fresh.update(many)
+    assert state(whole) == state(fresh)
+    assert whole.update(many).unchanged == 507
+    assert whole.verify().is_current
+
+
+@pytest.mark.parametrize("where", ["chunker", "tokenizer", "model"])
+def test_what_fails_keeps_what_was_indexed_of_it(tmp_path: Path, folder: Path, where: str) -> None:  # noqa: F811
+    rows = folder / "rows.jsonl"
+
+    def write_rows(*texts: str) -> None:
+        rows.write_text(
+            "".join(json.dumps({"_id": str(n), "text": text}) + "\n" for n, text in enumerate(texts) if text)
+        )
+
+    first = ("row number zero stands here", "row number one stands here", "row number two stands here", "row three")
+    write_rows(*first)
+    index = trapped(tmp_path / "index", where, None)
+    index.update(folder)
+    before = state(index)
+
+    write_rows("row number zero is new", "row number one with poison", "row number two is new", "")
+    poison(folder / "page0.md")
+    report = trapped(tmp_path / "index", where, Panic("at the disco")).update(folder)
+    assert sorted(Path(f.source).name for f in report.failed) == ["page0.md", "rows.jsonl#1"]
+    assert (report.updated, report.deleted) == (2, 1)
+    after = state(trapped(tmp_path / "index", where, None))
+    assert after["page0.md"] == before["page0.md"]
+    assert after["rows.jsonl#1"] == before["rows.jsonl#1"]
+    assert after["rows.jsonl#0"] != before["rows.jsonl#0"]
+    assert "rows.jsonl#3" not in after
+
+    write_rows(*first)  # as it was when it was last complete: what changed meanwhile must change back
+    trapped(tmp_path / "index", where, Panic("at the disco")).update(folder)
+    assert {d: c for d, c in state(trapped(tmp_path / "index", where, None)).items() if d != "page0.md"} == {
+        d: c for d, c in before.items() if d != "page0.md"
+    }
+
+
+def test_a_file_that_goes_back_to_what_it_was_before_a_stop_is_read_again(tmp_path: Path, folder: Path) -> None:  # noqa: F811
+    rows = folder / "rows.jsonl"
+    texts = [json.dumps({"_id": str(n), "text": f"row number {n} stands here"}) + "\n" for n in range(400)]
+    rows.write_text("".join(texts))
+    index_at(tmp_path / "index").update(folder)
+    before = state(index_at(tmp_path / "index"))
+    rows.write_text("".join(text.replace("stands", "is") for text in texts))
+    failing = CountingEmbedder(fail_after=200)
+    with pytest.raises(EmbeddingError):
+        index_at(tmp_path / "index", failing).update(folder)
+    rows.write_text("".join(texts))
+    index_at(tmp_path / "index").update(folder)
+    assert state(index_at(tmp_path / "index")) == before
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), Panic("at the disco")], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "executor"])
+def test_an_embedder_that_never_works_stops_the_run(
+    tmp_path: Path,
+    folder: Path,  # noqa: F811
+    error: BaseException,
+    elsewhere: bool,
+) -> None:
+    index = trapped(tmp_path / "index", "model", error)
+    TrappedModel.trap.word = ""
+    with ThreadPoolExecutor(2) as executor, pytest.raises(EmbeddingError, match=type(error).__name__):
+        index.update(folder, executor=executor if elsewhere else None)
+    assert index.counts() == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), SystemExit(), MemoryError(), OperationCancelled("stop")], ids=str
+)
+@pytest.mark.parametrize("where", ["chunker", "tokenizer", "model"])
+def test_a_wish_to_stop_stops(tmp_path: Path, folder: Path, where: str, error: BaseException) -> None:  # noqa: F811
+    poison(folder / "page0.md")
+    with pytest.raises(type(error)):
+        trapped(tmp_path / "index", where, error).update(folder)
+
+
+class Elsewhere(TrappedModel):
+    """Trapped in the worker too, whose class attributes are those of a fresh import."""
+
+    def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Vectors:
+        Trap(error=Panic("at the disco")).spring(texts)
+        return super().embed(texts, kind=kind)
+
+
+def test_one_text_that_fails_in_another_process(tmp_path: Path, many: Path) -> None:
+    poison(many / "page150.md")
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as executor:
+        report = index_at(tmp_path / "index", Elsewhere(dimension=64)).update(many, executor=executor)
+    (failure,) = report.failed
+    assert failure.source.endswith("page150.md")
+    assert "Panic: at the disco" in failure.reason
+    assert report.added == 506
+
+
+class NoChunks(StructureChunker):
+    def chunk(self, document: Document, *, embedder: Embedder) -> list[Chunk]:
+        return []
+
+
+def test_documents_without_chunks_are_no_failure(tmp_path: Path, folder: Path) -> None:  # noqa: F811
+    index = Index(tmp_path / "index", embedder=HashEmbedder(dimension=64), chunker=NoChunks())
+    assert index.update(folder).failed == ()
+    assert index.counts() == (7, 0)
+
+
+@pytest.mark.parametrize("where", ["chunker", "tokenizer"])
+def test_settings_that_fit_no_document_stop_the_run(tmp_path: Path, folder: Path, where: str) -> None:  # noqa: F811
+    embedder = Short()
+    if where == "tokenizer":
+        embedder.count_tokens = lambda texts: 1 / 0  # type: ignore[assignment]
+    chunker = StructureChunker(max_tokens=25 if where == "chunker" else 20)
+    with pytest.raises(InputError if where == "chunker" else EmbeddingError):
+        Index(tmp_path / "index", embedder=embedder, chunker=chunker).update(folder)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ragkit.documents.builder import DocumentBuilder, one_line
+from ragkit.documents.builder import NO_TEXT, DocumentBuilder, one_line
 from ragkit.documents.document import Document, SourceFile
 from ragkit.documents.encoding import clean, decode
 from ragkit.errors import DocumentError
@@ -24,7 +24,7 @@ def read_notebook(source: SourceFile, deadline: float) -> Iterator[Document | Do
     """See `ragkit.documents.read`."""
     content, _ = decode(source.path.read_bytes(), where=source.where)
     if not content.strip():
-        raise DocumentError(source.where, "empty: it holds no text")
+        raise DocumentError(source.where, NO_TEXT)
     try:
         notebook = json.loads(content)
     except ValueError as error:

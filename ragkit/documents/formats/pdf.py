@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Iterator
 
-from ragkit.documents.builder import MAX_CHARACTERS, DocumentBuilder, reason_of
+from ragkit.documents.builder import ENCRYPTED, MAX_CHARACTERS, NO_TEXT, DocumentBuilder, reason_of
 from ragkit.documents.document import Document, SourceFile
 from ragkit.errors import DocumentError
 
@@ -28,11 +28,11 @@ def read_pdf(source: SourceFile, deadline: float) -> Iterator[Document | Documen
 
     data = source.path.read_bytes()
     if not data.strip():
-        raise DocumentError(source.where, "empty: it holds no text")
+        raise DocumentError(source.where, NO_TEXT)
     try:
         reader = pypdf.PdfReader(io.BytesIO(data), strict=False)
         if reader.is_encrypted and not reader.decrypt(""):
-            raise DocumentError(source.where, "encrypted: it needs a password; save a copy without one")
+            raise DocumentError(source.where, ENCRYPTED)
         pages = list(reader.pages)
     except (DependencyError, FileNotDecryptedError) as error:
         raise DocumentError(

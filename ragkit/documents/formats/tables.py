@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from ragkit.documents.builder import MAX_CHARACTERS, DocumentBuilder, one_line
+from ragkit.documents.builder import MAX_CHARACTERS, NO_TEXT, DocumentBuilder, one_line
 from ragkit.documents.document import Document, SourceFile
 from ragkit.documents.encoding import clean, lines
 from ragkit.errors import DocumentError
@@ -46,7 +46,7 @@ def read_jsonl(source: SourceFile, deadline: float) -> Iterator[Document | Docum
     if failures > _MAX_ROW_FAILURES:
         yield DocumentError(source.where, f"and {failures - _MAX_ROW_FAILURES:,} more rows that cannot be read")
     if is_empty:
-        raise DocumentError(source.where, "empty: it holds no text")
+        raise DocumentError(source.where, NO_TEXT)
 
 
 def _row(source: SourceFile, number: int, line: str | None, seen: set[int]) -> Document:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ragkit.documents.builder import DocumentBuilder
+from ragkit.documents.builder import NO_TEXT, DocumentBuilder
 from ragkit.documents.document import Document, SourceFile
 from ragkit.documents.encoding import decode
 from ragkit.documents.filetypes import CODE_SUFFIXES, kind_of
@@ -37,7 +37,7 @@ def read_markdown(source: SourceFile, deadline: float) -> Iterator[Document | Do
 def read_html(source: SourceFile, deadline: float) -> Iterator[Document | DocumentError]:
     html, encoding = decode(source.path.read_bytes(), where=source.where, declares=True)
     if not html.strip():
-        raise DocumentError(source.where, "empty: it holds no text")
+        raise DocumentError(source.where, NO_TEXT)
     text, title = html_to_markdown(html)
     if not text.strip():
         raise DocumentError(source.where, "empty: the page shows no text (it may be made by a script)")

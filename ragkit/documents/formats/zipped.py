@@ -9,6 +9,7 @@ from __future__ import annotations
 import zipfile
 from typing import Any
 
+from ragkit.documents.builder import ENCRYPTED, NO_TEXT
 from ragkit.documents.document import SourceFile
 from ragkit.errors import DocumentError
 
@@ -26,23 +27,21 @@ def open_archive(source: SourceFile) -> zipfile.ZipFile:
     """Open an archive whose parts are of a bearable size.
 
     Raises:
-        DocumentError: It is none, is encrypted, or unfolds to more than is safe.
+        DocumentError: It is empty, encrypted, or unfolds to more than is safe.
+        BadZipFile: It is none.
         OSError: It cannot be read.
     """
     with source.path.open("rb") as file:
         head = file.read(8)
         if not head.strip():
-            raise DocumentError(source.where, "empty: it holds no text")
+            raise DocumentError(source.where, NO_TEXT)
         if head == _COMPOUND_FILE:
             raise DocumentError(source.where, _compound(file.read(2**20)))
-    try:
-        archive = zipfile.ZipFile(source.path)
-    except zipfile.BadZipFile as error:
-        raise DocumentError(source.where, f"damaged, or not what its name says: {error}") from error
+    archive = zipfile.ZipFile(source.path)
     parts = archive.infolist()
     problem = ""
     if any(part.flag_bits & 1 for part in parts):
-        problem = "encrypted: it needs a password; save a copy without one"
+        problem = ENCRYPTED
     elif len(parts) > MAX_PARTS:
         problem = f"unfolds to more than is safe to read: {len(parts):,} parts"
     elif (total := sum(part.file_size for part in parts)) > MAX_UNPACKED_BYTES:
@@ -60,7 +59,7 @@ def open_archive(source: SourceFile) -> zipfile.ZipFile:
 
 def _compound(data: bytes) -> str:
     if "EncryptedPackage".encode("utf-16-le") in data:
-        return "encrypted: it needs a password; save a copy without one"
+        return ENCRYPTED
     return "an older Office file (.doc, .ppt, .xls) under a newer name; save it in the newer format"
 
 
