@@ -9,9 +9,6 @@ from collections.abc import Callable
 from ragkit.errors import OperationCancelled
 
 POLL_SECONDS = 0.05  # between two looks at whether somebody has cancelled
-__all__ = ["POLL_SECONDS", "is_fatal", "never", "wait"]
-
-
 _FATAL = (OperationCancelled, KeyboardInterrupt, SystemExit, GeneratorExit, CancelledError, MemoryError)
 
 

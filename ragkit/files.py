@@ -20,8 +20,6 @@ from ragkit.errors import InputError, RagkitError, needs
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["file_name", "plain", "refused", "replacing", "write_json", "write_parquet"]
-
 _FILE_NAME = re.compile(r"[^\W_][\w.@+-]*")
 _MAX_NAME_BYTES = 120
 

@@ -12,8 +12,6 @@ from typing import Any
 
 from ragkit.errors import SourceNotFoundError
 
-__all__ = ["hash_bytes", "hash_file", "hash_path", "hash_values"]
-
 
 def hash_bytes(data: bytes) -> str:
     """Return the hash of bytes."""

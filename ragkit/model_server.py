@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     import httpx2
     from openai import AsyncOpenAI
 
-__all__ = ["ModelServer", "Talk"]
-
 T = TypeVar("T")
 
 Talk = Callable[["AsyncOpenAI", Callable[[str], None]], Coroutine[Any, Any, T]]

@@ -7,8 +7,6 @@ import time
 from collections import deque
 from typing import Any
 
-__all__ = ["CellsBar", "Pace", "in_notebook"]
-
 
 class CellsBar:
     """A tqdm bar over the cells of an experiment."""

@@ -16,8 +16,6 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from ragkit.errors import InputError
 
-__all__ = ["Choice", "Range", "between", "choose", "count", "expand", "has_choices", "resolve"]
-
 _T = TypeVar("_T")
 _Number = TypeVar("_Number", int, float)
 _Decide = Callable[[tuple[str | int, ...], "Choice | Range"], Any]

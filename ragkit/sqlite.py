@@ -10,8 +10,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["SharedDatabase", "connect", "create", "make_private", "primary_code", "select_in", "transaction"]
-
 _KEYS_PER_QUERY = 500
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["one_line", "printable"]
-
 # C0 without tab and newline, DEL, C1, what changes the direction of writing, lone surrogates.
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"

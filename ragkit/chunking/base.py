@@ -11,8 +11,6 @@ from ragkit.documents.document import Document
 from ragkit.embedding.base import Embedder
 from ragkit.errors import InputError, require_count
 
-__all__ = ["Chunk", "Chunker", "check_sizes", "chunks_at", "limit"]
-
 CountTokens = Callable[[Sequence[str]], list[int]]
 
 

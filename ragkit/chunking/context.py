@@ -9,8 +9,6 @@ from ragkit.chunking.base import Chunk
 from ragkit.embedding.base import Embedder
 from ragkit.errors import InputError
 
-__all__ = ["embedded_texts", "passage_text"]
-
 
 def passage_text(title: str, chunk: Chunk) -> str:
     """What is embedded and searched for a chunk: where it stands (title and headings), then its text.

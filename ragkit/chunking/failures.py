@@ -12,8 +12,6 @@ from ragkit.documents.document import Document
 from ragkit.embedding.base import Embedder
 from ragkit.errors import DocumentError, RagkitError, summary
 
-__all__ = ["document_errors"]
-
 
 @contextlib.contextmanager
 def document_errors(document: Document, chunker: Chunker, embedder: Embedder) -> Iterator[None]:

@@ -13,8 +13,6 @@ from ragkit.documents.document import Document
 from ragkit.embedding.base import Embedder
 from ragkit.space import has_choices
 
-__all__ = ["RecursiveChunker", "divide_recursively"]
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RecursiveChunker:

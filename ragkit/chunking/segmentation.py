@@ -11,8 +11,6 @@ import re
 
 from ragkit.cancellation import is_fatal
 
-__all__ = ["sentence_ends"]
-
 _WINDOW = 10_000  # characters that are looked at at a time
 _LOOK_BACK = 24  # characters: longer than any abbreviation
 

@@ -14,8 +14,6 @@ from ragkit.embedding.base import Embedder
 from ragkit.errors import InputError
 from ragkit.space import has_choices
 
-__all__ = ["SemanticChunker"]
-
 _SEMANTIC_PIECES = 2_000  # pieces whose similarities are looked at at a time
 
 _AS_GOOD = 1e-6  # more than rounding makes of a sum of similarities

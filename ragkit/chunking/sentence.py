@@ -11,8 +11,6 @@ from ragkit.documents.document import Document
 from ragkit.embedding.base import Embedder
 from ragkit.space import has_choices
 
-__all__ = ["SentenceChunker"]
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SentenceChunker:

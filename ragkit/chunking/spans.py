@@ -11,20 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ragkit.chunking.segmentation import sentence_ends
 
-__all__ = [
-    "Span",
-    "Splitter",
-    "by",
-    "by_sentences",
-    "divide",
-    "enforce_limit",
-    "fit",
-    "pack",
-    "parts",
-    "trimmed",
-    "word_cuts",
-]
-
 Span = tuple[int, int]
 CountTokens = Callable[[Sequence[str]], list[int]]
 Splitter = Callable[[str], list[int]]

@@ -17,8 +17,6 @@ from ragkit.documents.document import Document
 from ragkit.embedding.base import Embedder
 from ragkit.space import has_choices
 
-__all__ = ["StructureChunker"]
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StructureChunker:

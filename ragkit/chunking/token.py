@@ -10,8 +10,6 @@ from ragkit.documents.document import Document
 from ragkit.embedding.base import Embedder
 from ragkit.space import has_choices
 
-__all__ = ["TokenChunker"]
-
 _SEGMENT = 50_000  # characters whose tokens are looked at at a time
 
 

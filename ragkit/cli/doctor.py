@@ -29,8 +29,6 @@ from ragkit.live.origin import find_origin
 from ragkit.llm.base import GenerativeLLM
 from ragkit.llm.replies import ask
 
-__all__ = ["Doctor", "Finding"]
-
 Status = Literal["ok", "warning", "failed", "skipped"]
 
 PACKAGES = (

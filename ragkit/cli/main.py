@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from ragkit.engine.answer import Answer
     from ragkit.engine.engine import RAGEngine
 
-__all__ = ["app", "main"]
-
 POLL_SECONDS = 0.5
 
 _LABELS = {

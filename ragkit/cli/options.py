@@ -17,21 +17,6 @@ if TYPE_CHECKING:
     from ragkit.engine.engine import RAGEngine
     from ragkit.llm.base import GenerativeLLM
 
-__all__ = [
-    "BaseURLOption",
-    "IndexOption",
-    "KeyOption",
-    "LLMOption",
-    "TokenOption",
-    "URLOption",
-    "default_index",
-    "existing_index",
-    "find_index",
-    "find_model",
-    "index_from_environment",
-    "open_engine",
-]
-
 IndexOption = Annotated[
     Path | None,
     typer.Option("--index", help="Folder of the index. Default: RAGKIT_INDEX, else the only one in ./indexes."),

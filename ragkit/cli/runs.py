@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["add_commands"]
-
 _STYLES = {"done": "green", "failed": "red", "damaged": "red", "lost": "red", "cancelled": "yellow", "running": "bold"}
 _MAX_COLUMNS = 12  # of a sweep's table; the rest is in the run
 _MAX_CELL = 60

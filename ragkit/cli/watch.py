@@ -21,8 +21,6 @@ from ragkit.live import messages
 from ragkit.live.listener import Message, Subscription
 from ragkit.terminal import one_line, printable
 
-__all__ = ["TYPES", "JsonLines", "Screen", "View", "show_messages"]
-
 TYPES = frozenset(str(member.__struct_config__.tag) for member in messages.ListenerMessage.__args__)
 """The types of message that a listener can get."""
 

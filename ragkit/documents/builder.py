@@ -10,8 +10,6 @@ from ragkit.documents.encoding import clean
 from ragkit.documents.markup import markdown_headings
 from ragkit.errors import DocumentError
 
-__all__ = ["ENCRYPTED", "MAX_CHARACTERS", "NO_TEXT", "DocumentBuilder", "one_line", "reason_of"]
-
 MAX_CHARACTERS = 20_000_000  # of text that one document may unfold to: a zip bomb ends here
 NO_TEXT = "empty: it holds no text"
 ENCRYPTED = "encrypted: it needs a password; save a copy without one"

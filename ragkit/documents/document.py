@@ -15,8 +15,6 @@ from typing import Any, Literal
 from ragkit.errors import DocumentError
 from ragkit.hashing import hash_bytes, hash_file
 
-__all__ = ["Document", "Found", "Mark", "Skipped", "SourceFile", "printable_path"]
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Mark:

@@ -14,8 +14,6 @@ from ragkit.documents.document import Found, SourceFile
 from ragkit.documents.filetypes import kind_of_media_type
 from ragkit.errors import DocumentError
 
-__all__ = ["DOWNLOAD_SECONDS", "download"]
-
 DOWNLOAD_SECONDS = 120.0
 _SILENCE_SECONDS = 20.0
 _MAX_REDIRECTS = 10

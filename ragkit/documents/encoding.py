@@ -15,8 +15,6 @@ from pathlib import Path
 from ragkit.documents.language import detect_language
 from ragkit.errors import DocumentError
 
-__all__ = ["clean", "decode", "lines"]
-
 _DETECTION_BYTES = 500_000
 _BLOCK_BYTES = 2**22
 _BOMS = (

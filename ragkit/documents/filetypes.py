@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["CODE_SUFFIXES", "FILE_NAMES", "SUFFIXES", "kind_of", "kind_of_media_type"]
-
 _DOCUMENT_SUFFIXES = (
     ".md", ".markdown", ".txt", ".text", ".rst", ".html", ".htm", ".xhtml", ".pdf", ".docx", ".pptx", ".xlsx", ".csv",
     ".tsv", ".epub", ".ipynb", ".jsonl",

@@ -14,8 +14,6 @@ import os
 import re
 from pathlib import Path
 
-__all__ = ["IGNORE_FILES", "Rules", "rules_above", "translate", "with_rules_of"]
-
 IGNORE_FILES = (".gitignore", ".ragkitignore")
 """In this order: what the later one says counts more."""
 

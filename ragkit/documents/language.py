@@ -12,8 +12,6 @@ from ragkit.cancellation import is_fatal
 from ragkit.documents.document import Document
 from ragkit.errors import DocumentError, summary
 
-__all__ = ["detect_language", "with_language"]
-
 _LANGUAGE_SAMPLE = 5_000  # characters: more makes no better a guess
 
 _FEWEST_LETTERS = 20

@@ -25,8 +25,6 @@ from ragkit.documents.formats.xlsx import read_xlsx
 from ragkit.documents.language import with_language
 from ragkit.errors import DocumentError
 
-__all__ = ["TIMEOUT_SECONDS", "Loaded", "load", "parse", "read"]
-
 TIMEOUT_SECONDS = 120.0
 
 _Reader = Callable[[SourceFile, float], Iterator[Document | DocumentError]]

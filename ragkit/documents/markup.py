@@ -15,8 +15,6 @@ from ragkit.documents.encoding import clean
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
 
-__all__ = ["front_matter_title", "html_in_full", "html_to_markdown", "markdown_headings", "markdown_table"]
-
 # These log each small repair of each file: of use to who configures logging, noise on everybody else's console.
 for _library in ("htmldate", "trafilatura"):
     logging.getLogger(_library).addHandler(logging.NullHandler())

@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping
 
 from ragkit.documents.document import Mark
 
-__all__ = ["outline"]
-
 _MAX_CODE = 500_000  # characters: more was written by a program, and its tree takes much memory
 _ADORNMENT = re.compile(r"([=\-~^\"'`#*+.:_<>])\1{2,}[ \t]*")
 _TEX = re.compile(r"^[ \t]*\\(chapter|section|subsection|subsubsection)\*?(?:\[[^\]\n]*\])?\{([^\n]*)\}", re.MULTILINE)

@@ -30,8 +30,6 @@ from ragkit.documents.language import with_language
 from ragkit.documents.loading import TIMEOUT_SECONDS, parse
 from ragkit.errors import DocumentError, OperationCancelled
 
-__all__ = ["Reader"]
-
 GRACE_SECONDS = 30.0  # beyond `TIMEOUT_SECONDS`, at which loaders that can give up by themselves do
 MEMORY_BYTES = 4 * 2**30
 _LOOK_SECONDS = 0.5

@@ -17,8 +17,6 @@ from ragkit.documents.filetypes import SUFFIXES, kind_of
 from ragkit.documents.ignore import IGNORE_FILES, Rules, rules_above, with_rules_of
 from ragkit.errors import DocumentError, NoDocumentsError, SourceNotFoundError
 
-__all__ = ["MAX_BYTES", "STREAMED", "find_sources"]
-
 MAX_BYTES = 100 * 2**20
 STREAMED = 20
 """How many times `MAX_BYTES` a file may have that is read row by row: JSONL and CSV."""

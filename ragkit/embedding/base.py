@@ -17,8 +17,6 @@ import numpy.typing as npt
 from ragkit.cancellation import is_fatal
 from ragkit.errors import EmbeddingError, RagkitError, summary
 
-__all__ = ["Embedder", "Kind", "Vectors", "embedding_errors", "unit_rows"]
-
 Vectors = npt.NDArray[np.float32]
 Kind = Literal["passage", "query"]
 

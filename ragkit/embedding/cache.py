@@ -25,8 +25,6 @@ from ragkit.embedding.base import Embedder, Kind, Vectors, embedding_errors
 from ragkit.errors import require_count
 from ragkit.sqlite import SharedDatabase, primary_code, select_in, transaction
 
-__all__ = ["CachedEmbedder", "EmbeddingCache", "default_cache"]
-
 MAX_BYTES = 2 * 2**30
 _ROW_BYTES = 48  # of key, date and the table's own, about
 _KEEP = 0.9  # of the limit, after the least recently used have gone

@@ -11,8 +11,6 @@ import numpy as np
 from ragkit.embedding.base import Kind, Vectors, unit_rows
 from ragkit.errors import require_count
 
-__all__ = ["HashEmbedder"]
-
 _WORD_OR_SIGN = re.compile(r"\w+|[^\w\s]")
 
 

@@ -14,8 +14,6 @@ from ragkit.model_server import ModelServer, Talk
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-__all__ = ["OpenAIEmbedder"]
-
 _MAX_RETRIES = 2  # the same text twice costs little, so that whatever can pass is tried again
 
 

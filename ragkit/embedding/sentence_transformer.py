@@ -19,8 +19,6 @@ from ragkit.errors import EmbedderNotFoundError, EmbeddingError, require_count
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
 
-__all__ = ["SentenceTransformerEmbedder", "load_quietly", "weights_revision"]
-
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 
 

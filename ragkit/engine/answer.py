@@ -24,8 +24,6 @@ from ragkit.llm.replies import CITATION, without_citations
 from ragkit.retrieval.base import Hit, place_of
 from ragkit.terminal import one_line, printable
 
-__all__ = ["Answer", "Citation", "cite", "passages_of"]
-
 _SHORTEST_QUOTE = 12  # characters; anything shorter is found by chance
 _LONGEST_CLAIM = 4_000  # characters before a marker that are looked at: a model may write without end
 

@@ -54,8 +54,6 @@ from ragkit.retrieval.retrievers import Hybrid
 from ragkit.retrieval.search import retrieve
 from ragkit.space import has_choices
 
-__all__ = ["RAGEngine", "progress_event", "response_content"]
-
 _log = logging.getLogger("ragkit")
 _T = TypeVar("_T")
 

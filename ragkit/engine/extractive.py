@@ -32,9 +32,6 @@ from ragkit.retrieval.query import SearchQuery
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
 
-__all__ = ["ExtractiveLLM", "Piece", "Quote", "best_quotes", "pieces"]
-
-
 _MIN_RELEVANCE = 0.52
 _MIN_RELEVANCE_UNKNOWN_LANGUAGE = 0.66  # cosines are higher all round: the model mostly sees "this is French"
 _PIECE_WEIGHT, _PASSAGE_WEIGHT = 0.5, 0.3

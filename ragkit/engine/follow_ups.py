@@ -34,8 +34,6 @@ from ragkit.retrieval.lexical import is_same_question, tokenize
 from ragkit.retrieval.query import SearchQuery
 from ragkit.retrieval.search import retrieve
 
-__all__ = ["FollowUps", "Pipeline", "follow_up"]
-
 _AROUND = 20  # how many hits are looked at for headings
 _CHECKS = 12  # candidates to check at most: each costs one retrieval
 _LONGEST = 160  # characters of a question

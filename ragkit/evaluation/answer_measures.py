@@ -34,25 +34,6 @@ from ragkit.retrieval.lexical import is_same_question, tokenize
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "ANSWER_MEASURES",
-    "F1",
-    "Abstention",
-    "AnswerMeasure",
-    "Answered",
-    "CitationPrecision",
-    "CitationRecall",
-    "ExactMatch",
-    "FollowUpCheck",
-    "FollowUpQuality",
-    "Place",
-    "covered",
-    "evaluate_answers",
-    "exact_match",
-    "f1",
-    "language_of",
-]
-
 Place = tuple[str, int, int]
 """(document id, start, end), in characters of the document's text."""
 

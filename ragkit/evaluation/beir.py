@@ -17,8 +17,6 @@ from ragkit.evaluation.rows import Judgements, Spans, read_corpus, read_rows, ro
 from ragkit.evaluation.trec import read_qrels
 from ragkit.files import refused
 
-__all__ = ["read_beir", "save_dataset"]
-
 
 def save_dataset(dataset: Dataset, folder: str | Path) -> Path:
     """Write a judged set, whole or not at all, so that `load_dataset` reads the same: its digest does not change.

@@ -16,8 +16,6 @@ from ragkit.errors import InputError
 from ragkit.evaluation.trec import as_grade
 from ragkit.hashing import hash_values
 
-__all__ = ["Dataset", "GoldSpan", "Query"]
-
 _Named = TypeVar("_Named", "Query", Document)
 
 

@@ -30,8 +30,6 @@ from ragkit.llm.prompt import fenced
 from ragkit.llm.replies import Reply, ask, generative, read_json, unreadable, without_citations
 from ragkit.terminal import one_line
 
-__all__ = ["Faithfulness", "Judge", "Judgement", "Relevance", "summary"]
-
 _MAX_TOKENS = 2048  # a judge of faithfulness repeats the answer
 
 _DATA = {

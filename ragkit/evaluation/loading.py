@@ -29,8 +29,6 @@ from ragkit.evaluation.trec import judge, read_qrels, read_topics
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["load_dataset"]
-
 IR_DATASETS = "ir_datasets:"
 
 

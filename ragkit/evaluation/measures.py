@@ -31,18 +31,6 @@ if TYPE_CHECKING:
     import ir_measures
     import pandas as pd
 
-__all__ = [
-    "Measure",
-    "Ranked",
-    "SpanIoU",
-    "SpanMeasure",
-    "SpanPrecision",
-    "SpanRecall",
-    "check_gold",
-    "evaluate",
-    "parse_measure",
-]
-
 _MAX_CUTOFF = 1_000_000
 
 

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-__all__ = ["Figure", "differences", "leaderboard", "tradeoff"]
-
 BLUE, VERMILION, INK, GREY, PALE = "#0072B2", "#D55E00", "#222222", "#8a8a8a", "#e6e6e6"
 FONT = "DejaVu Sans"  # comes with matplotlib
 TEXT: dict[str, Any] = {

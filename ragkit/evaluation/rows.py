@@ -26,22 +26,6 @@ from ragkit.evaluation.trec import numbered_lines
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "Judgements",
-    "Qrels",
-    "Spans",
-    "frame_rows",
-    "is_frame",
-    "read_corpus",
-    "read_rows",
-    "row_answers",
-    "row_document",
-    "row_id",
-    "row_query",
-    "with_our_columns",
-]
-
-
 _ID_KEYS = ("_id", "id", "docno")
 _PYTERRIER = {"qid": "query_id", "docno": "document_id", "label": "grade"}
 

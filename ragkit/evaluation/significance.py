@@ -21,8 +21,6 @@ from ragkit.errors import InputError, require_count
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["as_floats", "compare", "interval", "paired_differences"]
-
 RESAMPLES = 10_000
 _TESTS = ("p_t", "p_wilcoxon", "p_randomisation")
 _COUNTS = ("n", "left_out", "wins", "ties", "losses")

@@ -36,8 +36,6 @@ from ragkit.progress_bar import CellsBar
 from ragkit.retrieval.lexical import tokenize
 from ragkit.terminal import one_line
 
-__all__ = ["Rejected", "generate_questions"]
-
 TRIES = 4  # drafts for each question that is wanted, at most
 _GIVE_UP = 5  # failures of the model in a row
 _FEWEST_WORDS = 12  # of a passage that can be asked about

@@ -14,8 +14,6 @@ from ragkit.documents.encoding import lines
 from ragkit.errors import InputError
 from ragkit.files import replacing
 
-__all__ = ["MAX_GRADE", "as_grade", "judge", "numbered_lines", "read_qrels", "read_run", "read_topics", "write_run"]
-
 MAX_GRADE = 1_000
 """trec_eval counts the documents of every grade up to the largest, in 32 bits: larger ones take gigabytes, or wrap."""
 

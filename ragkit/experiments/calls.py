@@ -28,8 +28,6 @@ from ragkit.experiments.result_cache import ResultCache
 from ragkit.llm.base import LLM
 from ragkit.llm.metering import retrying
 
-__all__ = ["Call", "Calls", "FailedCall"]
-
 PAUSE_SECONDS = 1.0  # before a call is made again, at first
 _POLL_SECONDS = 0.1
 _HOPELESS = 8  # failures, before any success, after which no other call is made

@@ -28,8 +28,6 @@ from ragkit.llm.prompt import Prompt
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["DryCalls", "Estimate", "dry"]
-
 _T = TypeVar("_T")
 _ANSWER = ("An answer of a paragraph says in a few sentences what the passages say, and where. [1] " * 9).strip()
 _MOST_LOOKED_AT = 5_000  # objects in which a model may hide

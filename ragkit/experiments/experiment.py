@@ -42,8 +42,6 @@ from ragkit.retrieval.corpus import Documents
 from ragkit.runs.run import Run
 from ragkit.runs.store import RunStore
 
-__all__ = ["Experiment", "Running"]
-
 
 class Experiment:
     """Systems, and the judged questions that they are compared on.

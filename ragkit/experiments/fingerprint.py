@@ -37,8 +37,6 @@ from ragkit.errors import InputError
 from ragkit.experiments.source_code import ALL, dependencies, without_docstrings
 from ragkit.hashing import hash_values
 
-__all__ = ["code_version", "identity", "is_own"]
-
 _SETTING = (bool, int, float, str, bytes, Path, tuple, types.NoneType)
 _FUNCTION = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
 _CODE = (types.FunctionType, type, types.ModuleType)

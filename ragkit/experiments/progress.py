@@ -10,8 +10,6 @@ from ragkit.live.messages import TaskState
 from ragkit.live.publisher import Publisher
 from ragkit.progress_bar import CellsBar, Pace
 
-__all__ = ["ProgressReporter"]
-
 _TELL_SECONDS = 0.25
 
 

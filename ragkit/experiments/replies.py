@@ -30,8 +30,6 @@ from ragkit.hashing import hash_values
 from ragkit.llm.base import LLM, GenerativeLLM, Message, Usage, drained
 from ragkit.llm.prompt import Prompt
 
-__all__ = ["RecordedLLM", "Replies", "Reply", "encodable", "holds_model", "is_model", "replace_models"]
-
 _T = TypeVar("_T")
 _POLL_SECONDS = 0.05
 

@@ -32,8 +32,6 @@ from ragkit.terminal import printable
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Findings", "write_page"]
-
 ALPHA = 0.05  # a difference with a larger p is not claimed
 _MOST_SYSTEMS = 10  # that are drawn and asked after question by question
 _MOST_QUESTIONS = 20

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from ragkit.evaluation.plots import Figure
     from ragkit.experiments.system import System
 
-__all__ = ["Result"]
-
 _FACTS = ("passages", "latency_ms", "answer_ms", "tokens", "cost")
 
 

@@ -21,8 +21,6 @@ import msgspec
 from ragkit.errors import ResultCacheError
 from ragkit.sqlite import SharedDatabase, select_in, transaction
 
-__all__ = ["ResultCache"]
-
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS results (
     key TEXT PRIMARY KEY, stage TEXT NOT NULL, value BLOB NOT NULL, crc32 INTEGER NOT NULL) WITHOUT ROWID;

@@ -48,8 +48,6 @@ from ragkit.retrieval.fusion import fused, reranked
 from ragkit.retrieval.query import SearchQuery, guess_language
 from ragkit.retrieval.search import retrieve
 
-__all__ = ["Evaluation", "Judged", "Outcome"]
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Judged:

@@ -12,8 +12,6 @@ from ragkit.errors import InputError, needs
 from ragkit.experiments.system import System, described
 from ragkit.space import Choice, Range, count, resolve
 
-__all__ = ["Draws", "Trial"]
-
 _T = TypeVar("_T")
 
 _INSISTING = 10  # draws in a row that were drawn before, until one is drawn evenly

@@ -24,8 +24,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["ALL", "Dependencies", "dependencies", "without_docstrings"]
-
 ALL = "*"  # the name that stands for everything in a module
 
 _ROOT = Path(__file__).resolve().parents[1]  # the folder of ragkit

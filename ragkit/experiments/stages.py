@@ -38,8 +38,6 @@ from ragkit.retrieval.base import Retriever
 from ragkit.retrieval.corpus import Documents, Passages
 from ragkit.retrieval.query import SearchQuery, search_queries
 
-__all__ = ["WINDOW", "ChunkedCorpus", "Ranking", "Retrieval", "cut"]
-
 WINDOW = 64  # questions that are embedded and searched together
 KEPT = 1_000  # passages of a ranking, at most
 _TEXTS = 512  # texts that are embedded together

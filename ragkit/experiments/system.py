@@ -18,8 +18,6 @@ from ragkit.retrieval.base import QueryRewriter, Reranker, Retriever
 from ragkit.retrieval.retrievers import Hybrid
 from ragkit.space import expand, has_choices
 
-__all__ = ["System", "expand_systems"]
-
 
 @functools.cache
 def _default_embedder() -> SentenceTransformerEmbedder:

@@ -46,8 +46,6 @@ if TYPE_CHECKING:
 
     from ragkit.evaluation.plots import Figure
 
-__all__ = ["Tuning", "tune"]
-
 _KEPT = 3  # one set-up of so many goes on to the next rung, where so many times the questions are asked
 _RUNGS = 3
 _FEWEST = 10  # questions of a rung: with fewer, luck decides who goes on

@@ -30,8 +30,6 @@ from ragkit.indexing.stored import DocumentRecord
 from ragkit.indexing.update import Update
 from ragkit.indexing.vector_store import ChromaStore, VectorStore
 
-__all__ = ["Index", "remove_index"]
-
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 

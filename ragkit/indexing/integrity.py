@@ -23,8 +23,6 @@ from ragkit.indexing.records import Records
 from ragkit.indexing.stored import StoredChunk
 from ragkit.indexing.vector_store import VectorStore
 
-__all__ = ["IndexCheck", "check", "repair"]
-
 _AT_ONCE = 2_000
 _SHOWN = 5
 

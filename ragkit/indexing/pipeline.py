@@ -43,8 +43,6 @@ from ragkit.indexing.report import Meter
 from ragkit.indexing.stored import DocumentRecord, StoredChunk
 from ragkit.indexing.vector_store import VectorStore
 
-__all__ = ["BoundedQueue", "Pipeline", "Place", "embed_there", "portable"]
-
 _FIRST_WINDOW = 64  # chunks: the model begins when the first few files are read
 _MAX_WINDOW = 1_024
 _WINDOW_SECONDS = 60.0

@@ -37,8 +37,6 @@ from ragkit.indexing.stored import DocumentRecord, StoredChunk
 from ragkit.indexing.vector_store import VectorStore
 from ragkit.sqlite import connect, create, transaction
 
-__all__ = ["Records", "Replacement", "Snapshot", "SourceRecord"]
-
 FORMAT = "1"
 
 _SCHEMA = """

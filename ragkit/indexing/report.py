@@ -13,8 +13,6 @@ from ragkit.errors import DocumentError
 from ragkit.progress_bar import Pace, in_notebook
 from ragkit.terminal import one_line, printable
 
-__all__ = ["IndexProgress", "IndexReport", "Meter", "ProgressBar"]
-
 _TELL_SECONDS = 0.1
 _FAILURES_SHOWN = 10
 _REASONS_SHOWN = 4

@@ -6,8 +6,6 @@ import dataclasses
 
 from ragkit.chunking.base import Chunk
 
-__all__ = ["DocumentRecord", "StoredChunk"]
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DocumentRecord:

@@ -21,8 +21,6 @@ from ragkit.indexing.records import FORMAT, Records, SourceRecord
 from ragkit.indexing.report import IndexProgress, IndexReport, Meter
 from ragkit.indexing.vector_store import VectorStore
 
-__all__ = ["Update"]
-
 MAX_READERS = 4
 _ROWS = ".jsonl"  # a document a line
 

@@ -22,8 +22,6 @@ from ragkit.errors import IndexCorruptError, IndexingError, IndexWriteError, Inp
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
 
-__all__ = ["ChromaStore", "VectorStore"]
-
 _COLLECTION = "passages"
 _PAGE = 10_000
 

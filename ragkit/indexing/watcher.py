@@ -12,8 +12,6 @@ from pathlib import Path
 from ragkit.errors import IndexLockedError, NoDocumentsError, OperationCancelled, RagkitError
 from ragkit.indexing.report import IndexReport
 
-__all__ = ["IndexWatcher"]
-
 _log = logging.getLogger("ragkit")
 _living: weakref.WeakSet[IndexWatcher] = weakref.WeakSet()
 _STEP_SECONDS = 0.3  # of quiet after which changes count as one

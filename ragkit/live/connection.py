@@ -42,8 +42,6 @@ from ragkit.live.messages import (
 from ragkit.live.outbox import Mailbox, Outbox
 from ragkit.live.serving import QueryDispatcher, Send, Serving
 
-__all__ = ["Connection"]
-
 GLANCE_SECONDS = 0.01  # between two looks into the mailbox while events come
 AWAKE_SECONDS = 5.0  # without events, before the thread sleeps and has to be woken
 TICK_SECONDS = 0.25

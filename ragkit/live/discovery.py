@@ -46,8 +46,6 @@ import msgspec
 from ragkit.errors import AmbiguousServerError, ServerNotFoundError
 from ragkit.live.origin import ancestors, find_notebook
 
-__all__ = ["Server", "find_server", "journal_dir"]
-
 _WILDCARDS = {"", "0.0.0.0", "::", "*"}
 
 

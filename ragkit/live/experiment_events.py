@@ -12,8 +12,6 @@ import msgspec
 from ragkit.live import messages
 from ragkit.live.publisher import Publisher
 
-__all__ = ["ExperimentEvents"]
-
 # A leaderboard goes out with every row. With these and the columns that its maker chooses it stays below what the hub
 # takes, and one that people look at is not cut.
 MAX_ROWS = 200

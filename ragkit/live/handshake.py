@@ -15,8 +15,6 @@ from ragkit.errors import ServerConnectionError
 from ragkit.live.discovery import Server
 from ragkit.live.messages import Error, Hello, Welcome, decode_hub_message, encode
 
-__all__ = ["CLOSE_SECONDS", "RefusedError", "closing", "dial", "open_socket"]
-
 CLOSE_SECONDS = 0.5
 
 

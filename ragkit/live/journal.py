@@ -18,8 +18,6 @@ from pathlib import Path
 
 from ragkit.live.messages import Hello, encode
 
-__all__ = ["Journal"]
-
 
 class Journal:
     """An open journal: appended to at its end, read from its beginning.

@@ -31,8 +31,6 @@ from ragkit.live import messages
 from ragkit.live.discovery import find_server
 from ragkit.live.handshake import RefusedError, closing, dial
 
-__all__ = ["Message", "Subscription", "listen"]
-
 FIRST_DELAY_SECONDS = 0.25
 
 MAX_DELAY_SECONDS = 5.0

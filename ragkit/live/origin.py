@@ -16,8 +16,6 @@ from msgspec import UNSET, UnsetType
 
 from ragkit.live.messages import Origin
 
-__all__ = ["ancestors", "find_notebook", "find_origin", "is_run_without_browser"]
-
 Kind = Literal["notebook", "papermill", "script", "cli"]
 
 

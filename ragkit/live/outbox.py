@@ -46,8 +46,6 @@ from ragkit.live.messages import (
     encode,
 )
 
-__all__ = ["Counts", "Item", "Mailbox", "Outbox", "is_coalescable"]
-
 Item = tuple[float, Broadcast] | Callable[[], None]
 """An event with the time when it was published, or something to do in the publisher's thread."""
 

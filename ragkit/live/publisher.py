@@ -40,8 +40,6 @@ from ragkit.live.serving import AnswerQuery, Serving
 if TYPE_CHECKING:
     from ragkit.live.connection import Connection
 
-__all__ = ["Publisher", "broadcast", "default_publisher"]
-
 _log = logging.getLogger("ragkit.live.publisher")
 _now = time.time
 

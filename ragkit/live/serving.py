@@ -30,8 +30,6 @@ from ragkit.live.messages import (
     ResponseDelta,
 )
 
-__all__ = ["AnswerQuery", "QueryDispatcher", "Reply", "Send", "Serving"]
-
 _log = logging.getLogger("ragkit.live.serving")
 
 Send = Callable[[msgspec.Struct], None]

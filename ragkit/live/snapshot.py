@@ -24,8 +24,6 @@ from ragkit.live.messages import (
     encode,
 )
 
-__all__ = ["SnapshotState", "TaskKey", "TaskProgress", "task_name"]
-
 TaskProgress = IndexingProgress | ExperimentProgress
 
 MAX_LIVE_TASKS = 1_000

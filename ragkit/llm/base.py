@@ -9,8 +9,6 @@ from typing import Protocol, runtime_checkable
 from ragkit.cancellation import never, wait
 from ragkit.llm.prompt import Prompt
 
-__all__ = ["LLM", "GenerativeLLM", "Message", "ScriptedLLM", "Usage", "drained"]
-
 Message = Mapping[str, str]
 
 

@@ -18,8 +18,6 @@ from ragkit.cancellation import POLL_SECONDS, never, wait
 from ragkit.errors import BudgetError, InputError, RagkitError, require_count
 from ragkit.sqlite import SharedDatabase
 
-__all__ = ["Budget", "RateLimit", "Taken"]
-
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS budgets (name TEXT PRIMARY KEY, settled REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS calls (

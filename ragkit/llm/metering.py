@@ -32,8 +32,6 @@ from ragkit.llm.base import LLM, GenerativeLLM, Message, Usage, drained
 from ragkit.llm.limits import Budget, RateLimit
 from ragkit.llm.prompt import Prompt
 
-__all__ = ["MeteredLLM", "Price", "likely_usage", "most_usage", "retrying"]
-
 T = TypeVar("T")
 
 _MAX_TOKENS = 1024  # of an LLM that does not say

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI, AsyncStream
     from openai.types.chat import ChatCompletionChunk
 
-__all__ = ["ChatClient", "OpenAILLM"]
-
-
 _COUNTS = range(2**40)  # of tokens that can be meant
 
 

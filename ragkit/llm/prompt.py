@@ -14,8 +14,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Passage", "Prompt", "abstention", "fenced", "is_abstention", "place_of"]
-
 _ABSTENTION = {
     "en": "I found no answer to this question in the indexed documents.",
     "fr": "Je n'ai pas trouvé de réponse à cette question dans les documents indexés.",

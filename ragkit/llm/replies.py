@@ -18,11 +18,6 @@ from ragkit.llm.prompt import Prompt
 from ragkit.llm.thoughts import CUT, ThoughtFilter
 from ragkit.terminal import one_line
 
-__all__ = [
-    "CITATION", "PASSAGE_NUMBER", "Reply", "answer_prompt", "ask", "generative", "read", "read_json", "unreadable",
-    "without_citations",
-]  # fmt: skip
-
 T = TypeVar("T")
 
 _LONGEST = 20_000  # characters of a reply that are looked at: looking for JSON takes time quadratic in them

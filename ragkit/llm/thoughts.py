@@ -24,8 +24,6 @@ import string
 
 from ragkit.errors import LLMResponseError
 
-__all__ = ["CUT", "ThoughtFilter"]
-
 CUT = "[…]"
 """What a reply that has reached its longest length ends with."""
 

@@ -18,8 +18,6 @@ from ragkit.terminal import one_line, printable
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Hit", "Hits", "QueryRewriter", "Reranker", "Retriever", "Scores", "place_of"]
-
 Scores = Mapping[int, float]
 """Candidates: position of a passage in `Passages` -> score, higher is better."""
 

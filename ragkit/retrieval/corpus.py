@@ -22,8 +22,6 @@ from ragkit.indexing.stored import DocumentRecord, StoredChunk
 from ragkit.retrieval.lexical import BM25Scores, best_of, tokenize
 from ragkit.retrieval.query import QueryBatch, SearchQuery, guess_language
 
-__all__ = ["Documents", "Passages", "Searchable"]
-
 
 class Searchable(Protocol):
     """Where an index's vectors lie: a `ragkit.indexing.VectorStore`."""

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from ragkit.errors import InputError
 from ragkit.retrieval.base import Scores
 
-__all__ = ["best_first", "fused", "reciprocal_rank_fusion", "reranked", "weighted_fusion"]
-
 
 def best_first(scores: Scores) -> list[int]:
     """Rank candidates; of two with the same score, the one that comes first in the corpus is first."""

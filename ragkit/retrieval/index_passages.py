@@ -8,8 +8,6 @@ from ragkit.errors import EmptyIndexError
 from ragkit.indexing.index import Index
 from ragkit.retrieval.corpus import Documents, Passages
 
-__all__ = ["IndexPassages"]
-
 
 class IndexPassages:
     """The newest `Passages` of an index; checks before each use whether any process has changed it."""

@@ -14,8 +14,6 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from Stemmer import Stemmer
 
-__all__ = ["is_same_question", "tokenize"]
-
 _WORD = re.compile(r"[^\W_]+")
 
 _SNOWBALL = {

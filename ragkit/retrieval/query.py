@@ -10,8 +10,6 @@ from ragkit.documents.language import detect_language
 from ragkit.embedding.base import Embedder, Vectors
 from ragkit.errors import InputError
 
-__all__ = ["QueryBatch", "SearchQuery", "guess_language", "search_queries"]
-
 
 class SearchQuery(str):
     """A text to search with, its language and its embedding.

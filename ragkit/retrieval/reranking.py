@@ -29,8 +29,6 @@ from ragkit.space import has_choices
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
-__all__ = ["CrossEncoderReranker", "LLMReranker"]
-
 _LONGEST = 2_000  # characters of a passage that a language model is shown
 _ORDER = re.compile(rf"{PASSAGE_NUMBER}(?:[\s>,;]{{0,9}}{PASSAGE_NUMBER})*|\d{{1,4}}(?:\s{{0,3}}>\s{{0,3}}\d{{1,4}})+")
 

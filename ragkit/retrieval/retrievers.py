@@ -12,8 +12,6 @@ from ragkit.retrieval.fusion import reciprocal_rank_fusion, weighted_fusion
 from ragkit.retrieval.lexical import best_of, tokenize
 from ragkit.space import has_choices
 
-__all__ = ["BM25", "Dense", "Hybrid"]
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BM25:

@@ -19,8 +19,6 @@ from ragkit.llm.base import LLM
 from ragkit.llm.replies import ask, generative, read, unreadable
 from ragkit.space import has_choices
 
-__all__ = ["HyDE", "MultiQuery"]
-
 _MOST = 10  # texts to search with besides the question
 _LONGEST_PASSAGE = 1_000  # characters
 _LONGEST_QUERY = 300

@@ -25,8 +25,6 @@ from ragkit.retrieval.corpus import Passages
 from ragkit.retrieval.fusion import best_first, fused, reranked
 from ragkit.retrieval.query import SearchQuery, guess_language, search_queries
 
-__all__ = ["retrieve"]
-
 
 @overload
 def retrieve(  # type: ignore[overload-overlap]  # a str is a sequence of them

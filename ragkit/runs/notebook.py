@@ -16,8 +16,6 @@ from ragkit.errors import InputError, needs
 from ragkit.files import plain
 from ragkit.hashing import hash_bytes
 
-__all__ = ["ParameterizedNotebook", "grid"]
-
 
 def grid(parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return every combination of parameters; the last varies fastest.

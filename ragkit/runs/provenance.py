@@ -15,8 +15,6 @@ from typing import Any
 
 from ragkit.hashing import hash_bytes
 
-__all__ = ["Git", "Process", "Provenance", "environment", "find_git", "find_provenance", "this_process"]
-
 GIT_TIMEOUT_SECONDS = 30.0
 _SAME_START_SECONDS = 10.0  # by so much a system's clock may be put right meanwhile
 

@@ -32,8 +32,6 @@ from ragkit.runs.provenance import Process, Provenance
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["HEAD", "TAIL", "Run", "RunInfo", "RunState", "now"]
-
 RunState = Literal["running", "done", "failed", "cancelled", "lost", "damaged"]
 """The last two are never on disk: "lost" is a run whose process is gone, "damaged" one that cannot be read."""
 

@@ -29,8 +29,6 @@ from ragkit.runs.run import HEAD, TAIL, Run, RunInfo, now
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["RunStore", "current_run", "record"]
-
 
 class RunStore:
     """A folder of runs.

@@ -32,8 +32,6 @@ from ragkit.runs.store import RunStore
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["sweep"]
-
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 20.0  # for a kernel to be shut down, before it is killed
 MAX_PUBLISHED_COLUMNS = 40

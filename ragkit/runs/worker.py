@@ -10,8 +10,6 @@ import traceback
 
 from ragkit.runs.run import Run
 
-__all__ = ["work"]
-
 
 def work(folder: str) -> None:
     """Be the child: execute the run's notebook."""

@@ -33,8 +33,6 @@ from ragkit.terminal import one_line
 from ragkit_server.hub.inbound import RejectedError, from_publisher
 from ragkit_server.hub.manager import WebSocketManager
 
-__all__ = ["Journals"]
-
 BATCH = 200  # events broadcast before other work of the event loop gets its turn
 STOP_SECONDS = 2
 MAX_REPORTS = 10  # damaged lines of one journal that are told of

@@ -32,8 +32,6 @@ from ragkit_server.history.worker import Worker
 from ragkit_server.hub.manager import WebSocketManager
 from ragkit_server.metrics import Exporter
 
-__all__ = ["RagkitApp", "main"]
-
 PORT = 8000
 
 

@@ -24,8 +24,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ragkit.terminal import printable
 
-__all__ = ["ChildEngine", "ChildState", "child_environment"]
-
 TAIL_BYTES = 4_000
 FIRST_DELAY_SECONDS = 1.0
 MAX_DELAY_SECONDS = 60.0

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
     from ragkit_server.hub.manager import WebSocketManager
 
-__all__ = ["Exporter", "gauges"]
-
 
 def gauges(hub: WebSocketManager) -> dict[str, tuple[float, str]]:
     """Return how a hub stands now: values and their meanings, by name."""

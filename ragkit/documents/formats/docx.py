@@ -16,8 +16,6 @@ from ragkit.documents.formats.zipped import core_title, open_archive, parsed, pa
 from ragkit.documents.markup import html_in_full
 from ragkit.errors import DocumentError
 
-__all__ = ["read_docx"]
-
 _BODY = "word/document.xml"
 _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 _M = "{http://schemas.openxmlformats.org/officeDocument/2006/math}"

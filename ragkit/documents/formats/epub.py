@@ -16,8 +16,6 @@ from ragkit.documents.formats.zipped import open_archive, parsed, part_of
 from ragkit.documents.markup import html_in_full
 from ragkit.errors import DocumentError
 
-__all__ = ["read_epub"]
-
 _HTML = frozenset({"application/xhtml+xml", "text/html", "application/x-dtbook+xml"})
 # Fonts are often encrypted, and the text not.
 _OF_FONTS = frozenset({"http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC"})

@@ -15,8 +15,6 @@ from ragkit.documents.document import Document, SourceFile
 from ragkit.documents.encoding import clean, decode
 from ragkit.errors import DocumentError
 
-__all__ = ["read_notebook"]
-
 _MAX_OUTPUT = 2_000  # characters of one output
 
 

@@ -11,8 +11,6 @@ from ragkit.documents.builder import ENCRYPTED, MAX_CHARACTERS, NO_TEXT, Documen
 from ragkit.documents.document import Document, SourceFile
 from ragkit.errors import DocumentError
 
-__all__ = ["read_pdf"]
-
 # It logs each small repair of each file: of use to who configures logging, noise on everybody else's console.
 logging.getLogger("pypdf").addHandler(logging.NullHandler())
 

@@ -12,8 +12,6 @@ from ragkit.documents.formats.zipped import core_title, open_archive, parsed
 from ragkit.documents.markup import markdown_table
 from ragkit.errors import DocumentError
 
-__all__ = ["read_pptx"]
-
 _TEXT = "{http://schemas.openxmlformats.org/drawingml/2006/main}t"
 _PARAGRAPH = "{http://schemas.openxmlformats.org/drawingml/2006/main}p"
 

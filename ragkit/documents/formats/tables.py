@@ -17,8 +17,6 @@ from ragkit.documents.document import Document, SourceFile
 from ragkit.documents.encoding import clean, lines
 from ragkit.errors import DocumentError
 
-__all__ = ["documents_of_sheets", "read_csv", "read_jsonl"]
-
 PART_CHARACTERS = 1_000_000  # of one document of a long table
 _MAX_ROW_FAILURES = 100
 _MAX_CELL = 100_000  # characters; longer ones are no cells but files

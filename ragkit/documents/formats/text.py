@@ -12,8 +12,6 @@ from ragkit.documents.markup import front_matter_title, html_to_markdown, markdo
 from ragkit.documents.outline import outline
 from ragkit.errors import DocumentError
 
-__all__ = ["read_html", "read_markdown", "read_text"]
-
 
 def read_text(source: SourceFile, deadline: float) -> Iterator[Document | DocumentError]:
     kind = kind_of(source.name) or ""

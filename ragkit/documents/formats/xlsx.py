@@ -15,8 +15,6 @@ from ragkit.documents.formats.tables import documents_of_sheets
 from ragkit.documents.formats.zipped import core_title, open_archive
 from ragkit.errors import DocumentError
 
-__all__ = ["read_xlsx"]
-
 _ROWS_AT_ONCE = 200
 
 

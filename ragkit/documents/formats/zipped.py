@@ -13,8 +13,6 @@ from ragkit.documents.builder import ENCRYPTED, NO_TEXT
 from ragkit.documents.document import SourceFile
 from ragkit.errors import DocumentError
 
-__all__ = ["core_title", "open_archive", "parsed", "part_of"]
-
 MAX_PARTS = 20_000
 MAX_UNPACKED_BYTES = 2**30
 MAX_MARKUP_BYTES = 32 * 2**20  # of one part that becomes a tree in memory, which is up to forty times as large

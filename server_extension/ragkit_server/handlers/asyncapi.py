@@ -19,8 +19,6 @@ import msgspec
 
 from ragkit.live import messages
 
-__all__ = ["document", "field_docs"]
-
 Message = type[msgspec.Struct]
 _ANSWER = (messages.ResponseDelta, messages.Response, messages.Error)
 

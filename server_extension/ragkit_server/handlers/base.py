@@ -21,8 +21,6 @@ from ragkit_server.hub.sessions import ListenerSession, PublisherSession, Sessio
 from ragkit_server.transport.protocol import strict
 from ragkit_server.transport.socket import SocketTransport
 
-__all__ = ["AUTH_RESOURCE"]
-
 BACKLOG_SECONDS = 0.01
 
 AUTH_RESOURCE = "ragkit"

@@ -15,8 +15,6 @@ from ragkit_server.handlers.base import AUTH_RESOURCE
 from ragkit_server.hub.manager import WebSocketManager
 from ragkit_server.metrics import gauges
 
-__all__ = ["AsyncAPIPage", "SocketModule", "StatusPage"]
-
 SOCKET_MODULE = Path(__file__).parents[1] / "static" / "socket.js"
 
 

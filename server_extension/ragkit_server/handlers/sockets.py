@@ -15,8 +15,6 @@ from ragkit_server.handlers.base import HubSocket
 from ragkit_server.hub.inbound import error
 from ragkit_server.hub.sessions import Ask, ListenerSession, PublisherSession, SessionState, Stop
 
-__all__ = ["EngineSocket", "ListenerSocket"]
-
 
 class ListenerSocket(HubSocket):
     """Broadcasts go out, queries come in.

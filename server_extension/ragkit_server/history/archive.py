@@ -33,8 +33,6 @@ from typing import Any
 from ragkit.live.messages import Broadcast
 from ragkit.sqlite import make_private, primary_code, transaction
 
-__all__ = ["Archive", "ArchiveLockedError", "Batch", "Record", "Stored", "open_archive"]
-
 FORMAT = 1
 ROW_BYTES = 100  # what a row costs beside its payload, about
 READ_ROWS = 2_000  # looked at in one read, so that writing need not wait long

@@ -51,8 +51,6 @@ from ragkit_server.history.archive import Batch, Record, Stored
 from ragkit_server.history.numbers import Publishers
 from ragkit_server.transport.frames import text_frame
 
-__all__ = ["RUN_BYTES", "History"]
-
 RUN_BYTES = 65_536  # about one kernel socket buffer: more at once only moves the queue there
 
 

@@ -11,8 +11,6 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import Mapping
 
-__all__ = ["Numbers", "Publishers"]
-
 MAX_PUBLISHERS = 10_000
 
 

@@ -8,8 +8,6 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-__all__ = ["Worker"]
-
 Result = TypeVar("Result")
 
 

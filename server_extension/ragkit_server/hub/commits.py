@@ -31,8 +31,6 @@ from ragkit_server.hub.counters import Counters
 from ragkit_server.hub.ports import Thread, Timers
 from ragkit_server.hub.sessions import Excerpt, ListenerSession, PublisherSession
 
-__all__ = ["Commits"]
-
 RETRY_SECONDS = 60
 MAX_PENDING_BYTES = 8 * 2**20  # besides as much that is being written
 MARGIN = 1_000_000  # more events than come while the archive is made ready again

@@ -38,8 +38,6 @@ from ragkit_server.hub.inbound import error
 from ragkit_server.hub.ports import Child, Timer, Timers
 from ragkit_server.hub.sessions import ListenerSession, PublisherSession
 
-__all__ = ["Engines"]
-
 MAX_ENGINES_PER_PUBLISHER = 50
 
 

@@ -27,8 +27,6 @@ from ragkit.live.messages import (
     is_too_deep,
 )
 
-__all__ = ["RejectedError", "check_event", "error", "from_listener", "from_publisher"]
-
 Message = TypeVar("Message")
 
 

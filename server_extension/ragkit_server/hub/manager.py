@@ -51,8 +51,6 @@ from ragkit_server.hub.ports import RunningLoop, SessionSocket, Thread, Timer, T
 from ragkit_server.hub.sessions import ListenerSession, PublisherSession, SessionState
 from ragkit_server.transport.messages import MessageTransport, message_sender
 
-__all__ = ["WebSocketManager"]
-
 Session = ListenerSession | PublisherSession
 
 SLICE = 500  # listeners pumped before other work of the event loop gets its turn: some 5 ms

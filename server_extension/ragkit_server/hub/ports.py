@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-__all__ = ["Child", "RunningLoop", "SessionSocket", "Thread", "Timer", "Timers", "Transport"]
-
 
 class Transport(Protocol):
     """A socket, as the hub sees it. Neither method blocks."""

@@ -37,8 +37,6 @@ from ragkit_server.history.log import RUN_BYTES, History
 from ragkit_server.hub.inbound import RejectedError, error, from_listener, from_publisher
 from ragkit_server.transport.frames import text_frame
 
-__all__ = ["Ask", "Excerpt", "ListenerSession", "PublisherSession", "SessionState", "Stop"]
-
 
 class SessionState(enum.Enum):
     """Where a session is in its life."""

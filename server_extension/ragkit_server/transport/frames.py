@@ -9,8 +9,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-__all__ = ["payloads", "text_frame"]
-
 _FINAL_TEXT = 0x81
 
 

@@ -15,8 +15,6 @@ from typing import Any
 
 from ragkit_server.transport.frames import payloads
 
-__all__ = ["MessageTransport", "message_sender"]
-
 Sender = Callable[[str], Awaitable[Any]]
 
 

@@ -26,8 +26,6 @@ from tornado.websocket import WebSocketHandler, WebSocketProtocol, WebSocketProt
 from websockets.exceptions import PayloadTooBig, ProtocolError
 from websockets.frames import Close, CloseCode, Frame, Opcode
 
-__all__ = ["StrictProtocol", "strict"]
-
 MAX_CONTROL_BYTES = 125
 QUIET_SECONDS = 0.5
 READ_BYTES = 65_536

@@ -19,8 +19,6 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler
 from ragkit_server.transport.frames import payloads
 from ragkit_server.transport.protocol import StrictProtocol
 
-__all__ = ["SocketTransport"]
-
 
 class SocketTransport:
     """The hub's `Transport` over one open socket.
