@@ -167,7 +167,9 @@ def public(folder: str) -> Iterator[tuple[str, str]]:
     """Yield the names that a package's ``__init__.pyi`` lists, each with the module that defines it."""
     tree = ast.parse((ROOT / folder / "__init__.pyi").read_text(encoding="utf-8"))
     for node in tree.body:
-        if isinstance(node, ast.ImportFrom):
+        if (
+            isinstance(node, ast.ImportFrom) and node.module
+        ):  # a module that is listed is described by a page of its own
             for alias in node.names:
                 yield alias.name, f"{folder.replace('/', '.')}.{node.module}"
 
