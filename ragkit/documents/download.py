@@ -1,4 +1,4 @@
-"""One page or file from the web, downloaded to be indexed like a file that was there."""
+"""Downloads: one page or file from the web, to index like a local file."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ragkit.errors import DocumentError
 DOWNLOAD_SECONDS = 120.0
 _SILENCE_SECONDS = 20.0
 _MAX_REDIRECTS = 10
-_MARKS = {401: "a login", 403: "permission", 407: "a proxy's login"}
+_REQUIREMENTS = {401: "a login", 403: "permission", 407: "a proxy login"}
 
 
 class _Folder:
-    """A temporary folder that is removed when nothing refers to this any longer, or at the end."""
+    """A temporary folder, removed when this object is garbage-collected or the process ends."""
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="ragkit-"))
@@ -29,16 +29,16 @@ class _Folder:
 
 
 def download(url: str, *, max_bytes: int, timeout_seconds: float = DOWNLOAD_SECONDS) -> Found:
-    """Download what is at an address.
+    """Download one address to a temporary file.
 
     Args:
-        url: It begins with ``http://`` or ``https://``. What follows a ``#`` is the browser's business, and a name
-            and password in it are sent to the server and shown nowhere.
-        max_bytes: The most to take, unpacked.
-        timeout_seconds: For the whole download.
+        url: An address that begins with ``http://`` or ``https://``. Its fragment (``#...``) is ignored. A user name
+            and password in it are sent to the server and never shown.
+        max_bytes: The size limit, after decompression.
+        timeout_seconds: The time-out of the whole download.
 
     Returns:
-        One source, whose file is removed with what is returned; or one failure, which says what to do.
+        One source, whose file is removed when the result is garbage-collected; or one failure, which says what to do.
     """
     try:
         address = urlsplit(url)
@@ -57,7 +57,7 @@ def download(url: str, *, max_bytes: int, timeout_seconds: float = DOWNLOAD_SECO
 
 
 class _Refused(Exception):
-    """Why there is no download, in words for whoever asked for it."""
+    """The reason why a download failed, to show to the user."""
 
 
 def _fetch(url: str, folder: Path, max_bytes: int, deadline: float) -> tuple[str, int]:
@@ -93,9 +93,9 @@ def _fetch(url: str, folder: Path, max_bytes: int, deadline: float) -> tuple[str
     except httpx2.TimeoutException as error:
         raise _Refused("the server does not answer in time; try again later") from error
     except httpx2.TooManyRedirects as error:
-        raise _Refused("the server sends from one address to the next without end; open it in a browser") from error
+        raise _Refused("the server redirects without end; open the address in a browser") from error
     except httpx2.UnsupportedProtocol as error:
-        raise _Refused("it leads to an address that is not http:// or https://") from error
+        raise _Refused("it redirects to an address that is not http:// or https://") from error
     except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, ValueError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise _Refused(f"cannot be downloaded: {reason}; check the address and the network") from error
@@ -104,12 +104,12 @@ def _fetch(url: str, folder: Path, max_bytes: int, deadline: float) -> tuple[str
 
 
 def _status(code: int, phrase: str) -> str:
-    said = f"the server answers {code} {phrase}".rstrip()
-    if code in _MARKS:
-        return f"{said}: it wants {_MARKS[code]}; download it yourself, and index the file"
+    answer = f"the server answers {code} {phrase}".rstrip()
+    if code in _REQUIREMENTS:
+        return f"{answer}: it requires {_REQUIREMENTS[code]}; download it yourself, and index the file"
     if code in (404, 410):
-        return f"{said}: there is nothing at this address; check its spelling"
-    return f"{said}; try again later"
+        return f"{answer}: there is nothing at this address; check its spelling"
+    return f"{answer}; try again later"
 
 
 def _too_large(max_bytes: int) -> str:
@@ -117,7 +117,7 @@ def _too_large(max_bytes: int) -> str:
 
 
 def _in_utf8(file: Path, parameters: str, kind: str) -> int:
-    """Write a text anew, in UTF-8, if only its server says which encoding it is in; its new size, or 0."""
+    """Rewrite a text file as UTF-8 if only the ``Content-Type`` has its encoding; return the new size, or 0."""
     value = parameters.partition("charset=")[2]
     charset = value.partition(";")[0].strip().strip("\"'")
     if not charset or kind in (".pdf", ".docx", ".pptx", ".xlsx", ".epub"):
@@ -129,6 +129,6 @@ def _in_utf8(file: Path, parameters: str, kind: str) -> int:
         try:
             text = data.decode("cp1252" if charset.lower() in ("iso-8859-1", "latin-1") else charset)
         except (LookupError, ValueError):
-            return 0  # it is not; the text itself says more
+            return 0  # the declared charset is wrong; leave detection to the reader
         return file.write_bytes(text.encode("utf-8", "replace"))
     return 0
