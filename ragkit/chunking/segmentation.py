@@ -18,7 +18,7 @@ _LOOK_BACK = 24  # characters: longer than any abbreviation
 # A heading's or an item's number: "1. Premier point."
 _NUMBER = re.compile(r"\s*\d{1,3}\.\s*")
 
-# Abbreviations that a word always follows, so that no sentence ends there, whatever the next letter;
+# Abbreviations that a word always follows, so that no sentence ends there, even before a capital letter;
 # "8 h.", in contrast, may end a sentence.
 _FRENCH_PREFIX = re.compile(
     r"(?:^|[^\w.])(?:(?<!\d.)[^\W\d_]|MM|Mmes?|Mlles?|Mgr|Drs?|Prs?|Mes?|Sts?|Stes?|[Aa]rt|[Aa]l|[Cc]f|pp|nos?|n°|[Vv]ol|[Cc]hap"
@@ -84,7 +84,7 @@ def _sentences(text: str, language: str) -> list[str]:
 
     try:
         return [found["text"] for found in sentencex.get_sentence_boundaries(language, text)]
-    except BaseException as error:  # native code raises panics, which are no `Exception`
+    except BaseException as error:  # a panic in native code is not an `Exception`
         if is_fatal(error):
             raise
         bounds = [0, *(mark.end() for mark in _END_MARK.finditer(text)), len(text)]

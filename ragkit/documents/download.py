@@ -43,20 +43,20 @@ def download(url: str, *, max_bytes: int, timeout_seconds: float = DOWNLOAD_SECO
     try:
         address = urlsplit(url)
     except ValueError as error:
-        refusal = DocumentError(url, f"not an address ({error}); check its spelling")
-        return Found(Path(url), (), (refusal,), alone=True)
+        failure = DocumentError(url, f"not an address ({error}); check its spelling")
+        return Found(Path(url), (), (failure,), alone=True)
     shown = address._replace(netloc=address.netloc.rpartition("@")[2], fragment="").geturl()
     root = Path(f"{address.scheme}:/{address.netloc.rpartition('@')[2]}")
     folder = _Folder()
     try:
         name, size_bytes = _fetch(url, folder.path, max_bytes, time.monotonic() + timeout_seconds)
-    except _Refused as refusal:
-        return Found(root, (), (DocumentError(shown, str(refusal)),), alone=True)
+    except _DownloadFailed as failure:
+        return Found(root, (), (DocumentError(shown, str(failure)),), alone=True)
     source = SourceFile(root=folder.path, name=name, size_bytes=size_bytes, url=shown)
     return Found(root, (source,), alone=True, keeps=folder)
 
 
-class _Refused(Exception):
+class _DownloadFailed(Exception):
     """The reason why a download failed, to show to the user."""
 
 
@@ -71,36 +71,38 @@ def _fetch(url: str, folder: Path, max_bytes: int, deadline: float) -> tuple[str
             client.stream("GET", url, headers=headers) as response,
         ):
             if response.status_code != 200:
-                raise _Refused(_status(response.status_code, response.reason_phrase))
+                raise _DownloadFailed(_status(response.status_code, response.reason_phrase))
             media_type, _, parameters = response.headers.get("content-type", "").partition(";")
             last = unquote(response.url.path).rstrip("/").rpartition("/")[2]
             kind = kind_of_media_type(media_type.strip().lower(), last)
             if kind is None:
-                raise _Refused(f"ragkit does not read what the server sends ({media_type.strip() or 'no type'})")
+                raise _DownloadFailed(f"ragkit does not read what the server sends ({media_type.strip() or 'no type'})")
             size = int(declared) if (declared := response.headers.get("content-length", "")).isdecimal() else 0
             if size > max_bytes:
-                raise _Refused(_too_large(max_bytes))
+                raise _DownloadFailed(_too_large(max_bytes))
             file = folder / f"download{kind}"
             with file.open("wb") as out:
                 for block in response.iter_bytes(65_536):
                     out.write(block)
                     if out.tell() > max_bytes:
-                        raise _Refused(_too_large(max_bytes))
+                        raise _DownloadFailed(_too_large(max_bytes))
                     if time.monotonic() > deadline:
-                        raise _Refused("the download did not end in time; download it yourself, and index the file")
+                        raise _DownloadFailed(
+                            "the download did not end in time; download it yourself, and index the file"
+                        )
                 size = out.tell()
             return file.name, _in_utf8(file, parameters, kind) or size
     except httpx2.TimeoutException as error:
-        raise _Refused("the server does not answer in time; try again later") from error
+        raise _DownloadFailed("the server does not answer in time; try again later") from error
     except httpx2.TooManyRedirects as error:
-        raise _Refused("the server redirects without end; open the address in a browser") from error
+        raise _DownloadFailed("the server redirects without end; open the address in a browser") from error
     except httpx2.UnsupportedProtocol as error:
-        raise _Refused("it redirects to an address that is not http:// or https://") from error
+        raise _DownloadFailed("it redirects to an address that is not http:// or https://") from error
     except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, ValueError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise _Refused(f"cannot be downloaded: {reason}; check the address and the network") from error
+        raise _DownloadFailed(f"cannot be downloaded: {reason}; check the address and the network") from error
     except OSError as error:
-        raise _Refused(f"the download cannot be stored: {os.strerror(error.errno or 0)}") from error
+        raise _DownloadFailed(f"the download cannot be stored: {os.strerror(error.errno or 0)}") from error
 
 
 def _status(code: int, phrase: str) -> str:
