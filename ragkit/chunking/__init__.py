@@ -1,4 +1,4 @@
-"""Documents to chunks with exact offsets."""
+"""Chunkers, which split documents into chunks with exact offsets."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What a chunk and a chunker are."""
+"""The `Chunk` class, the `Chunker` protocol, and helpers shared by all chunkers."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Chunk:
     """A passage of a document.
 
     Attributes:
-        document_id: The document.
-        start: Offset of its first character in the document's text.
-        end: Offset after its last.
+        document_id: The id of its document.
+        start: The offset of its first character in the document's text.
+        end: The offset after its last character.
         text: ``document.text[start:end]``.
-        headings: The headings that it stands under, outermost first.
+        headings: The headings above it, outermost first.
         page: The page that it begins on; None in a document without pages.
-        ordinal: 0 for the document's first chunk, and so on.
+        ordinal: Its position among the document's chunks, from 0.
     """
 
     document_id: str
@@ -38,57 +38,58 @@ class Chunk:
 
 
 class Chunker(Protocol):
-    """Cuts documents into chunks.
+    """The interface of a chunker, which splits documents into chunks.
 
     Attributes:
-        name: Method and settings in one string. It is stored with the index: two chunkers with the same name
-            must cut alike.
+        name: The method and its settings in one string. The index stores it: two chunkers with the same name must
+            produce the same chunks.
     """
 
     @property
     def name(self) -> str: ...
 
     def chunk(self, document: Document, *, embedder: Embedder) -> list[Chunk]:
-        """Divide one document into chunks.
+        """Split one document into chunks.
 
         Args:
-            document: What to cut.
-            embedder: What will read the chunks: it counts tokens, and has a limit.
+            document: The document to split.
+            embedder: The embedder that the chunks are for: it counts tokens and has an input limit.
 
         Raises:
-            InputError: Chunks could be longer than what the embedder reads.
+            InputError: Chunks could be longer than the embedder's input limit.
         """
         ...
 
 
 def check_sizes(max_tokens: int, overlap_tokens: int = 0) -> None:
-    """Raise `InputError` for sizes that no chunk can have."""
+    """Raise `InputError` for invalid chunk sizes."""
     require_count("max_tokens", max_tokens)
     if not 0 <= overlap_tokens < max_tokens:
         raise InputError(f"overlap_tokens must be at least 0 and less than max_tokens, not {overlap_tokens}.")
 
 
 def limit(max_tokens: int, embedder: Embedder) -> int:
-    """Return ``max_tokens``, if the embedder reads that much.
+    """Return ``max_tokens`` if it is within the embedder's input limit.
 
     Raises:
-        InputError: It does not, and would be blind to the end of a chunk.
+        InputError: It is over the limit: the embedder would ignore the end of a chunk.
     """
     if max_tokens > embedder.max_tokens:
         raise InputError(
             f"{embedder.name} reads {embedder.max_tokens} tokens and would not see the end of a chunk of {max_tokens}. "
-            f"Give the chunker a max_tokens of {embedder.max_tokens} or less, or take an embedder that reads more."
+            f"Give the chunker a max_tokens of {embedder.max_tokens} or less, or use an embedder with a higher limit."
         )
     return max_tokens
 
 
 def chunks_at(document: Document, spans: Iterable[Span], bodies: Iterable[int] | None = None) -> list[Chunk]:
-    """Make the chunks that stand at these offsets.
+    """Create the chunks at the given offsets.
 
     Args:
         document: The document.
-        spans: In order.
-        bodies: For each, where to look for its headings: after those that it begins with. Its start by default.
+        spans: The (start, end) offsets of the chunks, in order.
+        bodies: For each span, the offset whose headings the chunk gets: the first text after any headings that it
+            begins with. Default: the start of the span.
     """
     has_pages = any(mark.kind == "page" for mark in document.marks)
     spans = list(spans)

@@ -1,4 +1,4 @@
-"""What is embedded and searched for a chunk: its text under where it stands."""
+"""The text that is embedded and searched for a chunk: its title and headings, then its own text."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ragkit.errors import InputError
 
 
 def passage_text(title: str, chunk: Chunk) -> str:
-    """What is embedded and searched for a chunk: where it stands (title and headings), then its text.
+    """Return the text to embed and search for a chunk: title and headings, then the chunk's text.
 
-    A passage "It defaults to 0.75." is found by its heading; the headings are not part of the text that
+    This way a passage such as "It defaults to 0.75." is found by its heading. Headings are not part of the text that
     is quoted.
     """
     context = " > ".join(dict.fromkeys(part for part in (title, *chunk.headings) if part and part not in chunk.text))
@@ -21,12 +21,12 @@ def passage_text(title: str, chunk: Chunk) -> str:
 
 
 def embedded_texts(title: str, chunks: Sequence[Chunk], embedder: Embedder) -> tuple[list[str], list[int]]:
-    """Return what the model reads of a document's chunks, and how many tokens each is.
+    """Return the texts to embed for a document's chunks, and their token counts.
 
-    That is `passage_text`, with only as much of where a chunk stands as the model has room for.
+    Each text is the chunk's `passage_text`, with fewer headings if it would exceed the model's input limit.
 
     Raises:
-        InputError: A chunk by itself is longer than what the model reads.
+        InputError: A chunk exceeds the input limit even without headings.
     """
     texts = [passage_text(title, chunk) for chunk in chunks]
     tokens = embedder.count_tokens(texts)

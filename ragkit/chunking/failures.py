@@ -1,4 +1,4 @@
-"""What becomes of a failure to cut one document."""
+"""Errors while one document is split into chunks."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ragkit.errors import DocumentError, RagkitError, summary
 
 @contextlib.contextmanager
 def document_errors(document: Document, chunker: Chunker, embedder: Embedder) -> Iterator[None]:
-    """Raise a `DocumentError` for whatever is raised while one document is cut, native code's panics included.
+    """Convert any exception while one document is split to a `DocumentError`, including panics in native code.
 
-    Errors of ragkit's that any document would raise stay as they are: chunks that are longer than what the embedder
-    reads, a server that cannot be reached.
+    A ragkit error that every document would raise passes through unchanged: chunks over the embedder's input limit, an
+    unreachable server.
     """
     try:
         yield
@@ -28,16 +28,16 @@ def document_errors(document: Document, chunker: Chunker, embedder: Embedder) ->
         if is_fatal(error) or (isinstance(error, RagkitError) and _fails_always(chunker, embedder)):
             raise
         detail = str(error) if isinstance(error, RagkitError) else f"it raised {summary(error)}"
-        raise DocumentError(document.source, f"cannot be cut by the chunker {chunker.name}: {detail}") from error
+        raise DocumentError(document.source, f"cannot be split by the chunker {chunker.name}: {detail}") from error
 
 
 def _fails_always(chunker: Chunker, embedder: Embedder) -> bool:
-    plain = Document(id="plain", text="A plain sentence.", source="plain", title="", language="en")
+    probe = Document(id="plain", text="A plain sentence.", source="plain", title="", language="en")
     try:
-        embedded_texts(plain.title, chunker.chunk(plain, embedder=embedder), embedder)
+        embedded_texts(probe.title, chunker.chunk(probe, embedder=embedder), embedder)
     except RagkitError:
         return True
-    except BaseException as error:  # a chunker that asks more of a document than this one has
+    except BaseException as error:  # the chunker needs more of a document than the probe has
         if is_fatal(error):
             raise
     return False

@@ -1,6 +1,6 @@
-"""Other ways to cut a document than by its structure, to compare: by tokens, by sentences, recursively, by meaning.
+"""A chunker that splits recursively, at ever smaller separators.
 
-``make bench-chunkers`` measures them all; docs/chunking.md says which is for what.
+``make bench-chunkers`` compares all chunkers; docs/chunking.md says when to use which.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from ragkit.space import has_choices
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RecursiveChunker:
-    """Divides at the largest separator that helps: blank lines, lines, sentences, words, characters.
+    """Split at the largest separator that suffices: blank lines, lines, sentences, words, characters.
 
-    The method of LangChain's RecursiveCharacterTextSplitter, with sentences by language and sizes in tokens: what is
-    too long is divided by the next separator, and neighbours are joined again up to the limit.
+    The method of LangChain's RecursiveCharacterTextSplitter, with sentences by language and sizes in tokens: pieces
+    that are too long are split at the next smaller separator, then neighbours are merged up to the limit.
 
     Args:
-        max_tokens: The longest chunk.
-        overlap_tokens: Pieces of up to this many tokens together stand in both of two neighbours.
+        max_tokens: The most tokens in a chunk.
+        overlap_tokens: The most tokens of whole pieces that two neighbouring chunks share.
     """
 
     max_tokens: int = 200
@@ -47,7 +47,7 @@ class RecursiveChunker:
 
 
 def divide_recursively(document: Document, embedder: Embedder, *, max_tokens: int) -> list[tuple[Span, int]]:
-    """Divide a document recursively."""
+    """Split a document recursively into pieces; return their spans and token counts."""
     whole = trimmed(document.text, 0, len(document.text))
     cuts = [by(r"\n\s*\n"), by(r"\n"), by_sentences(document.language), *word_cuts(max_tokens)]
     spans = [whole] if whole[0] < whole[1] else []

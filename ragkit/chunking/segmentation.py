@@ -1,7 +1,8 @@
-"""Where sentences end: for cutting documents into chunks, and for quoting them.
+"""Sentence segmentation, for chunking and for quoting.
 
-sentencex (the segmenter of Wikimedia's translation tool) knows the abbreviations of many languages. Of what it finds
-in French, ends are taken back that are none: it parts "M. Dupont", "art. L. 123-4" and "à 9 h. du matin".
+sentencex (the segmenter of Wikimedia's translation tool) knows the abbreviations of many languages. This module removes
+false sentence ends from its results, above all in French, where it splits "M. Dupont", "art. L. 123-4" and
+"à 9 h. du matin".
 """
 
 from __future__ import annotations
@@ -11,27 +12,27 @@ import re
 
 from ragkit.cancellation import is_fatal
 
-_WINDOW = 10_000  # characters that are looked at at a time
+_WINDOW = 10_000  # characters that are segmented at a time
 _LOOK_BACK = 24  # characters: longer than any abbreviation
 
 # A heading's or an item's number: "1. Premier point."
 _NUMBER = re.compile(r"\s*\d{1,3}\.\s*")
 
-# What these stand for comes after them, so no sentence ends there, whatever the next letter;
-# but "8 h." may be the last word.
+# Abbreviations that a word always follows, so that no sentence ends there, even before a capital letter;
+# "8 h.", in contrast, may end a sentence.
 _FRENCH_PREFIX = re.compile(
     r"(?:^|[^\w.])(?:(?<!\d.)[^\W\d_]|MM|Mmes?|Mlles?|Mgr|Drs?|Prs?|Mes?|Sts?|Stes?|[Aa]rt|[Aa]l|[Cc]f|pp|nos?|n°|[Vv]ol|[Cc]hap"
     r"|[Ff]ig|[ÉéEe]q|[ÉéEe]d|[Tt]ab|[Tt]él|[Bb]d|[Bb]oul|[Aa]v|[Ee]nv|[Ee]x|[Rr]éf|[Ii]bid|[Pp]aragr)\.\s*\Z"
 )
-# Before a small letter: a short word with a full stop is an abbreviation ("9 h. du matin", "C. civ. et"), and what
-# was asked or called goes on ("« Vraiment ? » dit-elle").
+# Before a lower-case letter, a short word with a full stop is an abbreviation ("9 h. du matin", "C. civ. et"), and the
+# sentence continues after a question or an exclamation ("« Vraiment ? » dit-elle").
 _FRENCH_OPEN = re.compile(r"(?:\b[^\W\d_]{1,5}\.|[?!…][\s»”\"]*)\s*\Z")
-# In any language: no end of a sentence before a small letter or a number ("env. variables", "art. 5").
+# In any language, no sentence ends at these before a lower-case letter or a digit ("env. variables", "art. 5").
 _ABBREVIATED = re.compile(r"(?:^|[\s(])(?:[^\W\d_]|[Aa]rt|[Cc]f|al|[Ee]nv|etc)\.\s*\Z")
 _BLANK_LINE = re.compile(r"\n\s*\n")
 
-# sentencex panics where one of these stands between a capital letter and a full stop ("vitamin C\u00a0."), and knows
-# ASCII white space better everywhere ("va\u00a0! oui").
+# sentencex panics at one of these between a capital letter and a full stop ("vitamin C\u00a0."), and handles ASCII
+# white space better everywhere ("va\u00a0! oui").
 _WIDE_SPACE = re.compile(r"[^\S\x00-\x7f]")
 _END_MARK = re.compile(r"[.!?…][\"'»”’)\]]*\s+|[。！？]")
 
@@ -40,11 +41,11 @@ def sentence_ends(text: str, language: str) -> list[int]:
     """Find the ends of the sentences of a text.
 
     Args:
-        text: Any text; work grows with its length, whatever it holds.
-        language: ISO 639-1 code; English rules if unknown.
+        text: Any text. The running time is linear in its length for any content.
+        language: ISO 639-1 code; English rules apply if it is unknown.
 
     Returns:
-        Offsets after each sentence, of characters, in order; white space may stand on either side of one.
+        The character offset after each sentence, in order. White space may be on either side of an offset.
     """
     language = "en" if language == "und" else language
     ends: list[int] = []
@@ -57,24 +58,24 @@ def sentence_ends(text: str, language: str) -> list[int]:
 
 
 def _found(text: str, language: str) -> list[int]:
-    text = _WIDE_SPACE.sub(" ", text)  # of the same length
+    text = _WIDE_SPACE.sub(" ", text)  # the length stays the same
     ends: list[int] = []
     begin = 0
     while begin < len(text):
-        # On hostile text (quotation marks that never close) the library takes quadratic time.
+        # In windows: on hostile text (quotation marks that never close) the library takes quadratic time.
         window = text[begin : begin + _WINDOW]
         found_here, at = [], 0
-        # By their texts: the library's own offsets are not always characters.
+        # Locate sentences by their text: the library's offsets are not always in characters.
         for sentence in _sentences(window, language):
             found = window.find(sentence, at)
             if found >= 0:
                 at = found + len(sentence)
                 found_here.append(begin + at)
-        goes_on = begin + len(window) < len(text)
-        if goes_on and len(found_here) > 1:
-            found_here.pop()  # the window's end, not the sentence's
+        has_more = begin + len(window) < len(text)
+        if has_more and len(found_here) > 1:
+            found_here.pop()  # the end of the window, not of a sentence
         ends += found_here
-        begin = found_here[-1] if goes_on and found_here else begin + len(window)
+        begin = found_here[-1] if has_more and found_here else begin + len(window)
     return ends
 
 
@@ -83,7 +84,7 @@ def _sentences(text: str, language: str) -> list[str]:
 
     try:
         return [found["text"] for found in sentencex.get_sentence_boundaries(language, text)]
-    except BaseException as error:  # native code: what it raises need not be an Exception
+    except BaseException as error:  # a panic in native code is not an `Exception`
         if is_fatal(error):
             raise
         bounds = [0, *(mark.end() for mark in _END_MARK.finditer(text)), len(text)]

@@ -1,4 +1,4 @@
-"""Chunks cut where the meaning changes."""
+"""A chunker that splits where the meaning changes."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from ragkit.embedding.base import Embedder
 from ragkit.errors import InputError
 from ragkit.space import has_choices
 
-_SEMANTIC_PIECES = 2_000  # pieces whose similarities are looked at at a time
+_SEMANTIC_PIECES = 2_000  # pieces whose similarities are computed at a time
 
-_AS_GOOD = 1e-6  # more than rounding makes of a sum of similarities
+_TOLERANCE = 1e-6  # above the rounding error of a sum of similarities
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SemanticChunker:
-    """Keeps together what is about the same thing.
+    """Group neighbouring pieces of text by similarity.
 
     The ClusterSemanticChunker of Smith and Troynikov, "Evaluating Chunking Strategies for Retrieval" (Chroma, 2024):
-    a text is divided recursively into small pieces, these are embedded, and of all ways to join neighbours the one is
-    taken (by dynamic programming) in which the pieces of a chunk are most alike: the sum over all pairs within a chunk
-    of their similarity above the document's mean.
+    split a text recursively into small pieces, embed them, and merge neighbours so that the pieces within chunks are
+    as similar as possible. Dynamic programming maximizes the sum, over all pairs of pieces within a chunk, of their
+    similarity minus the document's mean similarity.
 
     Args:
-        max_tokens: The longest chunk.
-        piece_tokens: The longest piece.
+        max_tokens: The most tokens in a chunk.
+        piece_tokens: The most tokens in a piece.
     """
 
     max_tokens: int = 200
@@ -48,10 +48,10 @@ class SemanticChunker:
         return f"semantic(max_tokens={self.max_tokens}, piece_tokens={self.piece_tokens})"
 
     def chunk(self, document: Document, *, embedder: Embedder) -> list[Chunk]:
-        """See `ragkit.chunking.Chunker.chunk`. Each piece is embedded; the embedding cache keeps them."""
+        """See `ragkit.chunking.Chunker.chunk`. Each piece is embedded; the embedding cache stores the vectors."""
         limit(self.max_tokens, embedder)
         divided = divide_recursively(document, embedder, max_tokens=self.piece_tokens)
-        # Lines are pieces too short to mean anything: join them first, up to the size of a piece.
+        # Single lines are too short to carry meaning: merge them first, up to the size of a piece.
         spans = pack(divided, max_tokens=self.piece_tokens)
         joined: list[Span] = []
         for start in range(0, len(spans), _SEMANTIC_PIECES):
@@ -63,11 +63,11 @@ class SemanticChunker:
         tokens = counted(text, spans, embedder.count_tokens, max_tokens=self.max_tokens)
         vectors = embedder.embed(texts)
         n = len(spans)
-        # The mean over all pairs, without making all pairs: of unit vectors, (|sum|^2 - n) / (n (n - 1)).
+        # The mean over all pairs in O(n): for unit vectors it is (|sum|^2 - n) / (n (n - 1)).
         total = vectors.sum(axis=0, dtype=np.float64)
         mean = float((total @ total - n) / (n * (n - 1))) if n > 1 else 0.0
-        best = [0.0] + [-np.inf] * n  # of the first i pieces
-        begin = [0] * (n + 1)  # where the last chunk of that begins
+        best = [0.0] + [-np.inf] * n  # best[i]: the highest score of the first i pieces
+        begin = [0] * (n + 1)  # begin[i]: where the last chunk of that split begins
         for end in range(1, n + 1):
             reward, size = 0.0, 0
             for start in range(end - 1, -1, -1):
@@ -77,8 +77,8 @@ class SemanticChunker:
                 if start < end - 1:
                     similar = vectors[start + 1 : end] @ vectors[start]
                     reward += 2 * (float(similar.sum()) - mean * (end - 1 - start))
-                # Of equals the longer chunk: the two pieces of a short document are just as alike as its mean.
-                if best[start] + reward > best[end] - _AS_GOOD:
+                # Prefer the longer chunk on ties: in a document of two pieces, their similarity equals the mean.
+                if best[start] + reward > best[end] - _TOLERANCE:
                     best[end], begin[end] = max(best[end], best[start] + reward), start
         joined: list[Span] = []
         end = n

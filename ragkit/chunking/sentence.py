@@ -1,4 +1,4 @@
-"""Chunks of whole sentences."""
+"""A chunker that packs whole sentences."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ragkit.space import has_choices
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SentenceChunker:
-    """Whole sentences, by the rules of the document's language, as many as fit.
+    """Pack as many whole sentences as fit into each chunk, by the rules of the document's language.
 
     Args:
-        max_tokens: The longest chunk; a sentence that is longer is divided between words.
-        overlap_tokens: Sentences of up to this many tokens together stand in both of two neighbours.
+        max_tokens: The most tokens in a chunk; a longer sentence is split between words.
+        overlap_tokens: The most tokens of whole sentences that two neighbouring chunks share.
     """
 
     max_tokens: int = 200
@@ -36,13 +36,13 @@ class SentenceChunker:
         """See `ragkit.chunking.Chunker.chunk`."""
         limit(self.max_tokens, embedder)
         text, count = document.text, embedder.count_tokens
-        sentences = _cut_all(text, document.language)
+        sentences = _sentences(text, document.language)
         pieces = divide(text, sentences, word_cuts(self.max_tokens), count, max_tokens=self.max_tokens)
         packed = pack(pieces, max_tokens=self.max_tokens, overlap_tokens=self.overlap_tokens)
         return chunks_at(document, enforce_limit(text, packed, count, max_tokens=self.max_tokens))
 
 
-def _cut_all(text: str, language: str) -> list[Span]:
+def _sentences(text: str, language: str) -> list[Span]:
     cut = by_sentences(language)
     bounds = itertools.pairwise([0, *cut(text), len(text)])
     return [(a, b) for a, b in (trimmed(text, start, end) for start, end in bounds) if a < b]

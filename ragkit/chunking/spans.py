@@ -1,6 +1,6 @@
-"""Parts of a text as offsets: dividing what is too long, packing what is short.
+"""Operations on spans of a text: divide spans that are too long, pack short ones.
 
-A `Span` is (start, end). Whatever is done here keeps all of the text but white space.
+A `Span` is a pair of offsets (start, end). Every operation keeps all of the text except white space.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from ragkit.chunking.segmentation import sentence_ends
 Span = tuple[int, int]
 CountTokens = Callable[[Sequence[str]], list[int]]
 Splitter = Callable[[str], list[int]]
-"""Gives the offsets after which a text may be cut."""
+"""Returns the offsets at which a text may be split."""
 
-# A part counts at least this much for its length: some tokenizers take a word that they do not know, however long,
-# for one token, and a chunk of a megabyte is no passage.
+# A span counts at least one token per 16 characters: some tokenizers count an unknown word of any length as one token,
+# and a chunk of a megabyte is useless as a passage.
 CHARACTERS_PER_TOKEN = 16
 
 
 def trimmed(text: str, start: int, end: int) -> Span:
-    """Leave out white space at both ends."""
+    """Strip white space from both ends of a span."""
     while start < end and text[start].isspace():
         start += 1
     while end > start and text[end - 1].isspace():
@@ -31,7 +31,7 @@ def trimmed(text: str, start: int, end: int) -> Span:
 
 
 def parts(text: str, span: Span, ends: Sequence[int]) -> list[Span]:
-    """Splitter a span after these offsets of its text; white space between the parts belongs to none."""
+    """Split a span at these offsets of its text. White space between the parts is dropped."""
     start, end = span
     bounds = [start, *(start + e for e in ends), end]
     found = [trimmed(text, a, b) for a, b in itertools.pairwise(bounds)]
@@ -39,40 +39,40 @@ def parts(text: str, span: Span, ends: Sequence[int]) -> list[Span]:
 
 
 def by(pattern: str, *, every: int = 1) -> Splitter:
-    """Splitter after each match of a pattern, or after every n-th."""
+    """Return a splitter that splits after each match of a pattern, or after every n-th match."""
     compiled = re.compile(pattern)
     return lambda text: [match.end() for match in compiled.finditer(text)][every - 1 :: every]
 
 
 def by_sentences(language: str) -> Splitter:
-    """Splitter after sentences, by the rules of a language (ISO 639-1; English if unknown)."""
+    """Return a splitter that splits after sentences, by the rules of a language (ISO 639-1; English if unknown)."""
     return lambda text: sentence_ends(text, language)
 
 
 def word_cuts(max_tokens: int) -> list[Splitter]:
-    """The last resorts: words, then characters."""
+    """Return the splitters of last resort: by words, then by characters."""
     return [
-        # A few words at a time: one by one, the words of a 10 MB line would take longer than all the rest.
+        # A few words at a time: counting each word of a 10 MB line would dominate the running time.
         by(r"\s+", every=max(2, max_tokens // 8)),
         by(r"\s+"),
-        # A word that is longer than a chunk: a hash, a data URL, or text without spaces.
+        # For words that are longer than a chunk: a hash, a data URL, or text without spaces.
         by(rf"(?s:.{{{max(1, max_tokens // 2)}}})"),
     ]
 
 
 def counted(text: str, spans: Sequence[Span], count_tokens: CountTokens, *, max_tokens: int) -> list[int]:
-    """Count each span's tokens in one call, or estimate what is too long for its length alone."""
+    """Count each span's tokens in one call; estimate spans that are too long by their length alone."""
     floors = [(end - start) // CHARACTERS_PER_TOKEN for start, end in spans]
-    # What is too long will be cut anyway; counting megabytes at every turn takes seconds.
-    unsure = [text[start:end] for (start, end), floor in zip(spans, floors, strict=True) if floor <= max_tokens]
-    counts = iter(count_tokens(unsure) if unsure else [])
+    # Spans that are too long will be split anyway; counting megabytes in each round would take seconds.
+    uncertain = [text[start:end] for (start, end), floor in zip(spans, floors, strict=True) if floor <= max_tokens]
+    counts = iter(count_tokens(uncertain) if uncertain else [])
     return [max(floor, next(counts)) if floor <= max_tokens else floor for floor in floors]
 
 
 def divide(
     text: str, spans: Sequence[Span], cuts: Sequence[Splitter], count_tokens: CountTokens, *, max_tokens: int
 ) -> list[tuple[Span, int]]:
-    """Splitter what is too long, by each cut in turn until all of it fits; return the parts with their tokens."""
+    """Split spans over the limit, with each splitter in turn until all fit; return the parts and their token counts."""
     known = list(zip(spans, counted(text, spans, count_tokens, max_tokens=max_tokens), strict=True))
     for cut in cuts:
         if all(tokens <= max_tokens for _, tokens in known):
@@ -92,19 +92,21 @@ def divide(
 
 
 def pack(pieces: Sequence[tuple[Span, int]], *, max_tokens: int, overlap_tokens: int = 0) -> list[Span]:
-    """Join neighbours up to a limit; each but the first begins with the last pieces of the one before, if they fit.
+    """Merge neighbouring pieces up to a limit.
+
+    With an overlap, each span but the first begins with the last pieces of the previous span, if they fit.
 
     Args:
-        pieces: Parts of a text in order, with their tokens.
+        pieces: Parts of a text in order, with their token counts.
         max_tokens: The limit.
-        overlap_tokens: How much two neighbours may share at most.
+        overlap_tokens: The most tokens that two neighbours may share.
     """
     packed: list[Span] = []
-    first, size = 0, 0  # of the pieces in hand
+    first, size = 0, 0  # of the current span
     for at, (_, tokens) in enumerate(pieces):
         if at > first and size + tokens > max_tokens:
             packed.append((pieces[first][0][0], pieces[at - 1][0][1]))
-            # Go back over whole pieces, and leave room for this one.
+            # Overlap by whole pieces, and leave room for the current one.
             room = min(overlap_tokens, max_tokens - tokens)
             before, first, size = first, at, 0
             while overlap_tokens and first - 1 > before and size + pieces[first - 1][1] <= room:
@@ -117,9 +119,9 @@ def pack(pieces: Sequence[tuple[Span, int]], *, max_tokens: int, overlap_tokens:
 
 
 def fit(text: str, spans: Sequence[Span], count_tokens: CountTokens, *, max_tokens: int) -> Iterator[Span]:
-    """Halve what is over the limit after all: tokens of the parts need not add up to those of the whole.
+    """Halve spans that are still over the limit: the token counts of the parts need not add up to that of the whole.
 
-    So is what is far too long for its length alone, if only of words that the tokenizer does not know, or white space.
+    A span is also halved if it is far too long in characters, for example unknown words or white space.
     """
     longest = 2 * CHARACTERS_PER_TOKEN * max_tokens
     counts = count_tokens([text[start:end] for start, end in spans]) if spans else []
@@ -135,9 +137,9 @@ def fit(text: str, spans: Sequence[Span], count_tokens: CountTokens, *, max_toke
 
 
 def enforce_limit(text: str, spans: list[Span], count_tokens: CountTokens, *, max_tokens: int) -> list[Span]:
-    """`fit` spans that may overlap, so that each goes on from the one before: halves may lie within a neighbour."""
+    """Apply `fit` to spans that may overlap. Drop halves that lie within a neighbour, so that spans always advance."""
     while (fitting := list(_advancing(fit(text, spans, count_tokens, max_tokens=max_tokens)))) != spans:
-        spans = fitting  # each turn makes some shorter, and none longer
+        spans = fitting  # terminates: each round makes some spans shorter and none longer
     return spans
 
 

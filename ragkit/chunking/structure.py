@@ -1,7 +1,7 @@
-"""From a document to passages, with exact offsets.
+"""The default chunker, which follows a document's structure.
 
-Always, for every chunk of every chunker: ``document.text[chunk.start:chunk.end] == chunk.text``. The
-chunks of a document, in order, hold everything in it but white space.
+Invariants of every chunker: ``document.text[chunk.start:chunk.end] == chunk.text`` for each chunk, and the chunks of a
+document, in order, cover all of its text except white space.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ from ragkit.space import has_choices
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StructureChunker:
-    """Cuts where the document does: headings, then paragraphs, list items, table rows and code blocks, then
-    sentences (by the rules of the document's language), then lines, words, and at last characters.
+    """Split along the document's structure.
 
-    Neighbouring pieces of one section are packed together up to ``max_tokens``, evenly rather than full and a rest.
-    A heading of level 1 to 3 begins a new chunk, unless the section above it is tiny and the one below fits in
-    whole. A heading stays with the text below it, a line that ends in a colon with the list or code that it
-    introduces, a table's header with its first row.
+    Split at headings first, then between paragraphs, list items, table rows and code blocks, then between sentences
+    (by the rules of the document's language), then at lines, words, and finally characters.
+
+    Neighbouring pieces of a section are packed into chunks of similar size, up to ``max_tokens``. A heading of level
+    1 to 3 begins a new chunk, unless the section above it is tiny and the section below fits as a whole. A heading
+    stays with the text below it, a line that ends in a colon with the list or code that it introduces, and a table's
+    header with the first row.
 
     Args:
-        max_tokens: The longest chunk, in the embedder's tokens. The default leaves room for the headings, which are
-            embedded with each chunk, within the 256 that all-MiniLM-L6-v2 reads. Only a single character that
-            counts for more than this goes beyond it.
+        max_tokens: The most tokens in a chunk, by the embedder's tokenizer. The default leaves room for the headings,
+            which are embedded with each chunk, within the 256 tokens that all-MiniLM-L6-v2 reads. Only a single
+            character that counts for more tokens than this can exceed it.
     """
 
     max_tokens: int = 200
@@ -78,7 +80,7 @@ class StructureChunker:
         *,
         is_for_code: bool = True,
     ) -> list[_Piece]:
-        """Split the pieces that are too long; count all the parts in one call."""
+        """Split the pieces that are too long; count the tokens of all parts in one call."""
         parts: dict[int, list[_Piece]] = {}
         at = 0
         for unit in self._units(pieces):
@@ -92,10 +94,10 @@ class StructureChunker:
         return [q for i, p in enumerate(pieces) for q in ([next(new) for _ in parts[i]] if i in parts else [p])]
 
     def _units(self, pieces: list[_Piece]) -> Iterator[list[_Piece]]:
-        """Join what must not be parted.
+        """Group pieces that must stay together.
 
-        Headings (up to half a chunk of them) with the text below, which is cut to fit if it must; other leading
-        lines with what they introduce, if it fits.
+        Headings (up to half a chunk of them) stay with the text below, which is split if necessary; other lead-in
+        lines stay with what they introduce, if it fits.
         """
         unit: list[_Piece] = []
         size = 0
@@ -115,7 +117,7 @@ class StructureChunker:
             yield unit
 
     def _sections(self, units: Iterable[list[_Piece]]) -> Iterator[list[list[_Piece]]]:
-        """Group units into sections: a heading of the first three levels begins a new one."""
+        """Group units into sections: a heading of level 1 to 3 begins a new one."""
         sections: list[list[list[_Piece]]] = []
         for unit in units:
             if not sections or 1 <= unit[0].level <= 3:
@@ -134,7 +136,7 @@ class StructureChunker:
             yield open_section
 
     def _packed(self, units: list[list[_Piece]]) -> Iterator[_Packed]:
-        """Pack the units of one section."""
+        """Pack the units of one section into chunks."""
         total = _tokens(units)
         target = total / -(-total // self.max_tokens) if total else 0
         packed: list[_Piece] = []
@@ -153,12 +155,17 @@ class StructureChunker:
 # ------------------------------------------------------------------------------------- structure
 
 Kind = Literal["heading", "text", "item", "row", "code"]
-_Packed = tuple[int, int, int]  # start, end, start of the first text that is no heading
+_Packed = tuple[int, int, int]  # start, end, start of the first piece that is not a heading
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Piece:
-    """A part of the text that stays whole if it can. ``level``: of a heading; ``leads``: belongs to the next."""
+    """A part of the text that stays whole if possible.
+
+    Attributes:
+        level: The level of a heading; 0 otherwise.
+        leads: Whether the piece must stay with the next one.
+    """
 
     start: int
     end: int
@@ -197,7 +204,7 @@ def _blocks(document: Document) -> Iterator[_Piece]:
     for line in text.splitlines(keepends=True):
         start, end = at, at + len(line)
         at = end
-        if start in levels:  # first of all: in a notebook, a cell with an open fence ends before the next one's heading
+        if start in levels:  # checked first: in a notebook, a heading ends the fence that a cell left open
             yield from closed()
             kind = "heading"
             block.append((start, end))
@@ -226,7 +233,7 @@ def _blocks(document: Document) -> Iterator[_Piece]:
 
 
 def _linked(document: Document, pieces: list[_Piece]) -> list[_Piece]:
-    """Say which pieces belong to the next one: lead-in sentences, table headers, what stands above a rule."""
+    """Mark pieces that stay with the next one: lead-in sentences, table headers, and pieces above a rule."""
     linked: list[_Piece] = []
     for piece in pieces:
         words = document.text[piece.start : piece.end]
@@ -247,11 +254,11 @@ def _linked(document: Document, pieces: list[_Piece]) -> list[_Piece]:
 
 
 def _cut(document: Document, piece: _Piece, cut: Splitter) -> list[_Piece]:
-    """Splitter a piece into pieces."""
+    """Split a piece into pieces."""
     spans = parts(document.text, (piece.start, piece.end), cut(document.text[piece.start : piece.end]))
     last = len(spans) - 1
     return [
-        # Only the first part begins the section, only the last leads on.
+        # Only the first part keeps the heading level, only the last part leads to the next piece.
         dataclasses.replace(piece, start=a, end=b, leads=piece.leads and i == last, level=0 if i else piece.level)
         for i, (a, b) in enumerate(spans)
     ]

@@ -1,4 +1,4 @@
-"""Chunks of so many tokens, with an overlap."""
+"""A chunker that cuts windows of a fixed number of tokens."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from ragkit.documents.document import Document
 from ragkit.embedding.base import Embedder
 from ragkit.space import has_choices
 
-_SEGMENT = 50_000  # characters whose tokens are looked at at a time
+_SEGMENT = 50_000  # characters that are tokenized at a time
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TokenChunker:
-    """Windows of the embedder's own tokens, whatever they hold. A word is not cut in two unless it must be.
+    """Cut windows of the embedder's tokens, regardless of content. Words are split only if they exceed a chunk.
 
     Args:
-        max_tokens: The longest chunk.
-        overlap_tokens: How many of a chunk's last tokens the next one begins with.
+        max_tokens: The most tokens in a chunk.
+        overlap_tokens: The number of tokens at the end of a chunk that the next chunk repeats.
     """
 
     max_tokens: int = 200
@@ -43,17 +43,17 @@ class TokenChunker:
         return chunks_at(document, enforce_limit(text, spans, embedder.count_tokens, max_tokens=self.max_tokens))
 
     def _windows(self, text: str, start: int, end: int, embedder: Embedder) -> list[Span]:
-        # Where a chunk may begin: at a token, and if it is not a whole chunk away, at one that begins a word.
+        # A chunk begins at a token; at the beginning of a word, if there is one within reach.
         begins = [start + a for a, b in embedder.token_spans(text[start:end]) if a < b]
         is_word = [at == start or not (text[at].isalnum() and text[at - 1].isalnum()) for at in begins]
         spans: list[Span] = []
         first = 0
         while first < len(begins):
-            last = first + self.max_tokens  # the first token that is no longer in the chunk
+            last = first + self.max_tokens  # the first token after the chunk
             if last < len(begins):
                 last = next((at for at in range(last, first, -1) if is_word[at]), last)
             stop = begins[last] if last < len(begins) else end
-            # What a tokenizer leaves out (some control characters) belongs to the chunk before.
+            # Characters that the tokenizer drops (some control characters) belong to the previous chunk.
             a, b = trimmed(text, begins[first] if first else start, stop)
             if a < b:
                 spans.append((a, b))
@@ -68,7 +68,7 @@ class TokenChunker:
 
 
 def _segments(text: str) -> list[Span]:
-    """Parts of a text that end at white space, if there is any, and can be taken one by one."""
+    """Split a text into segments to tokenize one by one, at white space if there is any."""
     found: list[Span] = []
     start = 0
     while start < len(text):

@@ -1,4 +1,4 @@
-"""Files to documents: what is found, how it is decoded and parsed, safely."""
+"""Finding, decoding and parsing of files into documents."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""A document in the making: every reader adds to one, block by block, and marks stand where their blocks begin."""
+"""The `DocumentBuilder`, to which a reader adds text block by block. Marks point to the start of their block."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from ragkit.documents.encoding import clean
 from ragkit.documents.markup import markdown_headings
 from ragkit.errors import DocumentError
 
-MAX_CHARACTERS = 20_000_000  # of text that one document may unfold to: a zip bomb ends here
-NO_TEXT = "empty: it holds no text"
+MAX_CHARACTERS = 20_000_000  # the longest text of a document; stops zip bombs
+NO_TEXT = "empty: it contains no text"
 ENCRYPTED = "encrypted: it needs a password; save a copy without one"
 _MAX_LABEL = 300
 _NO_TITLES = frozenset({"untitled", "untitled document", "(anonymous)", "none", "powerpoint presentation"})
 
 
 class DocumentBuilder:
-    """Text and marks of a document that is being read.
+    """Collect the text and the marks of a document while its file is read.
 
     Attributes:
         source: The file.
-        size: How many characters there are so far.
-        marks: What begins where.
+        size: The number of characters so far.
+        marks: The marks so far.
     """
 
     def __init__(self, source: SourceFile) -> None:
@@ -33,24 +33,24 @@ class DocumentBuilder:
         self._parts: list[str] = []
 
     def page(self, number: int) -> None:
-        """Begin a page."""
+        """Start a page."""
         self.marks.append(Mark(self.size, "page", str(number)))
 
     def heading(self, label: str, *, level: int) -> None:
-        """Add a heading as a block of its own, written as in Markdown."""
+        """Add a heading as a separate block, in Markdown notation."""
         if line := one_line(label):
             self.marks.append(Mark(self.size, "heading", line, level))
             self.add(f"{'#' * level} {line}")
 
     def add(self, text: str, *, is_markdown: bool = False) -> None:
-        """Add a block; a blank line parts it from the next.
+        """Add a block, followed by a blank line.
 
         Args:
-            text: The block; nothing happens if it is blank.
-            is_markdown: Whether to mark its headings.
+            text: The block; a blank one is ignored.
+            is_markdown: Whether the block is Markdown whose headings become marks.
 
         Raises:
-            DocumentError: The text grows too long.
+            DocumentError: The document's text is too long.
         """
         block = clean(text).strip("\n")
         if not block.strip():
@@ -65,16 +65,16 @@ class DocumentBuilder:
         self.size += len(block) + 2
 
     def finish(self, text: str | None = None, *, title: str = "", part: str = "", **metadata: Any) -> Document:
-        """Make the document.
+        """Create the document.
 
         Args:
-            text: The whole text, if it is to stay as it is; else that of the blocks.
-            title: Shown with citations; if there is none, the first heading of level 1 serves, or the file's name.
-            part: Names the document within its file, if the file holds several.
-            metadata: What else the file says about itself.
+            text: The whole text, to use it verbatim; None uses the text of the blocks.
+            title: The title to show with citations; if empty, the first heading of level 1 or the file's name.
+            part: Identifies the document within its file, if the file has several.
+            metadata: Other metadata from the file.
 
         Raises:
-            DocumentError: There is no text.
+            DocumentError: The text is empty or too long.
         """
         text = "".join(self._parts) if text is None else text
         if not text.strip():
@@ -94,12 +94,12 @@ class DocumentBuilder:
 
 
 def one_line(text: str) -> str:
-    """A label: one line, not too long."""
+    """Return a label: the text on one line, truncated."""
     return " ".join(clean(text).split())[:_MAX_LABEL]
 
 
 def _title(title: str) -> str:
-    """One line; nothing for what programs write when nobody gave a title."""
+    """Return the title on one line; empty for the placeholders that programs write into untitled files."""
     line = one_line(title).removeprefix("Microsoft Word - ")
     return "" if line.lower() in _NO_TITLES or line.lower().endswith((".pdf", ".doc", ".docx", ".pptx")) else line
 
@@ -114,17 +114,17 @@ _UNFOLDS = frozenset({"LimitReachedError", "EntitiesForbidden"})  # pypdf's, def
 
 
 def reason_of(error: BaseException) -> str:
-    """Say in one sentence why a file, a page or a row could not be read."""
+    """Describe in one sentence why a file, a page or a row could not be read."""
     match error:
         case TimeoutError():
             return "not read in time"
-        case OSError(errno=int()):  # else it is not the system's, but a parser's
+        case OSError(errno=int()):  # without errno, a parser raised it
             return f"cannot be read: {error.strerror}"
         case RecursionError():
-            return "nested too deep to be read"
+            return "nested too deeply to be read"
         case MemoryError():
             return "too large for this machine's memory"
     detail = clean(" ".join(str(error).split())[:200]) or type(error).__name__
-    if type(error).__name__ in _UNFOLDS:  # by name: importing their modules for every text file would cost a while
+    if type(error).__name__ in _UNFOLDS:  # by name: importing their modules is slow, and text files do not need them
         return f"unfolds to more than is safe to read: {detail}"
     return f"damaged, or not what its name says: {detail}"

@@ -1,6 +1,6 @@
-"""Documents: a text, where it came from, and what stands where in it.
+"""Documents, the files they come from, and the results of a search for files.
 
-`ragkit.documents.find_sources` says which files of a folder are documents; `ragkit.documents.read` reads one.
+`ragkit.documents.find_sources` finds the documents in a folder; `ragkit.documents.read` reads one file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ragkit.hashing import hash_bytes, hash_file
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Mark:
-    """Something that begins at an offset of the text: a heading with its level (from 1), or a page with its number."""
+    """A heading with its level (from 1), or a page with its number, that begins at an offset of the text."""
 
     start: int
     kind: Literal["heading", "page"]
@@ -31,14 +31,14 @@ class Document:
     """A text that can be indexed.
 
     Attributes:
-        id: Names the document within its folder, the same in every run: its path with ``/``; a row of a JSONL file
-            has ``path#row id``.
-        text: The text; all offsets are characters of it. Encodable as UTF-8, lines end in ``\\n``.
-        source: The file, as a person would open it.
-        title: Shown with citations.
+        id: Identifies the document within its folder, the same in every run: its path with ``/``, or
+            ``path#row id`` for a row of a JSONL file.
+        text: The text. All offsets count its characters. It can be encoded as UTF-8; lines end in ``\\n``.
+        source: The path or address of the file, for display.
+        title: The title to show with citations.
         language: ISO 639-1 code; "und" if unknown.
         marks: Headings and pages, sorted by offset.
-        metadata: What else the file says about itself.
+        metadata: Other metadata from the file.
     """
 
     id: str
@@ -50,7 +50,7 @@ class Document:
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     def headings_at(self, offset: int) -> tuple[str, ...]:
-        """The headings above an offset, outermost first; one that begins at the offset counts."""
+        """Return the headings above an offset, outermost first, including one that begins at the offset."""
         path: list[str] = []
         level = 7
         for at in range(self._marks_until(offset) - 1, -1, -1):
@@ -63,14 +63,14 @@ class Document:
         return tuple(reversed(path))
 
     def page_at(self, offset: int) -> int | None:
-        """The page of an offset, from 1; None in a document without pages."""
+        """Return the page number of an offset, from 1; None in a document without pages."""
         for at in range(self._marks_until(offset) - 1, -1, -1):
             if self.marks[at].kind == "page":
                 return int(self.marks[at].label)
         return None
 
     def digest(self) -> str:
-        """Return the hash of what would be indexed of it."""
+        """Return a hash of everything that is indexed: title, language, marks and text."""
         parts = (self.title, self.language, repr(self.marks), self.text)
         return hash_bytes("\0".join(parts).encode())
 
@@ -83,13 +83,13 @@ class Document:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFile:
-    """A file to load. There may be a hundred thousand of them: what can be derived is.
+    """A file to load. Derived values are properties, because there may be a hundred thousand instances.
 
     Attributes:
-        root: The folder that was asked for.
-        name: The file's path below it, as the system writes it.
+        root: The folder to which `name` is relative.
+        name: The file's path below `root`, in the system's notation.
         size_bytes: Its size.
-        url: Where it was downloaded from; empty for a file that was there.
+        url: The address that it was downloaded from; empty for a local file.
     """
 
     root: Path
@@ -99,14 +99,14 @@ class SourceFile:
 
     @property
     def path(self) -> Path:
-        """Where it is."""
+        """The full path of the file."""
         return self.root / self.name
 
     @property
     def id(self) -> str:
-        r"""Its path below the root, with ``/``; for a download, its address without the host.
+        r"""The path below the root, with ``/``; for a download, the address without the host.
 
-        Bytes of a name that are not UTF-8 are written ``\xNN``.
+        Bytes of a name that are not UTF-8 become ``\xNN``.
         """
         if self.url:
             return self.url.partition("://")[2].partition("/")[2] or "/"
@@ -114,14 +114,14 @@ class SourceFile:
 
     @property
     def where(self) -> str:
-        """Its path or address for people and for the wire: always encodable as UTF-8."""
+        """The path or address for display and for messages: always encodable as UTF-8."""
         return self.url or printable_path(self.path)
 
     def hash(self) -> str:
-        """Return the hash of its bytes.
+        """Return a hash of the file's bytes.
 
         Raises:
-            DocumentError: It cannot be read.
+            DocumentError: The file cannot be read.
         """
         try:
             return hash_file(self.path)
@@ -131,12 +131,12 @@ class SourceFile:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Skipped:
-    """Files or folders that are passed over without being looked into, all for one reason.
+    """Files and folders that were skipped for the same reason, without being read.
 
     Attributes:
-        reason: Why, as a phrase: ``"hidden"``.
-        count: How many; a folder counts once, whatever it holds.
-        examples: The first few, as paths below the root, a folder's with a ``/`` at the end.
+        reason: The reason as a phrase, such as ``"hidden"``.
+        count: The number of files and folders; a folder counts once, regardless of its contents.
+        examples: The first few, as paths below the root; those of folders end with ``/``.
     """
 
     reason: str
@@ -150,15 +150,15 @@ class Skipped:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Found:
-    """What there is to index at a place.
+    """The result of a search for files.
 
     Attributes:
-        root: The folder; of a file that was asked for, the folder that it is in; of a download, its host.
-        sources: Files to load, sorted by id.
-        failures: Files that ragkit would read, and cannot: each with its reason.
-        alone: True where one file was asked for, whether it can be loaded or not.
-        skipped: What is no document, or is not wanted.
-        keeps: What has to live as long as this: the folder of a download.
+        root: The folder that was searched; the parent folder of a single file; the host of a download.
+        sources: The files to load, sorted by id.
+        failures: Files of a supported kind that cannot be read, each with its reason.
+        alone: True if a single file or address was given, even if it cannot be loaded.
+        skipped: Files that are not documents or are excluded.
+        keeps: An object to keep alive with this one: the temporary folder of a download.
     """
 
     root: Path
@@ -170,5 +170,5 @@ class Found:
 
 
 def printable_path(path: str | Path) -> str:
-    """Write a path for people and for the wire: always encodable as UTF-8."""
+    """Return a path for display and for messages: always encodable as UTF-8."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

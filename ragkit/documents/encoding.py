@@ -1,7 +1,7 @@
-"""Text out of bytes: which encoding they are in, and what is left out of every text.
+"""Detection of encodings, and clean-up of decoded text.
 
-In this order: byte-order marks; UTF-8; UTF-8 with some damage; what a page's head declares; what charset-normalizer
-finds likely.
+Encodings are tried in this order: byte-order marks; UTF-8; UTF-8 with some damaged bytes; the declared encoding; Latin
+encodings that fit the text's language; the best guess of charset-normalizer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _CHARSET = re.compile(
 )
 
 
-# What the languages of Latin script write beyond ASCII, for `_latin`.
+# The characters beyond ASCII of each language in Latin script, for `_latin`.
 _ALPHABETS = {
     "ca": "àçèéíïòóúü·", "cs": "áčďéěíňóřšťúůýž", "da": "æøåéä", "de": "äöüß", "en": "éèêçïöñ", "es": "áéíñóúü¿¡ªº",
     "et": "äõöüšž", "fi": "äöåšž", "fr": "àâæçéèêëîïôœùûüÿ", "hr": "čćđšž", "hu": "áéíóöőúüű", "is": "áðéíóúýþæö",
@@ -53,7 +53,7 @@ _FEWEST_FITTING = 0.85
 
 
 def clean(text: str) -> str:
-    """Leave one kind of line end, no NUL, no lone surrogate: text that every later step and database can hold."""
+    """Normalize line ends to ``\\n`` and remove NULs and lone surrogates, which databases and encoders reject."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\x00", "").removeprefix("\ufeff")
     return text if text.isascii() else text.encode("utf-8", "ignore").decode("utf-8")
 
@@ -63,19 +63,19 @@ def decode(data: bytes, *, where: str, declares: bool = False) -> tuple[str, str
 
     Args:
         data: A file's bytes.
-        where: The file, for the error.
-        declares: Whether to believe what it says itself: a page's ``<meta charset>``, XML's first line, Python's
-            ``coding:``.
+        where: The file, for error messages.
+        declares: Whether to use the encoding that the file declares: ``<meta charset>`` in HTML, the first line of
+            XML, ``coding:`` in Python.
 
     Returns:
         The text, cleaned (see `clean`), and the encoding.
 
     Raises:
-        DocumentError: These bytes are not text.
+        DocumentError: The bytes are not text.
     """
     text, encoding = _decoded(data, where, declares)
     if len(_CONTROLS.findall(text)) * 20 > len(text):
-        raise DocumentError(where, "not text: it is full of control characters")
+        raise DocumentError(where, "not text: it has too many control characters")
     return clean(text), encoding
 
 
@@ -88,14 +88,14 @@ def _decoded(data: bytes, where: str, declares: bool) -> tuple[str, str]:
     except UnicodeDecodeError as error:
         first = error.start
     if b"\x00" in data[:8192]:
-        raise DocumentError(where, "not text: it holds binary data")
-    # One damaged byte must not turn each accent of a long text into two wrong letters.
+        raise DocumentError(where, "not text: it contains binary data")
+    # Tolerate a few damaged bytes: another encoding would turn each accent of a long text into two wrong letters.
     text = data.decode("utf-8", "replace")
     if text.count("\ufffd") * 20 < sum(map("\x7f".__lt__, text)):
         return text, "utf-8"
     if declares and (declared := _declared(data)):
         return data.decode(declared, "replace"), declared
-    # From the first letter that is not ASCII on: a long file may begin with pages of plain English.
+    # Sample around the first non-ASCII byte: a long file may begin with pages of plain English.
     start = max(0, first - 1_000)
     sample = data[start : start + _DETECTION_BYTES]
     encoding = _latin(sample)
@@ -110,10 +110,9 @@ def _decoded(data: bytes, where: str, declares: bool) -> tuple[str, str]:
 
 
 def _latin(data: bytes) -> str:
-    """The encoding in which a text of Latin script has the accents of its language; empty if none fits.
+    """Return the encoding in which a text in Latin script has the accents of its language; empty if none fits.
 
-    charset-normalizer sees that a text reads well, not in which language it is written: to it "trčs" is as good a
-    word as "très".
+    charset-normalizer does not take the language into account: it accepts "trčs" as readily as "très".
     """
     data = data[:_LATIN_BYTES]
     accents = sum(map("\x7f".__lt__, data.decode("latin-1")))
@@ -130,7 +129,7 @@ def _latin(data: bytes) -> str:
 
 
 def _fits(text: str, at: int, alphabet: str) -> bool:
-    """Whether a character is one that its language would have in this place."""
+    """Return whether a character is plausible in this position in its language."""
     char, before, after = text[at], text[at - 1 : at], text[at + 1 : at + 2]
     if char in _PUNCTUATION:
         return char in "’–—" or not (after.isalpha() and (before.isalpha() or char in "½¼¾²³±×´"))
@@ -138,7 +137,7 @@ def _fits(text: str, at: int, alphabet: str) -> bool:
 
 
 def _declared(data: bytes) -> str:
-    """The encoding that a text names, if Python knows it."""
+    """Return the encoding that a text declares; empty if there is none or Python does not know it."""
     found = _CHARSET.search(data[:4096])
     try:
         name = codecs.lookup((found[1] or found[2] or found[3]).decode()).name if found else ""
@@ -153,11 +152,11 @@ def lines(path: Path, *, where: str, max_characters: int) -> Iterator[str | None
 
     Args:
         path: The file.
-        where: The file, for the error.
+        where: The file, for error messages.
         max_characters: The longest line.
 
     Raises:
-        DocumentError: These bytes are not text.
+        DocumentError: The bytes are not text.
     """
     with path.open("rb") as stream:
         encoding = _encoding_of(stream, where)
@@ -173,7 +172,7 @@ def lines(path: Path, *, where: str, max_characters: int) -> Iterator[str | None
 
 
 def _encoding_of(stream: io.BufferedReader, where: str) -> str:
-    """See `decode`, for a file that is too large to hold: the block that is not UTF-8 decides."""
+    """Detect the encoding of a file too large for memory: the first block that is not UTF-8 decides. See `decode`."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     while block := stream.read(_BLOCK_BYTES):
         if stream.tell() == len(block) and (block.startswith(tuple(bom for bom, _ in _BOMS)) or b"\x00" in block):

@@ -1,4 +1,4 @@
-"""Which kinds of file ragkit reads: by the ending of the name, by the whole name, or by what a server calls it."""
+"""The kinds of files that ragkit reads, by file name extension, by file name, or by media type."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ CODE_SUFFIXES = (
     ".jl", ".f90", ".sql", ".sh", ".bash", ".zsh", ".ps1", ".bat", ".tex", ".bib", ".org", ".adoc", ".css", ".scss",
     ".json", ".yaml", ".yml", ".toml", ".xml", ".ini", ".cfg", ".proto", ".graphql", ".tf", ".cmake",
 )  # fmt: skip
-"""Text for machines, and for people who write it: programs, their settings and their data."""
+"""Extensions of source code, configuration and data files."""
 
 SUFFIXES = _DOCUMENT_SUFFIXES + CODE_SUFFIXES
-"""The file endings that ragkit reads."""
+"""The file name extensions that ragkit reads."""
 
 FILE_NAMES = frozenset(
     {"authors", "changelog", "changes", "code_of_conduct", "contributing", "contributors", "copying", "credits"}
     | {"dockerfile", "gemfile", "history", "install", "jenkinsfile", "justfile", "licence", "license", "maintainers"}
     | {"makefile", "news", "notice", "rakefile", "readme", "security", "thanks", "todo", "vagrantfile"}
 )
-"""Names without an ending, in lower case, that are text wherever they occur."""
+"""Names of text files without an extension, in lower case."""
 
 _SUFFIXES = frozenset(SUFFIXES)
 
@@ -48,7 +48,7 @@ _MEDIA_TYPES: Mapping[str, str] = {
 
 
 def kind_of(name: str) -> str | None:
-    """The kind of a file by its name, as one of `SUFFIXES`; None if ragkit does not read it."""
+    """Return the kind of a file by its name, as one of `SUFFIXES`; None if ragkit does not read it."""
     stem, dot, ending = name.rpartition(".")
     if not dot or not stem:
         return ".txt" if name.lower() in FILE_NAMES else None
@@ -57,11 +57,12 @@ def kind_of(name: str) -> str | None:
 
 
 def kind_of_media_type(media_type: str, name: str) -> str | None:
-    """The kind of what a server sends.
+    """Return the kind of a server's response, as one of `SUFFIXES`; None if ragkit does not read it.
 
     Args:
-        media_type: As in ``Content-Type``, without its parameters; empty if the server did not say.
-        name: The last part of the address: servers call much that has a proper name plain text or plain bytes.
+        media_type: The ``Content-Type`` without its parameters; empty if the server sent none.
+        name: The last part of the address. It decides if the media type is generic, as servers often send plain text
+            or plain bytes for other kinds.
     """
     if kind := _MEDIA_TYPES.get(media_type):
         return kind

@@ -1,9 +1,8 @@
-"""Which files the ignore rules of a folder pass over: ``.gitignore``, as Git reads it, and ``.ragkitignore`` alike.
+"""Ignore rules: ``.gitignore``, as Git reads it, and ``.ragkitignore`` with the same syntax.
 
-A pattern becomes a regular expression. Each of its stars but the last of a name takes the least that it can and
-never gives it back: that finds the same matches, and no pattern makes it try all ways to cut a name.
-See https://git-scm.com/docs/gitignore; the tests ask Git itself. One thing differs: ``?`` and ``[!a]`` are a character,
-and to Git a byte.
+A pattern becomes a regular expression. Every star but the last of a name is lazy and atomic: this finds the same
+matches, and no pattern causes exponential backtracking. See https://git-scm.com/docs/gitignore; the tests compare with
+Git itself. One difference: ``?`` and ``[!a]`` match a character, in Git a byte.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import re
 from pathlib import Path
 
 IGNORE_FILES = (".gitignore", ".ragkitignore")
-"""In this order: what the later one says counts more."""
+"""In increasing order of precedence."""
 
 _MAX_BYTES = 2**20  # of one ignore file
 _MAX_PATTERN = 1_000  # characters
@@ -28,17 +27,17 @@ _CLASSES = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Pattern:
-    regex: re.Pattern[str]  # for the path below the folder of its file, with a "/" at the end of a folder
+    regex: re.Pattern[str]  # matches the path relative to the folder of its ignore file; folders end with "/"
     ignores: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rules:
-    """The rules that hold in a folder: those of its own file, and all above it.
+    """The rules that apply in a folder: its own and those of all folders above.
 
     Attributes:
         above: The rules of the folders above.
-        base: How the folder's paths begin; empty, or with a ``/`` at the end.
+        base: The prefix of the folder's paths: empty, or ending with ``/``.
     """
 
     above: Rules | None
@@ -47,7 +46,7 @@ class Rules:
     any_pattern: re.Pattern[str]
 
     def ignores(self, path: str, *, is_folder: bool) -> bool:
-        """Whether the rules pass over a path (with ``/``), given that the folders above it are not passed over."""
+        """Return whether the rules ignore a path (with ``/``), given that the folders above it are not ignored."""
         name = path + "/" if is_folder else path
         rules: Rules | None = self
         while rules is not None:
@@ -61,13 +60,13 @@ class Rules:
 
 
 def with_rules_of(folder: str | Path, base: str, above: Rules | None, *names: str) -> Rules | None:
-    """Add the rules of a folder's ignore files, if it has any, to those above it.
+    """Add the rules of a folder's ignore files, if there are any, to those of the folders above.
 
     Args:
         folder: The folder.
-        base: How paths in it begin for `Rules.ignores`.
+        base: The prefix of its paths in `Rules.ignores`.
         above: The rules of the folders above.
-        names: The files; `IGNORE_FILES` by default. Links and what is no plain file are passed over, as Git does.
+        names: The ignore files; `IGNORE_FILES` by default. Only regular files are read, and no links, as in Git.
     """
     expressions: list[tuple[str, bool]] = []
     for name in names or IGNORE_FILES:
@@ -78,7 +77,7 @@ def with_rules_of(folder: str | Path, base: str, above: Rules | None, *names: st
             with open(file, "rb") as stream:
                 content = stream.read(_MAX_BYTES)
         except OSError:
-            continue  # rules that nobody can read hold for nobody
+            continue  # unreadable rules do not apply
         for line in os.fsdecode(content.removeprefix(b"\xef\xbb\xbf")).split("\n"):
             if translated := translate(line):
                 expressions.append(translated)
@@ -90,11 +89,11 @@ def with_rules_of(folder: str | Path, base: str, above: Rules | None, *names: st
 
 
 def rules_above(root: Path) -> tuple[Rules | None, str]:
-    """The rules that a Git repository has for a folder in it, from the folders above.
+    """Return the rules for a folder from the Git repository that it is in.
 
     Returns:
-        The rules, and how paths in the folder begin for them. None if the rules pass over the folder itself, for
-        whoever names it means it; and where there is no repository.
+        The rules of the folders above, and the prefix of the folder's paths in `Rules.ignores`. The rules are None
+        without a repository, and if they ignore the folder itself, because the user named it explicitly.
     """
     top = next((folder for folder in (root, *root.parents) if (folder / ".git").exists()), None)
     if top is None:
@@ -110,11 +109,11 @@ def rules_above(root: Path) -> tuple[Rules | None, str]:
 
 
 def translate(line: str) -> tuple[str, bool] | None:
-    """Make a regular expression of one line of an ignore file.
+    """Translate one line of an ignore file to a regular expression.
 
     Returns:
-        The expression, to match a whole path, and whether what it matches is passed over (or taken after all: ``!``).
-        None for a line that is no pattern, or one that never matches.
+        The expression, which matches a whole path, and whether a match is ignored (False for ``!``: a match is
+        included again). None for a line that is not a pattern, or never matches.
     """
     pattern = _without_spaces(line.removesuffix("\r"))
     if not pattern or pattern.startswith("#") or len(pattern) > _MAX_PATTERN:
@@ -126,7 +125,7 @@ def translate(line: str) -> tuple[str, bool] | None:
     names = pattern.removeprefix("/").split("/")
     if "/" not in pattern:
         names.insert(0, "**")
-    # Between two "**" stands a run of names. Where it is looked for, the first place that fits is as good as any.
+    # Between two "**" is a run of names. The first place where a run matches is as good as any later one.
     runs: list[list[str]] = [[]]
     for before, name in itertools.pairwise(["", *names]):
         if name != "**":
@@ -146,14 +145,14 @@ def translate(line: str) -> tuple[str, bool] | None:
 
 
 def _without_spaces(line: str) -> str:
-    """Cut spaces at the end, but for one that is escaped."""
+    """Strip trailing spaces, except an escaped one."""
     cut = line.rstrip(" ")
     escapes = len(cut) - len(cut.rstrip("\\"))
     return cut + " " if escapes % 2 and len(cut) < len(line) else cut
 
 
 def _name(glob: str) -> str | None:
-    """The expression for one name, without slashes; None if nothing can match."""
+    """Return the expression for one name, without slashes; None if nothing can match."""
     pieces = [""]
     at = 0
     while at < len(glob):
@@ -182,7 +181,7 @@ def _name(glob: str) -> str | None:
 
 
 def _class(glob: str, at: int) -> tuple[str, int] | None:
-    """The expression for ``[...]`` from behind its bracket, and where it ends; None if it does not."""
+    """Return the expression for ``[...]``, whose content starts at `at`, and its end; None if it is not closed."""
     is_negated = glob[at : at + 1] in ("!", "^")
     at += is_negated
     start = at

@@ -1,7 +1,8 @@
-"""From one file to its documents, a reader for each kind.
+"""Reading of files into documents, with one reader per kind of file.
 
-Everything in a file is untrusted. Sizes are bounded, and whatever a parser raises becomes a `DocumentError`
-with a reason that a person can act on. One bad file stops nobody else; one bad page or row does not stop its file.
+The contents of a file are untrusted. Sizes are bounded, and any exception of a parser becomes a `DocumentError` with a
+reason that a user can act on. A bad file does not affect other files; a bad page or row does not affect the rest of
+its file.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ _Reader = Callable[[SourceFile, float], Iterator[Document | DocumentError]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Loaded:
-    """What `load` made of one file: its documents, and the pages or rows that could not be read."""
+    """The result of `load`: a file's documents, and the pages or rows that could not be read."""
 
     documents: tuple[Document, ...]
     failures: tuple[DocumentError, ...] = ()
 
 
 def load(source: SourceFile, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Loaded:
-    """Read one file whole; see `read`."""
+    """Read one file completely; see `read`."""
     documents: list[Document] = []
     failures: list[DocumentError] = []
     for item in read(source, timeout_seconds=timeout_seconds):
@@ -51,24 +52,24 @@ def load(source: SourceFile, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Loa
 
 
 def read(source: SourceFile, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[Document | DocumentError]:
-    """Read one file, and give its documents as they come, with their languages guessed; see `parse`."""
+    """Read one file and yield its documents one by one, with detected languages; see `parse`."""
     for item in parse(source, timeout_seconds=timeout_seconds):
         yield with_language(item) if isinstance(item, Document) else item
 
 
 def parse(source: SourceFile, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[Document | DocumentError]:
-    """Read one file, and give its documents as they come, in languages unknown unless the file says.
+    """Read one file and yield its documents one by one. Languages are unknown unless the file declares them.
 
     Args:
-        source: One of those that `find_sources` found.
-        timeout_seconds: For pages and sheets, which a small file may have without end: what is read until then is
-            kept, the rest reported.
+        source: A file that `find_sources` found.
+        timeout_seconds: The time limit for pages and sheets, of which a small file may have very many. What was read
+            by then is kept; the rest is reported as a failure.
 
     Yields:
-        Documents; and, in their place, the pages and rows that cannot be read.
+        Documents, and a `DocumentError` for each page or row that cannot be read.
 
     Raises:
-        DocumentError: The file as a whole cannot be used: unreadable, damaged, encrypted, empty, scanned, ...
+        DocumentError: The file as a whole is unusable: unreadable, damaged, encrypted, empty, scanned, ...
     """
     reader = _READERS.get(kind_of(source.name) or "", read_text)
     try:
@@ -76,7 +77,7 @@ def parse(source: SourceFile, *, timeout_seconds: float = TIMEOUT_SECONDS) -> It
     except DocumentError:
         raise
     except BaseException as error:
-        # A parser given a hostile file may raise anything at all; none of it is a reason to stop the others.
+        # A parser may raise anything on a hostile file; other files must still be read.
         if is_fatal(error) and not isinstance(error, MemoryError):
             raise
         raise DocumentError(source.where, reason_of(error)) from error

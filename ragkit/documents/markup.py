@@ -1,4 +1,4 @@
-"""Markdown and HTML: what their grammars say about a text."""
+"""Parsing of Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from ragkit.documents.encoding import clean
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
 
-# These log each small repair of each file: of use to who configures logging, noise on everybody else's console.
+# These log every small repair of a file. Without a logging configuration, keep that off the console.
 for _library in ("htmldate", "trafilatura"):
     logging.getLogger(_library).addHandler(logging.NullHandler())
 
 
 # ------------------------------------------------------------------------------------- Markdown
 
-# Three dashes, a first line "key: value", three dashes or dots. Without the key it is a rule and a setext heading.
+# Three dashes, a first line "key: value", three dashes or dots. Without the key, it is a rule and a setext heading.
 _FRONT_MATTER = re.compile(r"---[ \t]*\n\s*[\w-]+[ \t]*:.*?\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
 _FRONT_TITLE = re.compile(r"^title[ \t]*:[ \t]*(\S.*)$", re.MULTILINE | re.IGNORECASE)
 _WORDS = frozenset({"text", "code_inline", "softbreak", "hardbreak", "image"})
 
 
 def front_matter_title(text: str) -> str:
-    """The ``title:`` of YAML front matter; empty if there is none."""
+    """Return the ``title:`` of YAML front matter; empty if there is none."""
     front = _FRONT_MATTER.match(text)
     found = _FRONT_TITLE.search(front[0]) if front else None
     return found[1].rstrip(" \t").strip("\"'") if found else ""
 
 
 def markdown_headings(text: str, *, offset: int = 0) -> tuple[Mark, ...]:
-    """Find the headings of Markdown by its grammar, so that a ``#`` in a code block is none.
+    """Find the headings of a Markdown text with a real parser, so that a ``#`` in a code block does not count.
 
     Args:
-        text: Markdown, with ``\\n`` line ends; YAML front matter is passed over.
-        offset: Added to each mark's start.
+        text: Markdown, with ``\\n`` line ends; YAML front matter is skipped.
+        offset: An offset to add to the start of each mark.
     """
     front = _FRONT_MATTER.match(text)
     body = front.end() if front else 0
@@ -50,7 +50,7 @@ def markdown_headings(text: str, *, offset: int = 0) -> tuple[Mark, ...]:
     for token, inline in itertools.pairwise(blocks.parse(text[body:])):
         if token.type != "heading_open" or token.map is None:
             continue
-        # The inline grammar only for headings, and only so much of them: on hostile text it takes quadratic time.
+        # Inline parsing takes quadratic time on hostile text: parse only headings, and only their beginning.
         children = inlines.parseInline(inline.content[:1_000])[0].children or ()
         words = "".join(" " if c.type.endswith("break") else c.content for c in children if c.type in _WORDS)
         if label := " ".join(words.split())[:300]:
@@ -68,7 +68,7 @@ def _markdown() -> tuple[MarkdownIt, MarkdownIt]:
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Write rows as a table, the first as its header; empty if there are none."""
+    """Format rows as a Markdown table whose header is the first row; empty if all cells are blank."""
     if not rows or not any(cell.strip() for row in rows for cell in row):
         return ""
     width = max(len(row) for row in rows)
@@ -89,20 +89,20 @@ _INLINE = frozenset(
 
 
 def html_to_markdown(html: str) -> tuple[str, str]:
-    """Take a page's main text, as Markdown: it keeps what matters here, headings, lists, tables and code.
+    """Extract the main text of a page as Markdown, with headings, lists, tables and code.
 
     Returns:
-        The text, or all that a reader would see if the page has no main text (an index, a form, a fragment);
-        and the page's title. Either may be empty.
+        The main text, or all visible text if the page has no main text (an index, a form, a fragment), and the page's
+        title. Either may be empty.
 
     Raises:
-        RecursionError: The page is nested too deep.
+        RecursionError: The page is nested too deeply.
     """
     import trafilatura
     from lxml import html as lxml_html
 
-    # A parser of our own, for its larger limit on depth (2,048), and because it says when that was reached:
-    # trafilatura's drops in silence what is nested deeper than 256.
+    # Not trafilatura's own parser, which silently drops elements nested deeper than 256. This one has a limit of 2,048
+    # and reports when it is reached.
     parser = lxml_html.HTMLParser(huge_tree=True, encoding="utf-8")
     try:
         tree = lxml_html.document_fromstring(html.encode(), parser=parser)
@@ -116,17 +116,17 @@ def html_to_markdown(html: str) -> tuple[str, str]:
     try:
         text = trafilatura.extract(tree, output_format="markdown", include_comments=False, favor_recall=True)
     except RecursionError:
-        text = None  # its functions recurse, ours do not
+        text = None  # trafilatura recurses; `_visible_text` does not
     return clean(text or visible), title or ""
 
 
 def _visible_text(tree: Any) -> str:
-    """All text of a page, block by block."""
+    """Return all visible text of a page, block by block."""
     parts: list[str] = []
     stack = [(tree, False)]
     while stack:
         element, is_end = stack.pop()
-        tag = element.tag if isinstance(element.tag, str) else ""  # else a comment
+        tag = element.tag if isinstance(element.tag, str) else ""  # comments have no string as their tag
         block = "" if tag in _INLINE or not tag else "\n\n"
         if is_end:
             parts += (block, element.tail or "")
@@ -139,22 +139,22 @@ def _visible_text(tree: Any) -> str:
     return "\n\n".join(line for line in lines if line.strip("# "))
 
 
-_MAX_DEPTH = 200  # markdownify recurses, with a few calls for each level
+_MAX_DEPTH = 200  # markdownify recurses, with several calls per level
 _PROCESSING = re.compile(r"<\?[^>]*>")
 
 
 def html_in_full(html: str) -> str:
-    """Write all that a page says as Markdown: for what has no menus and banners, such as a book's chapter.
+    """Convert a whole page to Markdown. For pages without menus and banners, such as the chapter of a book.
 
     Raises:
-        RecursionError: The page is nested too deep.
+        RecursionError: The page is nested too deeply.
     """
     import warnings
 
     import bs4
 
-    with warnings.catch_warnings(action="ignore"):  # that a chapter in XHTML is XML; here it need not even be that
-        # Python's own parser: lxml's drops in silence what is nested deeper than 256.
+    with warnings.catch_warnings(action="ignore"):  # it warns about XHTML, which is often not even well-formed
+        # Python's parser: lxml's silently drops elements nested deeper than 256.
         page = bs4.BeautifulSoup(_PROCESSING.sub("", html), "html.parser")
     level: list[Any] = [page]
     for _ in range(_MAX_DEPTH):
@@ -169,12 +169,12 @@ def _converter() -> Any:
     import markdownify
 
     class Converter(markdownify.MarkdownConverter):
-        """Leaves out what is not read: what is hidden, links within the book, pictures but for what they show."""
+        """Drop hidden elements, links within the document, and images except their alternative text."""
 
         def convert_a(self, element: Any, text: str, parent_tags: Any) -> str:
             target = str(element.get("href") or "")
             if target.startswith(("#footnote-ref-", "#endnote-ref-", "#comment-ref-")):
-                return ""  # mammoth's arrow, back to where a note is referred to
+                return ""  # mammoth's link from a note back to its reference
             if target.startswith(("http:", "https:", "mailto:")):
                 words = text.strip()
                 return f"[{words}]({target})" if words and words != target else target
@@ -188,7 +188,7 @@ def _converter() -> Any:
 
         convert_script = convert_style = convert_template = convert_svg = convert_title = convert_head
 
-    # No escapes: an underscore with a backslash before it is found by nobody who looks for the word.
+    # No escapes: a search for "snake_case" would not find "snake\_case".
     return Converter(
         heading_style="ATX",
         bullets="-",

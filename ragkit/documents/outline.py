@@ -1,4 +1,4 @@
-"""Headings of texts that are neither Markdown nor HTML: what a program, a paper or a manual is made up of."""
+"""Headings of Python, reStructuredText, TeX and Org files: classes, functions and sections."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from ragkit.documents.document import Mark
 
-_MAX_CODE = 500_000  # characters: more was written by a program, and its tree takes much memory
+_MAX_CODE = 500_000  # characters; longer code is usually generated, and its syntax tree takes much memory
 _ADORNMENT = re.compile(r"([=\-~^\"'`#*+.:_<>])\1{2,}[ \t]*")
 _TEX = re.compile(r"^[ \t]*\\(chapter|section|subsection|subsubsection)\*?(?:\[[^\]\n]*\])?\{([^\n]*)\}", re.MULTILINE)
 _TEX_LEVELS = {"chapter": 1, "section": 2, "subsection": 3, "subsubsection": 4}
@@ -17,22 +17,22 @@ _ORG = re.compile(r"^(\*{1,6})[ \t]+(?:(?:TODO|DONE)[ \t]+)?(\S.*)$", re.MULTILI
 
 
 def outline(text: str, kind: str) -> tuple[Mark, ...]:
-    """The headings of a text, by its kind; none where there are none, or none can be told for sure.
+    """Return the headings of a text; none for other kinds, or if the text cannot be parsed.
 
     Args:
-        text: With ``\\n`` line ends.
-        kind: See `ragkit.documents.filetypes.kind_of`.
+        text: The text, with ``\\n`` line ends.
+        kind: The kind of file; see `ragkit.documents.filetypes.kind_of`.
     """
     find = _OUTLINES.get(kind)
     return tuple(mark for mark in find(text) if mark.label) if find is not None else ()
 
 
 def _python(text: str) -> list[Mark]:
-    """Classes and functions, and the methods below them."""
+    """Return classes, their methods, and functions."""
     if len(text) > _MAX_CODE:
         return []
     try:
-        with warnings.catch_warnings(action="ignore"):  # its backslashes are its author's business
+        with warnings.catch_warnings(action="ignore"):  # invalid escape sequences
             tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []
@@ -51,7 +51,7 @@ def _python(text: str) -> list[Mark]:
 
 
 def _rst(text: str) -> list[Mark]:
-    """Lines with a line of one character below, and perhaps above; the levels are in the order in which they come."""
+    """Return lines with an adornment below, and optionally above. Styles get levels in order of appearance."""
     lines = text.split("\n")
     starts = _line_starts(text)
     styles: list[tuple[str, bool]] = []

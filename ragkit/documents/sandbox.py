@@ -1,12 +1,13 @@
-"""Reading files in a child process, so that a file which hangs or crashes its parser takes down only its own attempt.
+"""Reading of files in a child process, so that a file that hangs or crashes its parser does not affect other files.
 
 ::
 
-    Reader  --- a source --->  child (low priority, memory limit): ragkit.documents.loading.parse
-            <-- documents and failures as they come, then the end ---
+    Reader  --- source file --->  child process (low priority, memory limit): ragkit.documents.loading.parse
+            <-- documents and failures one by one, then the end ---
 
-The child sees hostile files, so what it says is decoded as data (msgpack, of these types only) and never run.
-Its silence is bounded and not its work: a large file may take long while it goes on.
+The child parses hostile files, so its messages are decoded as plain data (msgpack, only the types below) and never
+executed. The time-out limits the time between two messages, not the total: a large file may take long as long as it
+makes progress.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from ragkit.documents.language import with_language
 from ragkit.documents.loading import TIMEOUT_SECONDS, parse
 from ragkit.errors import DocumentError, OperationCancelled
 
-GRACE_SECONDS = 30.0  # beyond `TIMEOUT_SECONDS`, at which loaders that can give up by themselves do
+GRACE_SECONDS = 30.0  # added to `TIMEOUT_SECONDS`, at which readers that check the time stop on their own
 MEMORY_BYTES = 4 * 2**30
-_LOOK_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 
 
 class _Job(msgspec.Struct, array_like=True):
-    root: bytes  # as the file system has it: names need not be UTF-8
+    root: bytes  # paths are bytes because names need not be UTF-8
     name: bytes
     size_bytes: int
     url: str
@@ -57,18 +58,18 @@ class _End(msgspec.Struct, tag="end"):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode_said = msgspec.msgpack.Decoder(_Read | _Failed | _End).decode
+_decode_message = msgspec.msgpack.Decoder(_Read | _Failed | _End).decode
 _decode_job = msgspec.msgpack.Decoder(_Job).decode
 
 
 class Reader:
-    """A child process that reads one file at a time; started when it is needed, and again when a file took it down.
+    """Read files one at a time in a child process, which starts on demand and restarts after a crash.
 
-    For one thread, but for `close`. Closing it, or ending this process, ends the child.
+    Only `close` is thread-safe. The child ends when the reader is closed or this process ends.
 
     Args:
-        timeout_seconds: How long a file's parser may say nothing before the file is given up.
-        memory_bytes: The child's address space, where the system limits it (Linux).
+        timeout_seconds: The longest time without a message from the child before it is killed and the file fails.
+        memory_bytes: The limit of the child's address space, on systems that enforce it (Linux).
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Reader:
         self._memory_bytes = memory_bytes
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
-        self._ends: float | None = None  # when its silence has lasted too long
+        self._deadline: float | None = None  # for the next message
         self._closed = threading.Event()
         self._watchdog: threading.Thread | None = None
 
@@ -92,17 +93,17 @@ class Reader:
         """See `ragkit.documents.read`.
 
         Raises:
-            DocumentError: The file as a whole cannot be used; it may have taken the child down.
-            OperationCancelled: The reader was closed meanwhile.
+            DocumentError: The file as a whole is unusable, or its parser crashed or hung.
+            OperationCancelled: The reader was closed in the meantime.
         """
-        process = self._started()
+        process = self._start()
         is_idle = False
         try:
             _send(_pipe(process.stdin), _job(source))
             while True:
-                match self._heard(process):
+                match self._receive(process):
                     case _Read(document=document):
-                        yield with_language(document)  # here: its model takes half a second to load
+                        yield with_language(document)  # here, because loading the model takes half a second
                     case _Failed(source=where, reason=reason, whole=False):
                         yield DocumentError(where, reason)
                     case _Failed(source=where, reason=reason):
@@ -112,20 +113,20 @@ class Reader:
                         is_idle = True
                         return
         except (EOFError, OSError, ValueError, msgspec.MsgspecError) as error:  # ValueError: closed by `close`
-            raise self._loss(process, source) from error
+            raise self._exit_error(process, source) from error
         finally:
-            if not is_idle:  # dead, or in the middle of a file that nobody waits for any longer
+            if not is_idle:  # the child is dead, or busy with a file that the caller abandoned
                 self._end(process)
 
     def close(self) -> None:
-        """End the child, from any thread; a `read` that waits for it raises `OperationCancelled`."""
+        """End the child. Any thread may call this; a `read` in progress raises `OperationCancelled`."""
         self._closed.set()
         with self._lock:
             process = self._process
         if process is not None:
             self._end(process)
 
-    def _started(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> subprocess.Popen[bytes]:
         with self._lock:
             if self._closed.is_set():
                 raise OperationCancelled("Reading was stopped.")
@@ -133,7 +134,7 @@ class Reader:
                 package = str(Path(__file__).resolve().parents[2])
                 paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
                 self._process = subprocess.Popen(
-                    # -P: the current folder may hold anybody's json.py.
+                    # -P: do not import from the current folder, which may contain a json.py.
                     [sys.executable, "-P", "-m", "ragkit.documents.sandbox", str(self._memory_bytes)],
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                     env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
@@ -143,32 +144,32 @@ class Reader:
                 self._watchdog.start()
             return self._process
 
-    def _heard(self, process: subprocess.Popen[bytes]) -> _Read | _Failed | _End:
-        self._ends = time.monotonic() + self._timeout_seconds
+    def _receive(self, process: subprocess.Popen[bytes]) -> _Read | _Failed | _End:
+        self._deadline = time.monotonic() + self._timeout_seconds
         try:
-            said: _Read | _Failed | _End = _decode_said(_received(_pipe(process.stdout)))
-            return said
+            message: _Read | _Failed | _End = _decode_message(_received(_pipe(process.stdout)))
+            return message
         finally:
-            self._ends = None
+            self._deadline = None
 
     def _watch(self) -> None:
-        while not self._closed.wait(min(_LOOK_SECONDS, self._timeout_seconds / 2)):
-            ends = self._ends
-            if ends is not None and time.monotonic() > ends and self._process is not None:
+        while not self._closed.wait(min(_POLL_SECONDS, self._timeout_seconds / 2)):
+            deadline = self._deadline
+            if deadline is not None and time.monotonic() > deadline and self._process is not None:
                 self._process.kill()
 
-    def _loss(self, process: subprocess.Popen[bytes], source: SourceFile) -> DocumentError | OperationCancelled:
-        """Say why the child is gone."""
+    def _exit_error(self, process: subprocess.Popen[bytes], source: SourceFile) -> DocumentError | OperationCancelled:
+        """Return the error that describes why the child ended."""
         if self._closed.is_set():
             return OperationCancelled("Reading was stopped.")
         process.kill()
         code = process.wait()
         if code == -signal.SIGKILL:
-            # The watchdog, or the system, which was short of memory; the one has waited, the other has not.
-            reason = f"not read in {self._timeout_seconds:.0f} s, or with more memory than there is; it was given up"
+            # The watchdog killed it, or the system, which was out of memory; the signal does not say which.
+            reason = f"not read in {self._timeout_seconds:.0f} s, or needs more memory than available; split the file"
         else:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else f"exit code {code}"
-            reason = f"it crashed its parser ({name}): damaged, or made to do harm"
+            reason = f"it crashed its parser ({name}): it is damaged or malicious"
         return DocumentError(source.where, reason)
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
@@ -178,7 +179,7 @@ class Reader:
         process.kill()
         process.wait()
         for pipe in (process.stdin, process.stdout):
-            with contextlib.suppress(OSError):  # what was to be written to a dead child
+            with contextlib.suppress(OSError):  # flushing buffered data to a dead child fails
                 _pipe(pipe).close()
 
 
@@ -213,11 +214,11 @@ def _source(job: _Job) -> SourceFile:
 
 
 def main() -> None:
-    said = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a parser prints is no message
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
+    messages = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # a parser's output must not mix with messages
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends this process
     _limit(int(sys.argv[1]))
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_exit_with, args=(os.getppid(),), daemon=True).start()
     while True:
         try:
             job = _decode_job(_received(sys.stdin.buffer))
@@ -228,25 +229,25 @@ def main() -> None:
             for item in parse(source):
                 match item:
                     case Document():
-                        _send(said, _Read(item))
+                        _send(messages, _Read(item))
                     case DocumentError():
-                        _send(said, _Failed(item.source, item.reason, whole=False))
-            _send(said, _End())
+                        _send(messages, _Failed(item.source, item.reason, whole=False))
+            _send(messages, _End())
         except DocumentError as error:
-            _send(said, _Failed(error.source, error.reason, whole=True))
+            _send(messages, _Failed(error.source, error.reason, whole=True))
 
 
 def _limit(memory_bytes: int) -> None:
     if hasattr(os, "nice"):
-        os.nice(5)  # embedding is what everybody waits for
-    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows; macOS knows the limit and refuses it
+        os.nice(5)  # embedding is the bottleneck
+    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows lacks it; macOS rejects the limit
         resource = importlib.import_module("resource")
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
 
 
-def _end_with(parent: int) -> None:
-    """End when the parent has: a parser that hangs does not notice a closed pipe."""
+def _exit_with(parent: int) -> None:
+    """Exit when the parent has ended: a parser that hangs does not notice a closed pipe."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)

@@ -1,6 +1,7 @@
-"""Which files of a folder are documents, and why the others are not.
+"""The search for documents in a folder, with reasons for the files that are skipped.
 
-Fast, for it is done anew in every run: one look at each folder, one at each file, and at a link where it leads.
+It runs at the start of every indexing, so it must be fast: one `scandir` per folder and one `stat` per file; links are
+resolved.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ragkit.errors import DocumentError, NoDocumentsError, SourceNotFoundError
 
 MAX_BYTES = 100 * 2**20
 STREAMED = 20
-"""How many times `MAX_BYTES` a file may have that is read row by row: JSONL and CSV."""
+"""The factor by which files that are read row by row (JSONL, CSV) may exceed `MAX_BYTES`."""
 
 _ROWS = frozenset({".jsonl", ".csv", ".tsv"})
 _INSTALLED = frozenset({"node_modules", "__pycache__", "site-packages"})
@@ -28,28 +29,27 @@ _MAX_REASONS = 50
 
 _HIDDEN = "hidden: the name begins with a dot"
 _IS_INSTALLED = "installed packages or caches"
-_IGNORED = f"passed over by the rules of {' or '.join(IGNORE_FILES)}"
-_BEIR = "the questions and judgements of a BEIR data set, beside its corpus.jsonl"
-_OUT = "a link that leads out of the folder; index its target by itself if you want it"
+_IGNORED = f"excluded by the rules of {' or '.join(IGNORE_FILES)}"
+_BEIR = "the queries and judgements of a BEIR dataset, next to its corpus.jsonl"
+_OUT = "a link that leads out of the folder; to include its target, index it separately"
 _NOWHERE = "a link that leads nowhere"
-_URL = re.compile(r"(https?):/{1,2}(?=[^/])", re.IGNORECASE)  # one slash: what a Path makes of an address
+_URL = re.compile(r"(https?):/{1,2}(?=[^/])", re.IGNORECASE)  # one slash: `Path` collapses two
 
 
 def find_sources(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Found:
-    """Find the documents below a folder, or take one file or one address.
+    """Find the documents in a folder and its subfolders, or use one file or one address.
 
-    Hidden files and folders, files of other kinds, installed packages and what the ignore rules name are skipped,
-    and `Found.skipped` says so. Files over ``max_bytes``, links that lead out of the folder or nowhere, and what
-    cannot be read are failures with a reason. A file that is given by itself may be hidden, ignored, or a link to
-    anywhere: whoever names it means it.
+    Hidden files and folders, unsupported kinds of files, installed packages and ignored files are skipped and listed in
+    `Found.skipped`. Files over ``max_bytes``, links that lead out of the folder or nowhere, and unreadable files are
+    failures with a reason. A single file that is given as ``path`` may be hidden, ignored, or a link to anywhere.
 
     Args:
         path: A folder, a file, or an address that begins with ``http://`` or ``https://``, which is downloaded.
-        max_bytes: The largest file to read; a file that is read row by row (JSONL, CSV) may have 20 times as much.
+        max_bytes: The largest file to read; a file that is read row by row (JSONL, CSV) may be 20 times as large.
 
     Raises:
-        SourceNotFoundError: There is nothing at ``path``.
-        NoDocumentsError: There is, but nothing that ragkit reads.
+        SourceNotFoundError: ``path`` does not exist.
+        NoDocumentsError: ``path`` exists but has no file of a supported kind.
     """
     if address := _URL.match(str(path)):
         return download(f"{address[1].lower()}://{str(path)[address.end() :]}", max_bytes=max_bytes)
@@ -62,7 +62,7 @@ def find_sources(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Found:
     if not is_folder:
         if kind_of(given.name) is None:
             raise NoDocumentsError(path, SUFFIXES)
-        # The name as given: the target of a link may be called anything.
+        # The name as given: the target of a link may have any name.
         return _alone(given.parent.resolve(), given.name, target, max_bytes)
     walk = _Walk(target, max_bytes)
     walk.run()
@@ -85,7 +85,7 @@ def _alone(root: Path, name: str, target: Path, max_bytes: int) -> Found:
 
 def _problem(name: str, status: os.stat_result, max_bytes: int) -> str | None:
     if not stat.S_ISREG(status.st_mode):
-        return "not a regular file"  # opening a pipe would wait for ever
+        return "not a regular file"  # opening a pipe would block
     limit = max_bytes
     if status.st_size > limit and kind_of(name) in _ROWS:
         limit *= STREAMED
@@ -95,7 +95,7 @@ def _problem(name: str, status: os.stat_result, max_bytes: int) -> str | None:
 
 
 class _Walk:
-    """One look through a folder. With a stack of its own: `os.walk` recurses, and folders can be deep."""
+    """One traversal of a folder. It has an explicit stack: `os.walk` recurses, and folders can be deep."""
 
     def __init__(self, root: Path, max_bytes: int) -> None:
         self._root = root
@@ -139,7 +139,7 @@ class _Walk:
         return Found(self._root, tuple(sources), tuple(failures), skipped=tuple(skipped))
 
     def _take(self, entry: os.DirEntry[str], below: str, rules: Rules | None) -> bool:
-        """Put an entry where it belongs; true for a folder to look into."""
+        """Classify an entry; return whether it is a folder to descend into."""
         name = entry.name
         path = below + name
         if name.startswith("."):
@@ -175,7 +175,7 @@ class _Walk:
             self._sources[path] = SourceFile(root=self._root, name=path, size_bytes=status.st_size)
 
     def _follow(self) -> None:
-        """Look where the links lead. A file and links to it are one document, under the file's own name."""
+        """Resolve the links. A file and links to it are one document, under the file's own name."""
         root = str(self._root)
         inside = root if root.endswith(os.sep) else root + os.sep
         targets: set[str] = set()
@@ -193,7 +193,7 @@ class _Walk:
             is_folder = stat.S_ISDIR(status.st_mode)
             is_inside = target == root or target.startswith(inside)
             if is_folder and is_inside:
-                continue  # the walk comes there anyway; following the link could go round in circles
+                continue  # the traversal reaches it anyway; following the link could loop
             if not is_kind and not is_folder:
                 self._skip(_other_kind(path.rpartition(os.sep)[2]), path)
             elif not is_inside:

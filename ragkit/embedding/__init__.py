@@ -1,4 +1,4 @@
-"""Texts to vectors, and the cache of what was embedded."""
+"""Embedders, which turn texts into vectors, and the embedding cache."""
 
 import lazy_loader
 

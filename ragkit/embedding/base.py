@@ -1,8 +1,8 @@
-"""Texts to unit vectors.
+"""The `Embedder` protocol: texts in, unit vectors out.
 
-An `Embedder` is anything with a name, a dimension and `embed`. Three come with ragkit: any
-sentence-transformers model (the default, all-MiniLM-L6-v2, is installed with the package and needs
-no network), any OpenAI-compatible server (`ragkit.embedding.openai`), and `HashEmbedder`, which needs no model at all.
+ragkit has three embedders: `SentenceTransformerEmbedder` runs any sentence-transformers model (the default,
+all-MiniLM-L6-v2, is installed with the package and needs no network), `OpenAIEmbedder` calls any OpenAI-compatible
+server, and `HashEmbedder` needs no model.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Kind = Literal["passage", "query"]
 
 @runtime_checkable
 class Embedder(Protocol):
-    """What ragkit needs of an embedding model.
+    """The interface of an embedding model.
 
     Attributes:
-        name: Model and settings in one string. It is stored with the index: two embedders with the
-            same name must give the same vectors.
-        dimension: Length of a vector.
-        max_tokens: The longest text that the model reads, special tokens not counted; it is blind to the rest.
-        languages: ISO 639-1 codes that the model was trained for; None if it is multilingual.
+        name: The model and its settings in one string. The index stores it: two embedders with the same name must
+            produce the same vectors.
+        dimension: The length of a vector.
+        max_tokens: The model's input limit in tokens, excluding special tokens. The model ignores text beyond it.
+        languages: ISO 639-1 codes of the languages that the model was trained for; None if it is multilingual.
     """
 
     @property
@@ -47,10 +47,10 @@ class Embedder(Protocol):
 
         Args:
             texts: n texts.
-            kind: Some models want another prompt for questions than for passages.
+            kind: What the texts are. Some models use different prompts for queries and passages.
 
         Returns:
-            float32 array of shape (n, dimension); each row has length 1.
+            float32 array of shape (n, dimension); each row has L2 norm 1.
 
         Raises:
             EmbeddingError: The model failed.
@@ -58,24 +58,27 @@ class Embedder(Protocol):
         ...
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Count each text's tokens, special tokens not counted. Fast for batches."""
+        """Count the tokens of each text, excluding special tokens. Pass many texts at once: batches are fast."""
         ...
 
     def token_spans(self, text: str) -> list[tuple[int, int]]:
-        """Return where each token stands: (start, end) offsets into the text, special tokens left out."""
+        """Return the (start, end) character offsets of each token in the text, excluding special tokens."""
         ...
 
     def fingerprint(self, kind: Kind) -> str | None:
-        """Name everything that a vector depends on but the text: model, revision, prompt, precision, ...
+        """Identify everything besides the text that determines a vector: model, revision, prompt, precision, ...
 
-        `ragkit.embedding.cache` keeps vectors under it. None: they are not worth keeping, or not known to be the same.
+        `ragkit.embedding.cache` uses it as part of the cache key.
+
+        Returns:
+            The fingerprint; None to disable caching, because vectors are cheap to compute or not reproducible.
         """
         ...
 
 
 @contextlib.contextmanager
 def embedding_errors(embedder: Embedder) -> Iterator[None]:
-    """Raise an `EmbeddingError` for whatever an embedder raises, native code's panics included."""
+    """Convert any exception that an embedder raises to an `EmbeddingError`, including panics in native code."""
     try:
         yield
     except BaseException as error:
@@ -85,7 +88,7 @@ def embedding_errors(embedder: Embedder) -> Iterator[None]:
 
 
 def unit_rows(vectors: Vectors) -> Vectors:
-    """Scale rows to length 1; a zero row (no words) becomes the first axis, so that cosine stays defined."""
+    """Scale rows to L2 norm 1. A zero row (no words) becomes the first unit vector, so that cosine stays defined."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     empty = lengths[:, 0] == 0
     vectors = (vectors / np.where(lengths == 0, 1, lengths)).astype(np.float32, copy=False)

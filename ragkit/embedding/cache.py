@@ -1,9 +1,9 @@
-"""The embedding cache: what was embedded once is not embedded again, by any index or experiment of this user.
+"""The embedding cache, which all indexes and experiments of a user share.
 
-Content-addressed: a vector's key is a hash of the text and of everything else that the vector depends on (the model
-and its revision, the prompt, the normalisation, the precision: `Embedder.fingerprint`), so a hit is never stale.
-One SQLite file, which any number of processes share. It is only a cache: whatever is wrong with it is said once, and
-work goes on without it.
+The cache is content-addressed: a vector's key is a hash of the text and of everything else that determines the vector
+(the model and its revision, the prompt, the normalisation, the precision: `Embedder.fingerprint`), so a hit is never
+stale. It is one SQLite file that several processes can use at the same time. A cache error raises one warning; the
+program then continues without the cache.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from ragkit.errors import require_count
 from ragkit.sqlite import SharedDatabase, primary_code, select_in, transaction
 
 MAX_BYTES = 2 * 2**30
-_ROW_BYTES = 48  # of key, date and the table's own, about
-_KEEP = 0.9  # of the limit, after the least recently used have gone
+_ROW_BYTES = 48  # approximate overhead of a row: key, date, SQLite's own bytes
+_KEEP = 0.9  # the fraction of the limit that eviction leaves
 _DAY_SECONDS = 86_400
 
 _SCHEMA = """
@@ -39,16 +39,16 @@ INSERT INTO size SELECT 0 WHERE NOT EXISTS (SELECT * FROM size);
 
 
 class EmbeddingCache:
-    """Vectors on disk, by what they depend on. Safe across threads and processes.
+    """Store vectors on disk. Safe for concurrent use by threads and processes.
 
     Args:
-        path: The file. Default: ``embeddings.db`` in the folder that RAGKIT_CACHE_DIR names, or in the user's
+        path: The SQLite file. Default: ``embeddings.db`` in the folder that RAGKIT_CACHE_DIR names, or in the user's
             cache folder.
-        max_bytes: The least recently used vectors go when there is more.
+        max_bytes: The size limit; above it, the least recently used vectors are evicted.
 
     Attributes:
-        hits: Texts that were found, by this object.
-        misses: Texts that were not.
+        hits: The number of texts that this object found in the cache.
+        misses: The number of texts that it did not find.
     """
 
     def __init__(self, path: str | Path | None = None, *, max_bytes: int = MAX_BYTES) -> None:
@@ -64,37 +64,37 @@ class EmbeddingCache:
         return f"EmbeddingCache({str(self.path)!r})"
 
     def get(self, fingerprint: str, texts: Sequence[str]) -> dict[int, Vectors]:
-        """Find vectors.
+        """Look up vectors.
 
         Args:
             fingerprint: See `Embedder.fingerprint`.
             texts: n texts.
 
         Returns:
-            Position in ``texts`` -> vector of shape (dimension,), for those that are known.
+            A dict from the position in ``texts`` to the vector, of shape (dimension,); misses are absent.
         """
         keys = [_key(fingerprint, text) for text in texts]
         found: dict[bytes, Vectors] = {}
         today = int(time.time()) // _DAY_SECONDS
 
-        def look(db: sqlite3.Connection) -> None:
+        def select(db: sqlite3.Connection) -> None:
             old: list[tuple[int, bytes]] = []
             for key, used, vector in select_in(db, "SELECT key, used, vector FROM vectors WHERE key", keys):
                 found[key] = np.frombuffer(vector, dtype="<f4")
                 if used < today:
                     old.append((today, key))
-            if old:  # once a day for each is enough to know which are least recently used
+            if old:  # at most one write per key and day keeps the LRU order precise enough
                 with transaction(db):
                     db.executemany("UPDATE vectors SET used = ? WHERE key = ?", old)
 
-        self._try(look)
+        self._try(select)
         known = {at: found[key] for at, key in enumerate(keys) if key in found}
         self.hits += len(known)
         self.misses += len(keys) - len(known)
         return known
 
     def put(self, fingerprint: str, texts: Sequence[str], vectors: Vectors) -> None:
-        """Keep vectors of shape (n, dimension) for n texts."""
+        """Store the vectors, of shape (n, dimension), of n texts."""
         today = int(time.time()) // _DAY_SECONDS
         rows = [
             (_key(fingerprint, text), today, vector.astype("<f4").tobytes())
@@ -115,7 +115,7 @@ class EmbeddingCache:
         self._try(insert)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Delete all vectors."""
 
         def delete(db: sqlite3.Connection) -> None:
             with transaction(db):
@@ -126,29 +126,29 @@ class EmbeddingCache:
         self._try(delete)
 
     def close(self) -> None:
-        """Let go of the file; the next use opens it again."""
+        """Close the file; the next use reopens it."""
         self._database.close()
 
     def size(self) -> tuple[int, int]:
-        """Count (vectors, bytes), the bytes about."""
+        """Return the number of vectors and their approximate size in bytes."""
         rows: list[tuple[int, int]] = []
         self._try(lambda db: rows.extend(db.execute("SELECT (SELECT count(*) FROM vectors), bytes FROM size")))
         return rows[0] if rows else (0, 0)
 
     def _trim(self, db: sqlite3.Connection, size: int) -> None:
-        doomed = []
+        evicted = []
         excess = size - int(self._max_bytes * _KEEP)
         for rowid, length in db.execute("SELECT rowid, length(vector) FROM vectors ORDER BY used, rowid"):
             if excess <= 0:
                 break
-            doomed.append((rowid,))
+            evicted.append((rowid,))
             excess -= length + _ROW_BYTES
             size -= length + _ROW_BYTES
-        db.executemany("DELETE FROM vectors WHERE rowid = ?", doomed)
+        db.executemany("DELETE FROM vectors WHERE rowid = ?", evicted)
         db.execute("UPDATE size SET bytes = ?", (size,))
 
     def _try(self, work: Callable[[sqlite3.Connection], object]) -> None:
-        """Do something with the database; what goes wrong ends it, with a warning, and no caller's work."""
+        """Run an operation on the database. An error disables the cache with a warning; the caller continues."""
         with self._lock:
             if self._is_broken:
                 return
@@ -160,26 +160,26 @@ class EmbeddingCache:
 
     def _give_up(self, error: Exception) -> None:
         if primary_code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            self._database.delete()  # it is worth nothing, and in the way
-            what = "is damaged and was deleted; a new one is made"
+            self._database.delete()  # a damaged cache is worthless
+            what = "is damaged and was deleted; ragkit creates a new one"
         else:
             self._database.close()
             self._is_broken = True
-            what = "cannot be used and is left alone; texts are embedded anew"
+            what = "cannot be used; ragkit embeds texts without it"
         warnings.warn(f"The embedding cache '{self.path}' {what} ({error}).", RuntimeWarning, stacklevel=5)
 
 
 class CachedEmbedder:
-    """An embedder that looks into a cache first. One without a fingerprint (`HashEmbedder`) is not cached.
+    """Wrap an embedder with a cache. Without a fingerprint (`HashEmbedder`), nothing is cached.
 
-    Whatever the embedder raises for a text becomes an `EmbeddingError`.
+    Any exception that the embedder raises becomes an `EmbeddingError`.
 
     Args:
-        embedder: What embeds.
-        cache: Where vectors are kept; `default_cache` if None, nowhere if False.
+        embedder: The embedder to wrap.
+        cache: The cache; None uses `default_cache`, False disables caching.
     """
 
-    # The embedder's; `__getattr__` gives them.
+    # `__getattr__` takes these from the wrapped embedder.
     name: str
     dimension: int
     max_tokens: int
@@ -192,8 +192,8 @@ class CachedEmbedder:
     def __repr__(self) -> str:
         return f"CachedEmbedder({self.inner!r})"
 
-    def __getattr__(self, name: str) -> Any:  # whatever else the embedder tells
-        if name == "inner":  # not made yet: copied, or unpickled
+    def __getattr__(self, name: str) -> Any:
+        if name == "inner":  # not set yet: the object is being copied or unpickled
             raise AttributeError(name)
         return getattr(self.inner, name)
 
@@ -206,22 +206,22 @@ class CachedEmbedder:
             return self.inner.token_spans(text)
 
     def fingerprint(self, kind: Kind) -> str | None:
-        tell = getattr(self.inner, "fingerprint", None)  # an embedder of a user's own may not have it
-        found: str | None = tell(kind) if tell is not None else None
+        method = getattr(self.inner, "fingerprint", None)  # a user's own embedder may lack it
+        found: str | None = method(kind) if method is not None else None
         return found
 
     def known(self, texts: Sequence[str], *, kind: Kind = "passage") -> dict[int, Vectors]:
-        """Return what the cache holds, by position; see `EmbeddingCache.get`."""
+        """Return the cached vectors by position; see `EmbeddingCache.get`."""
         key = self.fingerprint(kind)
         return self.cache.get(key, texts) if self.cache is not None and key is not None else {}
 
     def keep(self, texts: Sequence[str], vectors: Vectors, *, kind: Kind = "passage") -> None:
-        """Put what was embedded elsewhere into the cache."""
+        """Store vectors that were computed elsewhere in the cache."""
         if self.cache is not None and (key := self.fingerprint(kind)) is not None:
             self.cache.put(key, texts, vectors)
 
     def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Vectors:
-        """See `Embedder.embed`; only what the cache does not hold is embedded."""
+        """See `Embedder.embed`. Only texts that are not in the cache are embedded."""
         known = self.known(texts, kind=kind)
         missing = list(dict.fromkeys(text for at, text in enumerate(texts) if at not in known))
         if len(missing) == len(texts):
@@ -244,7 +244,7 @@ _default: dict[Path, EmbeddingCache] = {}
 
 
 def default_cache() -> EmbeddingCache:
-    """Return this user's cache, one object for the process."""
+    """Return the user's cache: one object per process."""
     return _default.setdefault(_folder(), EmbeddingCache())
 
 

@@ -1,4 +1,4 @@
-"""An embedder that needs no model: words hashed into vectors."""
+"""An embedder that needs no model: it hashes words into vectors."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _WORD_OR_SIGN = re.compile(r"\w+|[^\w\s]")
 
 
 class HashEmbedder:
-    """Deterministic vectors without a model: hashed words with signs, square-root of counts.
+    """Embed texts deterministically by feature hashing: signed word hashes, square roots of counts.
 
-    For tests, for trying things out, and as a floor in comparisons: texts that share words are near each
-    other, and that is all it knows. Feature hashing after Weinberger et al. (2009).
+    Use it in tests, in experiments, and as a baseline. Texts that share words get similar vectors; it captures
+    nothing else. See Weinberger et al. (2009), "Feature Hashing for Large Scale Multitask Learning".
 
     Args:
-        dimension: Length of a vector.
+        dimension: The length of a vector.
     """
 
     languages: frozenset[str] | None = None
@@ -39,12 +39,12 @@ class HashEmbedder:
         vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
         for row, text in enumerate(texts):
             for word in re.findall(r"\w+", text.lower()):
-                digest = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")
-                vectors[row, (digest >> 1) % self.dimension] += 1.0 if digest & 1 else -1.0
+                hashed = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")
+                vectors[row, (hashed >> 1) % self.dimension] += 1.0 if hashed & 1 else -1.0
         return unit_rows(np.sign(vectors) * np.sqrt(np.abs(vectors)))
 
     def fingerprint(self, kind: Kind) -> str | None:
-        return None  # as quickly made as found
+        return None  # computing a vector is as fast as a cache lookup
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         return [len(_WORD_OR_SIGN.findall(text)) for text in texts]

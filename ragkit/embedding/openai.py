@@ -1,4 +1,4 @@
-"""Embeddings from a server."""
+"""An embedder that calls an OpenAI-compatible server."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from ragkit.model_server import ModelServer, Talk
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-_MAX_RETRIES = 2  # the same text twice costs little, so that whatever can pass is tried again
+_MAX_RETRIES = 2  # embedding a text twice costs little, so every transient error is retried
 
 
 class OpenAIEmbedder:
-    """Embeddings from any OpenAI-compatible server.
+    """Embed texts with any OpenAI-compatible server.
 
     Args:
-        model: The model's name on that server.
-        base_url: The server's address, ending in ``/v1``; None takes OPENAI_BASE_URL, then OpenAI's own.
-        api_key: The key. None takes OPENAI_API_KEY when `base_url` is None too, so that it is never sent to another
-            server by accident; a local server that needs no key gets a placeholder.
-        batch_size: Texts in one request.
-        timeout_seconds: For one request.
-        max_tokens: The longest text that the model reads.
-        languages: ISO 639-1 codes that the model is good at; None means all.
+        model: The model's name on the server.
+        base_url: The server's URL, ending in ``/v1``; None uses OPENAI_BASE_URL, or OpenAI's own URL.
+        api_key: The API key. None uses OPENAI_API_KEY, but only if `base_url` is None too, so that the key is never
+            sent to another server by accident; other servers get a placeholder.
+        batch_size: The number of texts per request.
+        timeout_seconds: The time-out of one request.
+        max_tokens: The model's input limit in tokens.
+        languages: ISO 639-1 codes of the languages that the model supports; None means all.
 
     Raises:
-        InputError: An address or key that cannot be one.
+        InputError: `base_url` or `api_key` is malformed.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class OpenAIEmbedder:
             timeout_seconds=timeout_seconds,
             max_retries=_MAX_RETRIES,
             ask_for_less="batch_size=...",
-            if_too_long="If the texts are too long for the model, say what it reads with max_tokens=...",
+            if_too_long="If the texts are too long for the model, set max_tokens=... to its input limit.",
         )
 
     def __repr__(self) -> str:
@@ -72,7 +72,7 @@ class OpenAIEmbedder:
         return self._dimension
 
     def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Vectors:
-        """See `Embedder.embed`. Raises `EmbeddingError` if the server fails or answers with something else."""
+        """See `Embedder.embed`. Raises `EmbeddingError` if the server fails or its response is invalid."""
         rows: list[list[float]] = []
         for start in range(0, len(texts), self._batch_size):
             batch = list(texts[start : start + self._batch_size])
@@ -81,7 +81,7 @@ class OpenAIEmbedder:
             except LLMError as error:
                 raise EmbeddingError(self.name, str(error)) from error
             if len(found) != len(batch):
-                raise EmbeddingError(self.name, f"'{self.name}' gave {len(found)} vectors for {len(batch)} texts.")
+                raise EmbeddingError(self.name, f"'{self.name}' returned {len(found)} vectors for {len(batch)} texts.")
             rows.extend(found)
         if not rows:
             return np.zeros((0, self._dimension or 0), dtype=np.float32)
@@ -95,15 +95,15 @@ class OpenAIEmbedder:
         return talk
 
     def fingerprint(self, kind: Kind) -> str | None:
-        # A server does not tell its model's revision: the same name at the same address has to do.
+        # A server does not report its model's revision, so the name and the address must do.
         return "\n".join((self.name, self._base_url or "", "unit"))
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Estimate: the server's tokenizer is not known; three bytes a token is safe for Latin script."""
+        """Estimate the token counts. The tokenizer is unknown; three bytes per token is safe for Latin script."""
         return [max(1, len(text.encode()) // 3) for text in texts]
 
     def token_spans(self, text: str) -> list[tuple[int, int]]:
-        """Estimate, as `count_tokens` does."""
+        """Estimate the token spans, as `count_tokens` does."""
         spans: list[tuple[int, int]] = []
         start = size = 0
         for at, character in enumerate(text, start=1):

@@ -1,4 +1,4 @@
-"""Embedders of sentence-transformers; the default one comes with its weights."""
+"""An embedder for sentence-transformers models; the weights of the default model come with ragkit."""
 
 from __future__ import annotations
 
@@ -23,22 +23,23 @@ DEFAULT_MODEL = "all-MiniLM-L6-v2"
 
 
 class SentenceTransformerEmbedder:
-    """A sentence-transformers model on this machine.
+    """Embed texts with a sentence-transformers model on this machine.
+
+    The model is loaded at first use. On a GPU it runs in bfloat16. The embedder is thread-safe and can be sent to other
+    processes (it is pickled without the model).
 
     Args:
-        model: A sentence-transformers name or a folder. The default comes with ragkit; any other name is
-            fetched from a hub at first use.
-        device: ``"cpu"``, ``"cuda"``, ..., or a list of them to share the work; None takes every GPU that there is,
-            and the CPU where there is none.
-        batch_size: Texts in one forward pass; None takes 16 on a CPU, which is quicker there than more, and
+        model: A model name or a folder. The default model comes with ragkit; any other name is downloaded from the
+            Hugging Face Hub at first use.
+        device: ``"cpu"``, ``"cuda"``, ..., or a list of devices to distribute batches over; None uses all GPUs, or the
+            CPU if there is no GPU.
+        batch_size: The number of texts per forward pass; None uses 16 on a CPU, where larger batches are slower, and
             256 on a GPU.
-        languages: ISO 639-1 codes that the model is good at; None means all. The default model knows English.
-
-    The model is loaded at first use, not here. On a GPU it computes in bfloat16. Safe to use from several threads, and
-    by other processes (it is pickled without the model).
+        languages: ISO 639-1 codes of the languages that the model supports; None means all, or English for the
+            default model.
 
     Raises (at first use):
-        EmbedderNotFoundError: No such model here, and none could be fetched.
+        EmbedderNotFoundError: The model is not on this machine and could not be downloaded.
     """
 
     def __init__(
@@ -58,22 +59,22 @@ class SentenceTransformerEmbedder:
         self._bundled = bundled
         self.name = f"sentence-transformers/{DEFAULT_MODEL}" if bundled else self._model_name
         self.languages = frozenset({"en"}) if bundled and languages is None else languages
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._loaded: SentenceTransformer | None = None
         self._counting: Any = None
-        self._pool: Any = None  # processes, where there are several devices
+        self._pool: Any = None  # worker processes, if there are several devices
         self._fingerprints: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        fresh = ("_loaded", "_counting", "_pool", "_fingerprints", "_lock")
-        return {name: value for name, value in self.__dict__.items() if name not in fresh}
+        transient = ("_loaded", "_counting", "_pool", "_fingerprints", "_lock")
+        return {name: value for name, value in self.__dict__.items() if name not in transient}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._forget()
+        self._reset()
 
     def __repr__(self) -> str:
         return f"SentenceTransformerEmbedder({self._model_name!r})"
@@ -105,7 +106,7 @@ class SentenceTransformerEmbedder:
                 self._pool = model.start_multi_process_pool(devices)
                 weakref.finalize(self, model.stop_multi_process_pool, self._pool)
             return model
-        except (OSError, ValueError) as error:  # what transformers raises for a name or a folder that it cannot use
+        except (OSError, ValueError) as error:  # transformers raises these for an unusable name or folder
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise EmbedderNotFoundError(self._model_name, reason[0]) from error
 
@@ -122,7 +123,9 @@ class SentenceTransformerEmbedder:
     def dimension(self) -> int:
         dimension = self._model().get_embedding_dimension()
         if dimension is None:
-            raise EmbeddingError(self.name, f"The model '{self.name}' does not tell its dimension; use another.")
+            raise EmbeddingError(
+                self.name, f"The model '{self.name}' does not report its dimension; use another model."
+            )
         return int(dimension)
 
     @property
@@ -131,7 +134,7 @@ class SentenceTransformerEmbedder:
         return (int(longest) if longest else 512) - 2  # [CLS] and [SEP]
 
     def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Vectors:
-        """See `Embedder.embed`. Raises `EmbeddingError` if the model fails, for example for want of memory."""
+        """See `Embedder.embed`. Raises `EmbeddingError` if the model fails, for example out of memory."""
         if not texts:
             return np.zeros((0, self.dimension), dtype=np.float32)
         model = self._model()
@@ -154,7 +157,7 @@ class SentenceTransformerEmbedder:
     def fingerprint(self, kind: Kind) -> str | None:
         if kind not in self._fingerprints:
             model = self._model()
-            prompts = ("query",) if kind == "query" else ("document", "passage", "corpus")  # as the library looks
+            prompts = ("query",) if kind == "query" else ("document", "passage", "corpus")  # the library's order
             prompt = next((str(model.prompts[name]) for name in prompts if model.prompts.get(name)), "")
             parts = (self.name, weights_revision(model), str(model.dtype), str(model.max_seq_length), prompt, "unit")
             self._fingerprints[kind] = "\n".join(parts)
@@ -170,8 +173,8 @@ class SentenceTransformerEmbedder:
         return list(self._counter().encode(text, add_special_tokens=False).offsets)
 
     def _counter(self) -> Any:
-        # The model's own tokenizer warns about texts over the limit, which are what we count for; and a switch of its
-        # truncation or padding would reach into the batch that another thread embeds.
+        # A copy: the model's own tokenizer warns about texts over the limit, and changing its truncation or padding
+        # would affect a batch that another thread is embedding.
         model = self._model()
         with self._lock:
             if self._counting is None:
@@ -183,7 +186,7 @@ class SentenceTransformerEmbedder:
 
 
 def load_quietly() -> None:
-    """Keep the bars and warnings of transformers ("Loading weights") from between a person and their first answer."""
+    """Disable the progress bars ("Loading weights") and warnings of transformers."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging as transformers_logging
@@ -192,9 +195,9 @@ def load_quietly() -> None:
 
 
 def weights_revision(model: SentenceTransformer | CrossEncoder) -> str:
-    """Return the hash of a model's weights: whatever they were loaded from, others have another name."""
-    digest = hashlib.blake2b(digest_size=16)
+    """Return a hash of a model's weights. It does not depend on where they were loaded from."""
+    hasher = hashlib.blake2b(digest_size=16)
     for name, weights in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(weights.detach().cpu().contiguous().view(-1).float().numpy().tobytes())
-    return digest.hexdigest()
+        hasher.update(name.encode())
+        hasher.update(weights.detach().cpu().contiguous().view(-1).float().numpy().tobytes())
+    return hasher.hexdigest()

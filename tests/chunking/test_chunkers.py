@@ -1,4 +1,4 @@
-"""Every chunker, every text: offsets are exact, nothing is lost, no chunk is longer than the model reads."""
+"""Invariants of every chunker on any text: exact offsets, no lost text, no chunk over the model's limit."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ every_chunker = pytest.mark.parametrize("make", MAKE.values(), ids=list(MAKE))
 
 
 class Minilm(SentenceTransformerEmbedder):
-    """The real tokenizer, and vectors that cost nothing."""
+    """The real tokenizer with cheap hash vectors."""
 
     def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Vectors:
         return HashEmbedder(dimension=16).embed(texts)
@@ -75,7 +75,7 @@ def check(document: Document, chunker: Any, embedder: Embedder) -> list[str]:
     assert not text[at:].strip(), "text at the end is lost"
     for chunk, tokens in zip(chunks, embedder.count_tokens([chunk.text for chunk in chunks]), strict=True):
         assert tokens <= chunker.max_tokens or len(chunk.text) == 1
-        assert len(chunk.text) <= 32 * chunker.max_tokens, "no passage, whatever the tokenizer says"
+        assert len(chunk.text) <= 32 * chunker.max_tokens, "too many characters for a passage"
     return [chunk.text for chunk in chunks]
 
 
@@ -101,7 +101,7 @@ class Hosted(OpenAIEmbedder):
 @every_chunker
 @settings(deadline=None, max_examples=40)
 @given(text=TEXTS, max_tokens=st.integers(2, 60))
-def test_with_a_tokenizer_that_is_not_known(make: Callable[[int], Chunker], text: str, max_tokens: int) -> None:
+def test_with_an_unknown_tokenizer(make: Callable[[int], Chunker], text: str, max_tokens: int) -> None:
     check(document(text), make(max_tokens), Hosted("m"))
 
 
@@ -132,8 +132,8 @@ def test_all_messy_files(make: Callable[[int], Chunker], shared: Path) -> None:
     ],
     ids=["one word", "short words", "unclosed quotes", "lines", "blank", "no spaces"],
 )
-def test_hostile_texts_take_few_counts(make: Callable[[int], Chunker], text: str) -> None:
-    """Work grows with the text and not with its square: each part is counted a few times, in few calls."""
+def test_hostile_texts_need_few_token_counts(make: Callable[[int], Chunker], text: str) -> None:
+    """Counting is linear in the length of the text: each part is counted a few times, in few calls."""
 
     class Counting(HashEmbedder):
         calls = characters = 0
@@ -161,20 +161,20 @@ def test_hostile_texts_take_few_counts(make: Callable[[int], Chunker], text: str
     ],
     ids=["one word", "words", "accents", "private use", "emoji", "white space"],
 )
-def test_what_the_tokenizer_does_not_know_is_cut_by_its_length(make: Callable[[int], Chunker], text: str) -> None:
-    """MiniLM's takes a word of over 100 characters for one unknown token, and drops some characters altogether."""
+def test_unknown_words_are_split_by_length(make: Callable[[int], Chunker], text: str) -> None:
+    """MiniLM's tokenizer counts a word of over 100 characters as one unknown token, and drops some characters."""
     check(document(text, marks=()), make(50), minilm())
 
 
 @every_chunker
-def test_a_limit_over_the_models_is_refused(make: Callable[[int], Chunker]) -> None:
+def test_a_limit_over_the_models_limit_is_rejected(make: Callable[[int], Chunker]) -> None:
     with pytest.raises(InputError, match="254"):
         make(300).chunk(document("text"), embedder=minilm())
     assert make(254).chunk(document("text"), embedder=minilm())
 
 
 @every_chunker
-def test_headings_and_pages_are_carried(make: Callable[[int], Chunker]) -> None:
+def test_chunks_have_headings_and_pages(make: Callable[[int], Chunker]) -> None:
     text = "# Top\n\nOne two three.\n\n## Below\n\n" + "Four five six. " * 20
     page = Mark(text.index("Four"), "page", "2")
     marks = tuple(sorted([*markdown_headings(text), Mark(0, "page", "1"), page], key=lambda mark: mark.start))
@@ -185,7 +185,7 @@ def test_headings_and_pages_are_carried(make: Callable[[int], Chunker]) -> None:
 
 
 @every_chunker
-def test_names_tell_settings_apart(make: Callable[[int], Chunker]) -> None:
+def test_names_include_settings(make: Callable[[int], Chunker]) -> None:
     assert make(20).name != make(30).name
     assert make(20).name == make(20).name
 
@@ -199,26 +199,26 @@ def test_names_tell_settings_apart(make: Callable[[int], Chunker]) -> None:
         lambda: SemanticChunker(max_tokens=5, piece_tokens=6),
     ],
 )
-def test_settings_that_make_no_sense(make: Callable[[], Chunker]) -> None:
+def test_invalid_settings(make: Callable[[], Chunker]) -> None:
     with pytest.raises(InputError):
         make()
 
 
-def test_tokens_overlap_by_as_many_as_asked() -> None:
+def test_token_chunks_overlap_by_overlap_tokens() -> None:
     text = " ".join(f"w{n}" for n in range(100))
     chunks = check(document(text), TokenChunker(max_tokens=10, overlap_tokens=3), HashEmbedder(dimension=8))
     assert chunks[0] == " ".join(f"w{n}" for n in range(10))
     assert chunks[1] == " ".join(f"w{n}" for n in range(7, 17))
 
 
-def test_a_word_is_not_cut_in_two() -> None:
+def test_words_are_not_split() -> None:
     text = "Donaudampfschifffahrtsgesellschaft unquestionably antidisestablishmentarianism. " * 20
     for chunk in check(document(text), TokenChunker(max_tokens=40), minilm()):
         assert chunk.split()[0] in text.split()
         assert chunk.split()[-1] in text.split()
 
 
-def test_sentences_are_those_of_the_language() -> None:
+def test_sentences_follow_the_rules_of_the_language() -> None:
     french = "M. Dupont habite au 3, av. Foch. Où va-t-il ? Il part à 8 h. C'est tout !"
     chunks = check(document(french, "fr"), SentenceChunker(max_tokens=14), HashEmbedder(dimension=8))
     assert chunks[0] == "M. Dupont habite au 3, av. Foch."
@@ -227,28 +227,28 @@ def test_sentences_are_those_of_the_language() -> None:
     assert chunks[0] == "Dr. Smith lives at 3 Main St. in town."
 
 
-def test_recursion_takes_the_largest_separator_that_helps() -> None:
+def test_recursion_uses_the_largest_separator_that_suffices() -> None:
     text = "One two three four.\nFive six seven.\n\nEight nine ten. Eleven twelve."
     chunks = check(document(text), RecursiveChunker(max_tokens=10), HashEmbedder(dimension=8))
     assert chunks == ["One two three four.\nFive six seven.", "Eight nine ten. Eleven twelve."]
 
 
 class Topics(HashEmbedder):
-    """Two topics: what names a fish, and the rest."""
+    """Two topics: texts that mention fish, and all others."""
 
     def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Vectors:
         return np.asarray([[1.0, 0.0] if "fish" in text else [0.0, 1.0] for text in texts], dtype=np.float32)
 
 
-def test_meaning_decides_where_chunks_end() -> None:
+def test_chunks_end_where_the_meaning_changes() -> None:
     fish, tax = ["A fish swims here.", "The fish eats.", "Every fish sleeps."], ["Tax is due.", "Pay the tax now."]
     chunks = check(document(" ".join(fish + tax)), SemanticChunker(max_tokens=100, piece_tokens=6), Topics(dimension=2))
     assert chunks == [" ".join(fish), " ".join(tax)]
 
 
 @pytest.mark.parametrize("pieces", [2, 3, 30])
-def test_what_is_all_about_the_same_is_kept_together(pieces: int) -> None:
-    """Every pair is as alike as the mean: only the limit parts them."""
+def test_similar_pieces_are_kept_together(pieces: int) -> None:
+    """The similarity of every pair equals the mean: only the limit separates pieces."""
     text = " ".join(["A fish swims here."] * pieces)
     chunks = check(document(text), SemanticChunker(max_tokens=50, piece_tokens=6), HashEmbedder(dimension=8))
     assert len(chunks) == -(-5 * pieces // 50)
@@ -262,4 +262,4 @@ def test_token_spans_are_offsets_of_characters(embedder: Embedder, text: str) ->
     assert spans == sorted(spans)
     covered = {at for a, b in spans for at in range(a, b)}
     missed = "".join(c for at, c in enumerate(text) if at not in covered and not c.isspace())
-    assert not missed.strip("\u0301")  # MiniLM's tokenizer drops accents that stand by themselves
+    assert not missed.strip("\u0301")  # MiniLM's tokenizer drops combining accents

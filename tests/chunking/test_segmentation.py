@@ -49,17 +49,17 @@ def test_english(expected: list[str]) -> None:
     assert sentences(" ".join(expected), "en") == expected
 
 
-def test_a_blank_line_ends_a_sentence_whatever_stands_before_it() -> None:
+def test_a_blank_line_always_ends_a_sentence() -> None:
     assert sentences("Le code pénal, art.\n\nsuite du texte", "fr") == ["Le code pénal, art.", "suite du texte"]
 
 
-def test_an_unknown_language_goes_by_english_rules() -> None:
+def test_an_unknown_language_uses_english_rules() -> None:
     text = "Mr. Smith asks. Who answers? Nobody."
     assert sentences(text, "und") == sentences(text, "en") == ["Mr. Smith asks.", "Who answers?", "Nobody."]
 
 
 @given(text=TEXTS, language=st.sampled_from(["en", "fr", "de", "zh", "ar", "und", "xx", ""]))
-def test_ends_are_in_order_and_within(text: str, language: str) -> None:
+def test_ends_are_sorted_and_within_the_text(text: str, language: str) -> None:
     ends = sentence_ends(text, language)
     assert ends == sorted(set(ends))
     assert all(0 < end <= len(text) for end in ends)
@@ -69,7 +69,7 @@ WIDE_SPACES = [c for c in map(chr, range(0x80, 0x10000)) if c.isspace()]
 
 
 @pytest.mark.parametrize("space", WIDE_SPACES, ids=lambda c: f"U+{ord(c):04X}")
-def test_any_space_may_stand_between_a_capital_letter_and_a_full_stop(space: str) -> None:
+def test_any_space_between_a_capital_letter_and_a_full_stop(space: str) -> None:
     """sentencex itself panics there."""
     text = f"Oranges hold vitamin C{space}. And so do lemons.{space}Apples do not."
     assert sentences(text, "en") == [f"Oranges hold vitamin C{space}.", "And so do lemons.", "Apples do not."]
@@ -78,8 +78,8 @@ def test_any_space_may_stand_between_a_capital_letter_and_a_full_stop(space: str
 
 
 @pytest.mark.parametrize("error", ["panic", "exception"])
-def test_a_splitter_that_fails_gives_way_to_a_simple_rule(error: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segmentation, "_WIDE_SPACE", re.compile(r"(?!)"))  # so that sentencex sees what it panics at
+def test_a_simple_rule_replaces_a_splitter_that_fails(error: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segmentation, "_WIDE_SPACE", re.compile(r"(?!)"))  # so that sentencex panics
     text = "Oranges hold vitamin C\u00a0. And so “do lemons.” Do apples?"
     if error == "exception":
         text += " A lone surrogate: \ud800."
@@ -101,7 +101,7 @@ HOSTILE = st.lists(
 
 
 @given(text=HOSTILE, language=st.sampled_from(["en", "fr", "de", "es", "ru", "zh", "ar", "hi", "und", "xx", ""]))
-def test_no_text_makes_it_fail(text: str, language: str) -> None:
+def test_any_text_can_be_segmented(text: str, language: str) -> None:
     ends = sentence_ends(text, language)
     assert ends == sorted(set(ends))
     assert all(0 < end <= len(text) for end in ends)

@@ -22,7 +22,7 @@ Count = Callable[[Sequence[str]], list[int]]
 
 
 class Counting(HashEmbedder):
-    """Counts tokens as it is told."""
+    """Counts tokens with a given function."""
 
     def __init__(self, count: Count) -> None:
         super().__init__(dimension=8)
@@ -41,7 +41,7 @@ def characters(texts: Sequence[str]) -> list[int]:
 
 
 def awkward(texts: Sequence[str]) -> list[int]:
-    """A counter whose parts never add up to the whole, as when a tokenizer merges across a cut, or at an end."""
+    """Count so that parts never add up to the whole, as when a tokenizer merges tokens across a boundary."""
     return [len(text) // 3 + text.count(" ") ** 2 // 50 for text in texts]
 
 
@@ -69,7 +69,7 @@ def cut(text: str, max_tokens: int = 30, count: Count = words) -> list[str]:
 
 
 def check(document: Document, chunks: list[Chunk], max_tokens: int, count: Count) -> None:
-    """What holds for every chunker, document and tokenizer."""
+    """Check the invariants of every chunker, document and tokenizer."""
     at = 0
     for ordinal, chunk in enumerate(chunks):
         assert chunk.ordinal == ordinal
@@ -109,7 +109,7 @@ def test_offsets_cover_and_limits(text: str, max_tokens: int, count: Count) -> N
     language=st.sampled_from(["und", "fr", "zh", "xx", ""]),
 )
 def test_any_marks_and_language(text: str, starts: list[int], language: str) -> None:
-    """Marks need not be where our loaders put them: documents may be made by hand."""
+    """Marks may be anywhere, not only where ragkit's readers put them: users create documents, too."""
     marks = tuple(Mark(start, "heading", "H", 1 + start % 6) for start in sorted(starts))
     document = Document(id="d", text=text, source="", title="", language=language, marks=marks)
     check(document, StructureChunker(max_tokens=8).chunk(document, embedder=Counting(words)), 8, words)
@@ -144,10 +144,10 @@ def test_the_chunking_corpora(shared: Path, minilm: Count) -> None:
         assert time.monotonic() - started < 30  # finance.md, 740 kB, takes about a second
         check(document, chunks, 200, minilm)
         mean = sum(minilm([chunk.text for chunk in chunks])) / len(chunks)
-        assert 150 < mean < 200  # well filled
+        assert 150 < mean < 200  # chunks are well filled
 
 
-def test_nothing_from_nothing() -> None:
+def test_empty_text_gives_no_chunks() -> None:
     assert cut("") == []
     assert cut(" \n\n\t\n") == []
 
@@ -160,14 +160,14 @@ def test_small_documents_are_one_chunk() -> None:
 def test_sections_are_kept_apart() -> None:
     one, two = "alpha " * 12 + "end.", "beta " * 10 + "end."
     assert cut(f"# One\n\n{one}\n\n## Two\n\n{two}") == [f"# One\n\n{one}", f"## Two\n\n{two}"]
-    assert len(cut(f"# One\n\n{one}\n\n#### Two\n\n{two}")) == 1  # a heading of level 4 is no boundary
+    assert len(cut(f"# One\n\n{one}\n\n#### Two\n\n{two}")) == 1  # a heading of level 4 is not a boundary
 
 
-def test_tiny_sections_join_the_next_but_never_a_higher_one() -> None:
+def test_tiny_sections_join_the_next_unless_its_level_is_higher() -> None:
     two = "beta " * 20 + "end."
     assert len(cut(f"# One\n\nTiny.\n\n## Two\n\n{two}")) == 1
     assert len(cut(f"## One\n\nTiny.\n\n# Two\n\n{two}")) == 2
-    assert len(cut(f"# One\n\nTiny.\n\n## Two\n\n{two} {two}")) > 2  # does not fit in whole
+    assert len(cut(f"# One\n\nTiny.\n\n## Two\n\n{two} {two}")) > 2  # does not fit as a whole
 
 
 def test_a_heading_stays_with_its_text() -> None:
@@ -177,7 +177,7 @@ def test_a_heading_stays_with_its_text() -> None:
     assert [chunk for chunk in chunks if re.fullmatch(r"(#+ \w+\s*)+", chunk)] == []
 
 
-def test_headings_are_those_of_the_text() -> None:
+def test_chunks_get_the_headings_above_their_text() -> None:
     document = markdown("# A\n\n## B\n\n" + "word " * 30 + "\n\n## C\n\n" + "word " * 20)
     chunks = StructureChunker(max_tokens=30).chunk(document, embedder=Counting(words))
     assert [chunk.headings for chunk in chunks] == [("A", "B"), ("A", "B"), ("A", "C")]
@@ -197,7 +197,7 @@ def test_code_is_kept_whole_with_its_lead_in() -> None:
     assert "Then do this:" in whole
 
 
-def test_long_code_is_cut_between_lines() -> None:
+def test_long_code_is_split_between_lines() -> None:
     lines = [f"value_{n} = compute({n}, {n})" for n in range(40)]
     chunks = cut("```\n" + "\n".join(lines) + "\n```")
     assert len(chunks) > 5
@@ -205,18 +205,18 @@ def test_long_code_is_cut_between_lines() -> None:
 
 
 @pytest.mark.parametrize("mark", ["«", "![", "<!--"])
-def test_marks_that_never_close_take_no_quadratic_time(mark: str) -> None:
+def test_unclosed_marks_do_not_take_quadratic_time(mark: str) -> None:
     started = time.monotonic()
     assert "".join(cut(mark * (400_000 // len(mark)))) == mark * (400_000 // len(mark))
     assert time.monotonic() - started < 30
 
 
-def test_a_very_long_paragraph_is_cut_between_sentences() -> None:
+def test_a_very_long_paragraph_is_split_between_sentences() -> None:
     sentences = [f"Sentence {n} has some words that fill it." for n in range(2_000)]
     assert all(chunk.endswith(".") and chunk.startswith("Sentence") for chunk in cut(" ".join(sentences)))
 
 
-def test_tables_are_cut_between_rows_and_the_header_keeps_a_row() -> None:
+def test_tables_are_split_between_rows_and_the_header_keeps_a_row() -> None:
     rows = [f"| {n} | some words here |" for n in range(20)]
     table = "\n".join(["| n | what |", "|---|---|", *rows])
     chunks = cut("word " * 24 + "\n\n" + table)
@@ -232,8 +232,8 @@ def test_sentences_are_kept_whole() -> None:
         assert chunk.endswith("that day.")
 
 
-def test_giant_words_are_cut_by_characters(minilm: Count) -> None:
-    """all-MiniLM's tokenizer takes a word of over 100 characters for one unknown token."""
+def test_giant_words_are_split_by_characters(minilm: Count) -> None:
+    """MiniLM's tokenizer counts a word of over 100 characters as one unknown token."""
     for count in (words, characters, minilm):
         for text in ("x" * 100_000, ("y" * 150 + " ") * 500):
             assert max(len(chunk) for chunk in cut(text, 50, count)) <= 50 * 16 * 2
@@ -269,7 +269,7 @@ def test_tokens_are_counted_in_few_batches() -> None:
     assert calls <= 8
 
 
-def test_the_name_tells_the_settings() -> None:
+def test_the_name_includes_the_settings() -> None:
     assert StructureChunker().name == "structure(max_tokens=200)"
     assert StructureChunker(max_tokens=64).name == "structure(max_tokens=64)"
     with pytest.raises(InputError, match="max_tokens"):

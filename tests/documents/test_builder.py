@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragkit.documents import builder
+from ragkit.documents import builder as module
 from ragkit.documents.builder import DocumentBuilder, one_line
 from ragkit.documents.document import SourceFile
 from ragkit.errors import DocumentError
@@ -21,19 +21,19 @@ blocks = st.one_of(
 
 
 @given(st.lists(blocks, max_size=12))
-def test_marks_stand_where_their_blocks_begin(given_blocks: list[tuple[str, object, int]]) -> None:
-    draft = DocumentBuilder(SOURCE)
-    draft.add("The beginning.")
+def test_marks_point_to_the_start_of_their_blocks(given_blocks: list[tuple[str, object, int]]) -> None:
+    builder = DocumentBuilder(SOURCE)
+    builder.add("The beginning.")
     for kind, value, *level in given_blocks:
         match kind:
             case "page":
-                draft.page(int(str(value)))
+                builder.page(int(str(value)))
             case "heading":
-                draft.heading(str(value), level=level[0])
+                builder.heading(str(value), level=level[0])
             case _:
-                draft.add(str(value))
-    document = draft.finish()
-    assert len(document.text) == draft.size
+                builder.add(str(value))
+    document = builder.finish()
+    assert len(document.text) == builder.size
     document.text.encode()
     starts = [mark.start for mark in document.marks]
     assert starts == sorted(starts)
@@ -48,10 +48,10 @@ def test_marks_stand_where_their_blocks_begin(given_blocks: list[tuple[str, obje
 
 def test_titles() -> None:
     def title(given: str, heading: str = "", source: SourceFile = SOURCE) -> str:
-        draft = DocumentBuilder(source)
-        draft.heading(heading, level=1)
-        draft.add("text")
-        return draft.finish(title=given).title
+        builder = DocumentBuilder(source)
+        builder.heading(heading, level=1)
+        builder.add("text")
+        return builder.finish(title=given).title
 
     assert title("Given", "Heading") == "Given"
     assert title("Untitled", "Heading") == "Heading"
@@ -61,11 +61,11 @@ def test_titles() -> None:
         assert title("", source=SourceFile(root=Path("/x"), name="download.html", size_bytes=1, url=url)) == name
 
 
-def test_text_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builder, "MAX_CHARACTERS", 100)
-    draft = DocumentBuilder(SOURCE)
-    draft.add("x" * 60)
+def test_text_length_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_CHARACTERS", 100)
+    builder = DocumentBuilder(SOURCE)
+    builder.add("x" * 60)
     with pytest.raises(DocumentError, match="too much text"):
-        draft.add("x" * 60)
+        builder.add("x" * 60)
     with pytest.raises(DocumentError, match="empty"):
         DocumentBuilder(SOURCE).finish()

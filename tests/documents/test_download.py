@@ -20,7 +20,7 @@ LATIN = "<html><body><p>Déjà vu : l'été, les élèves étonnés.</p></body><
 
 
 class Server(BaseHTTPRequestHandler):
-    """Answers well, and in every bad way."""
+    """Serves good responses and every kind of bad one."""
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
@@ -36,7 +36,7 @@ class Server(BaseHTTPRequestHandler):
                     self.answer(b'{"_id": "1", "text": "a row"}', "application/x-ndjson")
                 case "/table.csv":
                     self.answer(b"name,age\nAda,36\n", "application/octet-stream")
-                case "/nothing-said.txt":
+                case "/no-media-type.txt":
                     self.answer(b"plain", "")
                 case "/picture":
                     self.answer(b"\x89PNG", "image/png")
@@ -122,7 +122,7 @@ def test_a_page(address: str) -> None:
     assert "L'été à la plage." in document.text
 
 
-def test_its_file_goes_with_what_was_found(address: str) -> None:
+def test_the_file_is_removed_with_the_result(address: str) -> None:
     found = find_sources(f"{address}/page")
     path = found.sources[0].path
     assert path.is_file()
@@ -137,7 +137,7 @@ def test_its_file_goes_with_what_was_found(address: str) -> None:
         ("/notes.md", "# Notes\n\ntext"),
         ("/data", "a row"),
         ("/table.csv", "name: Ada; age: 36"),
-        ("/nothing-said.txt", "plain"),
+        ("/no-media-type.txt", "plain"),
         ("/moved", "L'été"),
         ("/latin", "Déjà vu"),
         ("/", "L'été"),
@@ -150,7 +150,7 @@ def test_kinds(address: str, path: str, text: str) -> None:
     assert document.id
 
 
-def test_a_path_made_of_an_address_is_an_address(address: str) -> None:
+def test_a_path_object_of_an_address(address: str) -> None:
     found = find_sources(Path(f"{address}/notes.md"))
     assert found.sources[0].url == f"{address}/notes.md"
 
@@ -159,7 +159,7 @@ def test_a_path_made_of_an_address_is_an_address(address: str) -> None:
     ("path", "reason"),
     [
         ("/missing", "404"),
-        ("/login", "wants a login"),
+        ("/login", "requires a login"),
         ("/picture", "does not read what the server sends (image/png)"),
         ("/round", "without end"),
         ("/elsewhere", "not http"),
@@ -174,13 +174,13 @@ def test_refusals(address: str, path: str, reason: str) -> None:
     assert time.monotonic() - started < 20
 
 
-def test_waits_end(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_outs(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SILENCE_SECONDS", 0.5)
     assert "does not answer in time" in refused(address + "/hangs")
     assert "did not end in time" in refused(address + "/drips", timeout_seconds=0.5)
 
 
-def test_nobody_there() -> None:
+def test_unreachable_and_malformed_addresses() -> None:
     assert "check the address" in refused("http://127.0.0.1:9/x")
     assert "not an address" in refused("http://[::1/x")
     assert find_sources("http://user:secret@127.0.0.1:9/x").failures[0].source == "http://127.0.0.1:9/x"

@@ -1,4 +1,4 @@
-"""Which share of texts is decoded as their authors wrote them, in files and in small pieces of them."""
+"""Accuracy of encoding detection, for whole files and small pieces of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ragkit.documents.encoding import clean, decode, lines
 from ragkit.errors import DocumentError
 from tests.support.reading import ENCODINGS
 
-# In which each of these languages was written before UTF-8: Windows, the Unixes, DOS, and the Macintosh.
+# The encodings of each language before UTF-8, on Windows, Unix, DOS and the Macintosh.
 LEGACY = {
     "arabic": ("cp1256", "iso8859-6"), "bulgarian": ("cp1251", "iso8859-5"), "chinese": ("big5", "gb18030"),
     "french": ("cp1252", "iso8859-15", "cp850", "mac_roman"), "greek": ("cp1253", "iso8859-7"),
@@ -33,15 +33,15 @@ def decoded(data: bytes) -> str:
         return ""
 
 
-def test_every_real_file_is_recognised(shared: Path) -> None:
+def test_every_real_file_is_decoded(shared: Path) -> None:
     right = [name for name in ENCODINGS if decoded(original(shared, name)[0]) == original(shared, name)[1]]
-    print(f"encodings: {len(right)} of {len(ENCODINGS)} files decoded as they were written")
+    print(f"encodings: {len(right)} of {len(ENCODINGS)} files decoded correctly")
     assert right == list(ENCODINGS)
 
 
 @pytest.mark.parametrize(("size", "least"), [(100, 0.94), (300, 0.96), (1_000, 0.97)])
 def test_pieces_in_legacy_encodings(shared: Path, size: int, least: float) -> None:
-    """Harder: a few sentences each, in every encoding that their language was ever written in."""
+    """Harder: a few sentences each, in every legacy encoding of their language."""
     right: Counter[str] = Counter()
     total: Counter[str] = Counter()
     for name in ENCODINGS:
@@ -55,7 +55,7 @@ def test_pieces_in_legacy_encodings(shared: Path, size: int, least: float) -> No
                 right[encoding] += decoded(data) == clean(data.decode(encoding))
     share = right.total() / total.total()
     worst = ", ".join(f"{e} {right[e]}/{total[e]}" for e in total if right[e] < total[e])
-    print(f"encodings: {share:.1%} of {total.total()} pieces of {size} characters; not all of: {worst}")
+    print(f"encodings: {share:.1%} of {total.total()} pieces of {size} characters; errors in: {worst}")
     assert share >= least
 
 
@@ -84,7 +84,7 @@ def test_short_texts(text: str, encoding: str) -> None:
         "#!/bin/x\n# -*- coding: iso-8859-5 -*-",
     ],
 )
-def test_a_text_may_say_its_encoding(head: str) -> None:
+def test_declared_encodings(head: str) -> None:
     data = f"{head}\nПривет".encode("iso8859-5")
     assert decode(data, where="x", declares=True)[0].endswith("Привет")
 
@@ -103,8 +103,8 @@ def test_lines_that_are_too_long(tmp_path: Path) -> None:
     assert list(lines(tmp_path / "a", where="a", max_characters=10)) == ["short\n", None, "y" * 9 + "\n", "end"]
 
 
-def test_lines_of_a_late_accent(tmp_path: Path) -> None:
-    """Its encoding is told by the block that is not UTF-8, wherever it is."""
+def test_lines_with_a_late_accent(tmp_path: Path) -> None:
+    """The block that is not UTF-8 decides the encoding, wherever it is."""
     (tmp_path / "a").write_bytes(
         b"plain\n" * 1_000_000 + "Puis l'été arriva, et les élèves étaient étonnés.".encode("cp1252")
     )
@@ -114,7 +114,7 @@ def test_lines_of_a_late_accent(tmp_path: Path) -> None:
     )
 
 
-def test_lines_of_no_text(tmp_path: Path) -> None:
+def test_lines_of_binary_data(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"\x89PNG\r\n\x00\x00\xff")
     with pytest.raises(DocumentError, match="not text"):
         list(lines(tmp_path / "a", where="a", max_characters=100))

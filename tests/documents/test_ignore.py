@@ -25,7 +25,7 @@ FILES = [
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("git") is None:
-        pytest.skip("git is not installed; it is asked what is ignored")
+        pytest.skip("git is not installed; the test compares with it")
     root = tmp_path_factory.mktemp("repository")
     for name in FILES:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -36,11 +36,13 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def git(root: Path, *arguments: str) -> str:
     environment = os.environ | {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
-    done = subprocess.run(["git", *arguments], cwd=root, env=environment, capture_output=True, check=True, timeout=60)
-    return os.fsdecode(done.stdout)
+    completed = subprocess.run(
+        ["git", *arguments], cwd=root, env=environment, capture_output=True, check=True, timeout=60
+    )
+    return os.fsdecode(completed.stdout)
 
 
-def taken_by_git(root: Path) -> set[str]:
+def included_by_git(root: Path) -> set[str]:
     return {name for name in git(root, "ls-files", "--others", "--exclude-standard", "-z").split("\0") if name}
 
 
@@ -69,7 +71,7 @@ lines = st.one_of(
 def test_git_agrees(repository: Path, top: list[str], inner: list[str], ending: str) -> None:
     (repository / ".gitignore").write_bytes(ending.join([*top, ""]).encode())
     (repository / "d" / ".gitignore").write_bytes(ending.join([*inner, ""]).encode())
-    assert taken(repository, None) == taken_by_git(repository)
+    assert taken(repository, None) == included_by_git(repository)
 
 
 @pytest.mark.parametrize(
@@ -83,23 +85,23 @@ def test_git_agrees(repository: Path, top: list[str], inner: list[str], ending: 
 def test_git_agrees_on_the_manuals_examples(repository: Path, content: str) -> None:
     (repository / ".gitignore").write_bytes(content.encode("latin-1" if content.startswith("\xef") else "utf-8"))
     (repository / "d" / ".gitignore").unlink(missing_ok=True)
-    assert taken(repository, None) == taken_by_git(repository)
+    assert taken(repository, None) == included_by_git(repository)
 
 
-def test_lines_that_are_no_patterns() -> None:
+def test_lines_that_are_not_patterns() -> None:
     for line in ("", "# comment", "   ", "/", "!", "a\\", "[a"):
         assert translate(line) is None
 
 
-def test_a_question_mark_is_a_letter(tmp_path: Path) -> None:
-    """To Git it is a byte; nobody who writes ``?`` means half an é."""
+def test_a_question_mark_matches_a_character(tmp_path: Path) -> None:
+    """In Git it matches a byte, which is half an é in UTF-8."""
     (tmp_path / ".gitignore").write_text("?.md\nété.txt\n", encoding="utf-8")
     for name in ("é.md", "été.txt", "été.md"):
         (tmp_path / name).write_text("text")
     assert [s.id for s in find_sources(tmp_path).sources] == ["été.md"]
 
 
-def test_a_hostile_pattern_takes_no_time(tmp_path: Path) -> None:
+def test_a_hostile_pattern_is_fast(tmp_path: Path) -> None:
     (tmp_path / ".gitignore").write_text("*a" * 300 + "b\n" + "**/a*/" * 100 + "b\n")
     rules = with_rules_of(tmp_path, "", None)
     assert rules is not None
@@ -109,12 +111,12 @@ def test_a_hostile_pattern_takes_no_time(tmp_path: Path) -> None:
     assert time.monotonic() - started < 5
 
 
-def test_what_a_link_says_does_not_count(tmp_path: Path) -> None:
+def test_only_regular_ignore_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "rules").write_text("*.md\n")
     (tmp_path / ".gitignore").symlink_to(tmp_path / "rules")
     assert with_rules_of(tmp_path, "", None) is None
     (tmp_path / ".gitignore").unlink()
-    os.mkfifo(tmp_path / ".gitignore")  # opening it would wait for ever
+    os.mkfifo(tmp_path / ".gitignore")  # opening it would block
     assert with_rules_of(tmp_path, "", None) is None
 
 
@@ -134,7 +136,7 @@ def test_rules_of_the_repository_above(tmp_path: Path) -> None:
     assert ignored.examples == ("b.txt", "build/", "private.md")
 
 
-def test_a_folder_that_is_itself_ignored_is_meant(tmp_path: Path) -> None:
+def test_an_ignored_folder_given_by_path_is_read(tmp_path: Path) -> None:
     """A home directory may be a repository that ignores everything."""
     (tmp_path / ".git").mkdir()
     (tmp_path / ".gitignore").write_text("*\n")
@@ -144,7 +146,7 @@ def test_a_folder_that_is_itself_ignored_is_meant(tmp_path: Path) -> None:
     assert [s.id for s in find_sources(tmp_path / "docs").sources] == ["a.md"]
 
 
-def test_ragkitignore_has_the_last_word(tmp_path: Path) -> None:
+def test_ragkitignore_overrides_gitignore(tmp_path: Path) -> None:
     (tmp_path / ".gitignore").write_text("*.csv\nold/\n")
     (tmp_path / ".ragkitignore").write_text("!wanted.csv\n*.py\n")
     (tmp_path / "old").mkdir()

@@ -52,7 +52,7 @@ def page(text: bytes) -> bytes:
 # ------------------------------------------------------------------------------------ real files
 
 
-def test_every_messy_file_is_read_or_refused_with_a_reason(shared: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_every_messy_file_is_read_or_fails_with_a_reason(shared: Path, capfd: pytest.CaptureFixture[str]) -> None:
     found = find_sources(shared / "messy")
     assert found.failures == ()
     reasons = {}
@@ -83,7 +83,7 @@ def test_every_messy_file_is_read_or_refused_with_a_reason(shared: Path, capfd: 
     }
     assert "password" in reasons["pdf/libreoffice-writer-password.pdf"]
     assert "OCR" in reasons["mixed/MEDRPT-2024-PAT-3847_medical_report_scan.pdf"]
-    # Encrypted, but with an empty password: anybody may read these.
+    # Encrypted with an empty password: these can be read.
     assert not [name for name in reasons if "empty-password" in name]
 
 
@@ -96,7 +96,7 @@ def test_real_encodings(shared: Path, name: str) -> None:
     assert document.text == expected
 
 
-def test_judged_offsets_still_fit(shared: Path) -> None:
+def test_offsets_of_the_chunking_corpus_are_valid(shared: Path) -> None:
     """The spans of the chunking corpus are offsets into its files."""
     folder = shared / "datasets" / "chunking_evaluation"
     texts = {s.path.stem: load(s).documents[0].text for s in find_sources(folder / "corpora").sources}
@@ -151,7 +151,7 @@ def test_empty(tmp_path: Path, name: str, content: bytes) -> None:
         ("Zażółć gęślą jaźń, powiedział książę, a potem poszedł do łóżka i zasnął głęboko. " * 3, "cp1250"),
     ],
 )
-def test_latin_scripts_are_told_apart_by_language(tmp_path: Path, text: str, encoding: str) -> None:
+def test_latin_encodings_are_detected_by_language(tmp_path: Path, text: str, encoding: str) -> None:
     assert one(tmp_path, "a.txt", text.encode(encoding)).text == text
 
 
@@ -182,12 +182,12 @@ def test_front_matter_gives_no_marks(tmp_path: Path) -> None:
     assert document.text == text
     assert headings(document) == [("Real", 2, "## Real")]
     assert document.title == "A title"
-    # A rule at the top is no front matter.
+    # A rule at the top is not front matter.
     assert headings(one(tmp_path, "b.md", "---\n\nA heading\n---\n")) == [("A heading", 2, "A heading")]
 
 
 def test_front_matter_that_is_mostly_blank(tmp_path: Path) -> None:
-    title = "A title" + " " * 100_000  # seconds if each blank is tried as the last
+    title = "A title" + " " * 100_000  # a backtracking regex would take seconds
     started = time.monotonic()
     assert one(tmp_path, "a.md", f"---\ntitle: '{title}.'\n---\n\nText.").title == "A title ."
     assert time.monotonic() - started < 5
@@ -243,7 +243,7 @@ def test_html_without_an_article_keeps_its_text_and_headings(tmp_path: Path) -> 
     assert headings(document) == [("Add & go", 2, "## Add & go")]
 
 
-def test_html_says_its_encoding(tmp_path: Path) -> None:
+def test_html_declares_its_encoding(tmp_path: Path) -> None:
     html = "<meta charset='windows-1251'><body><p>Привет</p></body>"
     assert "Привет" in one(tmp_path, "a.html", html.encode("cp1251")).text
     assert "été" in one(tmp_path, "b.html", "<meta charset=latin1><p>été</p>".encode("latin-1")).text
@@ -251,7 +251,7 @@ def test_html_says_its_encoding(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("opening", ["<div>", "<b>", "<table><tr><td>", "<ul><li>"])
 def test_deeply_nested_html(tmp_path: Path, opening: str) -> None:
-    """Read as deep as can be; beyond that refused, never cut off in silence."""
+    """Read up to a limit of depth; fail beyond it instead of truncating silently."""
     assert "the text inside" in one(tmp_path, "a.html", f"<body>{opening * 400}the text inside").text
     assert "nested too deep" in refused(tmp_path, "a.html", f"<body>{ARTICLE}{opening * 20_000}the text inside")
 
@@ -259,7 +259,7 @@ def test_deeply_nested_html(tmp_path: Path, opening: str) -> None:
 @pytest.mark.parametrize("junk", ["<", "<a ", "<!--", '<a b="', "&", "<p>"])
 def test_hostile_html(tmp_path: Path, junk: str) -> None:
     started = time.monotonic()
-    with contextlib.suppress(DocumentError):  # either end is right
+    with contextlib.suppress(DocumentError):  # both outcomes are fine
         one(tmp_path, "a.html", junk * 50_000)
     assert time.monotonic() - started < 60
 
@@ -286,7 +286,7 @@ def test_pdf_without_text(tmp_path: Path) -> None:
     assert "OCR" in refused(tmp_path, "a.pdf", pdf(b"0 0 100 100 re f"))
 
 
-def test_one_bad_page_does_not_lose_the_others(tmp_path: Path) -> None:
+def test_a_bad_page_does_not_affect_the_others(tmp_path: Path) -> None:
     bomb = b"0" * 100_000_000
     loaded = read(tmp_path, "a.pdf", pdf(page(b"First."), bomb, page(b"Third.")))
     (document,) = loaded.documents
@@ -301,7 +301,7 @@ def test_pdf_bomb(tmp_path: Path) -> None:
     assert "more than is safe" in refused(tmp_path, "a.pdf", pdf(b"0" * 200_000_000))
 
 
-def test_pdf_nested_without_end(tmp_path: Path) -> None:
+def test_deeply_nested_pdf(tmp_path: Path) -> None:
     assert "nested too deep" in refused(tmp_path, "a.pdf", pdf(b"[" * 100_000))
 
 
@@ -346,7 +346,7 @@ def test_notebook(tmp_path: Path) -> None:
 
 
 def test_real_notebooks_agree_with_nbformat(shared: Path) -> None:
-    """In every format, each cell's source as nbformat's own converter sees it is in the text."""
+    """The text contains the source of each cell as nbformat reads it, in every format."""
     import nbformat
 
     checked = set()
@@ -403,7 +403,7 @@ def test_jsonl_with_nothing_but_bad_rows(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------- unreadable
 
 
-def test_a_file_that_is_gone(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(DocumentError, match="cannot be read: No such file"):
         load(SourceFile(root=tmp_path, name="gone.md", size_bytes=1))
 
@@ -427,11 +427,11 @@ def test_a_file_without_permission(tmp_path: Path) -> None:
 
 
 class Panic(BaseException):
-    """As native code raises: no Exception, and no wish to stop."""
+    """Like a panic in native code: neither an `Exception` nor a request to stop."""
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), Panic("at the disco"), MemoryError(), RecursionError()], ids=repr)
-def test_whatever_a_reader_raises_is_that_files_failure(
+def test_any_exception_of_a_reader_becomes_a_failure_of_its_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     def reader(source: SourceFile, deadline: float) -> NoReturn:
@@ -446,9 +446,7 @@ def test_whatever_a_reader_raises_is_that_files_failure(
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit()], ids=repr)
-def test_a_wish_to_stop_is_no_failure_of_a_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
-) -> None:
+def test_requests_to_stop_pass_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def reader(source: SourceFile, deadline: float) -> NoReturn:
         raise error
 
@@ -460,15 +458,15 @@ def test_a_wish_to_stop_is_no_failure_of_a_file(
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), Panic("at the disco")], ids=repr)
-def test_a_language_that_cannot_be_guessed_fails_its_file(
+def test_an_error_in_language_detection_fails_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    """Also where a child process reads it: the guess is made here."""
+    """Also with a child process: languages are detected in the parent."""
 
-    def guess(text: str) -> NoReturn:
+    def detect(text: str) -> NoReturn:
         raise error
 
-    monkeypatch.setattr(language, "detect_language", guess)
+    monkeypatch.setattr(language, "detect_language", detect)
     (tmp_path / "a.md").write_text("text")
     (source,) = find_sources(tmp_path).sources
     with Reader() as reader, pytest.raises(DocumentError, match=f"language.*{type(error).__name__}"):

@@ -47,7 +47,7 @@ def test_a_program(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "code", ["def f(:\n", "print 'python 2'\n", "x" + "(" * 5_000, "-" * 100_000 + "1", "a.b" * 200_000]
 )
-def test_programs_that_are_none(tmp_path: Path, code: str) -> None:
+def test_invalid_programs(tmp_path: Path, code: str) -> None:
     started = time.monotonic()
     assert headings(one(tmp_path, "a.py", code)) == []
     assert time.monotonic() - started < 10

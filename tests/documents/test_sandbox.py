@@ -1,4 +1,4 @@
-"""A file that crashes, hangs or feeds on its parser takes down only its own attempt."""
+"""A file that crashes, hangs or exhausts its parser does not affect other files."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Parser = Callable[[str], None]
 
 @pytest.fixture
 def parser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Parser:
-    """Let PDF files be parsed by a program of ours, in the child."""
+    """Replace the PDF parser in the child process by a given program."""
 
-    def be(program: str) -> None:
+    def install(program: str) -> None:
         (tmp_path / "fake").mkdir()
         (tmp_path / "fake" / "pypdf.py").write_text(textwrap.dedent(program))
         monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
 
-    return be
+    return install
 
 
 @pytest.fixture
@@ -46,16 +46,16 @@ def folder(tmp_path: Path) -> Path:
 
 
 def read_all(reader: Reader, folder: Path) -> list[Document | DocumentError]:
-    things: list[Document | DocumentError] = []
+    items: list[Document | DocumentError] = []
     for source in find_sources(folder).sources:
         try:
-            things += reader.read(source)
+            items += reader.read(source)
         except DocumentError as error:
-            things.append(error)
-    return things
+            items.append(error)
+    return items
 
 
-def test_what_comes_is_what_the_loader_gives(folder: Path) -> None:
+def test_documents_and_failures_pass_through_unchanged(folder: Path) -> None:
     (folder / "b.pdf").unlink()
     (folder / "rows.jsonl").write_text('{"_id": "1", "text": "one"}\n{"broken\n{"_id": "2", "text": "two"}\n')
     with Reader() as reader:
@@ -80,7 +80,7 @@ def test_what_comes_is_what_the_loader_gives(folder: Path) -> None:
     ],
     ids=["abort", "exit", "sleep", "spin", "memory", "segfault"],
 )
-def test_one_bad_file_stops_nobody_else(parser: Parser, folder: Path, program: str, reason: str) -> None:
+def test_a_bad_file_does_not_affect_other_files(parser: Parser, folder: Path, program: str, reason: str) -> None:
     parser(program)
     with Reader(timeout_seconds=2, memory_bytes=700 * 2**20) as reader:
         a, b, c = read_all(reader, folder)
@@ -90,7 +90,7 @@ def test_one_bad_file_stops_nobody_else(parser: Parser, folder: Path, program: s
         raise b  # type: ignore[misc]
 
 
-def test_what_a_parser_prints_is_no_message(parser: Parser, folder: Path) -> None:
+def test_the_output_of_a_parser_is_not_a_message(parser: Parser, folder: Path) -> None:
     parser("import os; print('\\x00' * 1000, flush=True); os.write(1, b'noise'); raise ValueError('not a PDF')")
     with Reader() as reader:
         _, b, _ = read_all(reader, folder)
@@ -98,7 +98,7 @@ def test_what_a_parser_prints_is_no_message(parser: Parser, folder: Path) -> Non
     assert "not a PDF" in b.reason
 
 
-def test_closing_it_ends_a_read_that_waits(parser: Parser, folder: Path) -> None:
+def test_close_ends_a_read_in_progress(parser: Parser, folder: Path) -> None:
     parser("import time; time.sleep(1e6)")
     reader = Reader()
     threading.Timer(0.5, reader.close).start()
@@ -110,13 +110,13 @@ def test_closing_it_ends_a_read_that_waits(parser: Parser, folder: Path) -> None
         list(reader.read(find_sources(folder / "a.md").sources[0]))
 
 
-def test_a_file_that_nobody_waits_for_any_longer_is_left(folder: Path) -> None:
+def test_an_abandoned_read_does_not_affect_the_next(folder: Path) -> None:
     (folder / "rows.jsonl").write_text("".join(f'{{"_id": "{n}", "text": "row {n}"}}\n' for n in range(50_000)))
     (source,) = find_sources(folder / "rows.jsonl").sources
     with Reader() as reader:
-        things = reader.read(source)
-        next(things)
-        things.close()  # type: ignore[attr-defined]
+        items = reader.read(source)
+        next(items)
+        items.close()  # type: ignore[attr-defined]
         assert len(list(reader.read(find_sources(folder / "a.md").sources[0]))) == 1
 
 
@@ -133,8 +133,8 @@ def test_the_child_ends_with_its_parent(parser: Parser, folder: Path, program: s
         """
     )
     parent = subprocess.Popen([sys.executable, "-c", code], env=os.environ)
-    ends = time.monotonic() + 30
-    while not (children := psutil.Process(parent.pid).children()) and time.monotonic() < ends:
+    deadline = time.monotonic() + 30
+    while not (children := psutil.Process(parent.pid).children()) and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(1)
     parent.send_signal(signal.SIGKILL)

@@ -42,7 +42,7 @@ def test_a_single_file(tmp_path: Path) -> None:
     assert found.root == tmp_path.resolve()
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_missing_and_unsupported_paths(tmp_path: Path) -> None:
     with pytest.raises(SourceNotFoundError, match="no file or folder"):
         find_sources(tmp_path / "missing")
     with pytest.raises(NoDocumentsError, match=r"\.md"):
@@ -88,7 +88,7 @@ def test_links(tmp_path: Path) -> None:
     assert "leads nowhere" in failed["loop.md"]
     assert "out of the folder" in failed["out.md"]
     assert "out of the folder" in failed["folder"]
-    # Whoever names a link means what it leads to.
+    # A link that is given as the path may lead anywhere.
     assert ids(find_sources(root / "out.md")) == ["out.md"]
 
 
@@ -181,7 +181,7 @@ def test_what_is_skipped_is_said(tmp_path: Path) -> None:
     assert len(found.skipped[0].examples) == 5
 
 
-def test_a_thousand_kinds_are_not_a_thousand_reasons(tmp_path: Path) -> None:
+def test_the_number_of_reasons_is_limited(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("text")
     for number in range(1_000):
         (tmp_path / f"x.{number}").write_text("")
@@ -190,15 +190,15 @@ def test_a_thousand_kinds_are_not_a_thousand_reasons(tmp_path: Path) -> None:
     assert sum(what.count for what in found.skipped) == 1_000
 
 
-def test_a_file_that_is_named_is_meant(tmp_path: Path) -> None:
+def test_a_file_given_by_path_may_be_hidden_or_ignored(tmp_path: Path) -> None:
     (tmp_path / ".gitignore").write_text("*\n")
     for name in (".hidden.md", "ignored.md", "LICENSE"):
         (tmp_path / name).write_text("text")
         assert ids(find_sources(tmp_path / name)) == [name]
 
 
-def test_rows_may_be_many(tmp_path: Path) -> None:
-    """What is read row by row may be larger than what is read whole."""
+def test_files_of_rows_may_be_larger(tmp_path: Path) -> None:
+    """A file that is read row by row may be larger than one that is read at once."""
     for name in ("a.jsonl", "b.csv", "c.md"):
         (tmp_path / name).write_bytes(b"x" * 5_000)
     found = find_sources(tmp_path, max_bytes=1_000)
@@ -207,7 +207,7 @@ def test_rows_may_be_many(tmp_path: Path) -> None:
     assert "too large" in reasons(find_sources(tmp_path, max_bytes=200))["a.jsonl"]
 
 
-def test_a_beir_folder_is_its_corpus(tmp_path: Path) -> None:
+def test_only_the_corpus_of_a_beir_folder_is_indexed(tmp_path: Path) -> None:
     (tmp_path / "qrels").mkdir()
     for name in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv", "README.md"):
         (tmp_path / name).write_text("{}")
@@ -218,7 +218,7 @@ def test_a_beir_folder_is_its_corpus(tmp_path: Path) -> None:
     assert ids(find_sources(tmp_path)) == ["README.md", "qrels/test.tsv", "queries.jsonl"]
 
 
-def test_five_thousand_files_are_found_in_no_time(tmp_path: Path) -> None:
+def test_five_thousand_files_are_found_quickly(tmp_path: Path) -> None:
     (tmp_path / ".gitignore").write_text("".join(f"*.x{n}\n/a{n}/**/b\n" for n in range(40)))
     for number in range(5_000):
         folder = tmp_path / str(number // 100)
@@ -229,10 +229,10 @@ def test_five_thousand_files_are_found_in_no_time(tmp_path: Path) -> None:
         started = time.perf_counter()
         assert len(find_sources(tmp_path).sources) == 5_000
         seconds.append(time.perf_counter() - started)
-    assert min(seconds) < 0.5  # 0.06 on a laptop; the rest is for a busy machine
+    assert min(seconds) < 0.5  # 0.06 on a laptop; the margin is for a busy machine
 
 
-def test_a_hundred_thousand_sources_are_light(tmp_path: Path) -> None:
+def test_a_hundred_thousand_sources_need_little_memory(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         kept = [

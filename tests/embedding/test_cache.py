@@ -1,4 +1,4 @@
-"""The embedding cache: content-addressed, bounded, shared by processes, and never in anybody's way."""
+"""The embedding cache: content-addressed, bounded, shared by processes; its errors never stop the caller."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ragkit.errors import EmbeddingError, InputError
 
 
 class Fingerprinted(HashEmbedder):
-    """A HashEmbedder that is worth caching, and counts."""
+    """A `HashEmbedder` with a fingerprint that records the texts it embeds."""
 
     def __init__(self, fingerprint: str = "test", *, dimension: int = 16) -> None:
         super().__init__(dimension=dimension)
@@ -41,18 +41,18 @@ def cache(tmp_path: Path) -> EmbeddingCache:
     return EmbeddingCache(tmp_path / "cache" / "embeddings.db")
 
 
-def test_what_was_embedded_is_not_embedded_again(cache: EmbeddingCache) -> None:
+def test_cached_texts_are_not_embedded_again(cache: EmbeddingCache) -> None:
     first, second = Fingerprinted(), Fingerprinted()
-    made = CachedEmbedder(first, cache).embed(["un été", "two", "un été"])
+    computed = CachedEmbedder(first, cache).embed(["un été", "two", "un été"])
     found = CachedEmbedder(second, EmbeddingCache(cache.path)).embed(["two", "three", "un été", "three"])
     assert second.embedded == ["three"]
     assert found.dtype == np.float32
-    assert np.array_equal(found[[2, 0]], made[[0, 1]])
+    assert np.array_equal(found[[2, 0]], computed[[0, 1]])
     assert np.array_equal(found[1], found[3])
     assert (cache.hits, cache.misses, cache.size()[0]) == (0, 3, 3)
 
 
-def test_whatever_a_vector_depends_on_is_in_its_key(cache: EmbeddingCache) -> None:
+def test_the_key_depends_on_fingerprint_and_kind(cache: EmbeddingCache) -> None:
     CachedEmbedder(Fingerprinted("a"), cache).embed(["text"])
     for other in (Fingerprinted("b"), Fingerprinted("a")):
         kind: Kind = "query" if other._fingerprint == "a" else "passage"
@@ -62,13 +62,13 @@ def test_whatever_a_vector_depends_on_is_in_its_key(cache: EmbeddingCache) -> No
     assert a.fingerprint("passage") != b.fingerprint("passage")
 
 
-def test_a_models_fingerprint_names_its_weights_and_precision() -> None:
+def test_a_models_fingerprint_includes_its_weights_and_precision() -> None:
     minilm = SentenceTransformerEmbedder()
-    print_ = minilm.fingerprint("passage")
-    assert print_ is not None
-    assert print_ == SentenceTransformerEmbedder().fingerprint("passage")
-    assert "float32" in print_
-    assert minilm.name in print_
+    original = minilm.fingerprint("passage")
+    assert original is not None
+    assert original == SentenceTransformerEmbedder().fingerprint("passage")
+    assert "float32" in original
+    assert minilm.name in original
     model = minilm._model()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, "prompts", {"query": "query: ", "document": ""})
@@ -79,7 +79,7 @@ def test_a_models_fingerprint_names_its_weights_and_precision() -> None:
     weights = changed._model()[0].auto_model.embeddings.LayerNorm.weight
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(weights, "data", weights.data + 0.01)
-        assert changed.fingerprint("passage") != print_
+        assert changed.fingerprint("passage") != original
 
 
 def test_an_embedder_without_a_fingerprint_is_not_cached(cache: EmbeddingCache) -> None:
@@ -93,7 +93,7 @@ def test_an_embedder_without_a_fingerprint_is_not_cached(cache: EmbeddingCache) 
     assert off.count_tokens(["two words"]) == [2]
 
 
-def test_it_is_bounded_and_what_was_used_last_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eviction_removes_the_least_recently_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     day = [1_000 * 86_400.0]
     monkeypatch.setattr("ragkit.embedding.cache.time.time", lambda: day[0])
     cache = EmbeddingCache(tmp_path / "c.db", max_bytes=20_000)
@@ -112,8 +112,8 @@ def test_it_is_bounded_and_what_was_used_last_stays(tmp_path: Path, monkeypatch:
         EmbeddingCache(tmp_path / "d.db", max_bytes=0)
 
 
-def test_the_size_is_right_whoever_writes(cache: EmbeddingCache) -> None:
-    """Threads of this process and other processes put overlapping texts at the same time."""
+def test_the_size_is_exact_under_concurrent_writes(cache: EmbeddingCache) -> None:
+    """Threads of this process and other processes store overlapping texts at the same time."""
     program = (
         "from tests.embedding.test_cache import *; import sys\n"
         "CachedEmbedder(Fingerprinted(), EmbeddingCache(sys.argv[1])).embed([f'text {n}' for n in range(300)])"
@@ -137,32 +137,32 @@ def test_the_size_is_right_whoever_writes(cache: EmbeddingCache) -> None:
     assert cache.size() == (0, 0)
 
 
-def test_a_damaged_file_is_said_once_and_made_anew(cache: EmbeddingCache) -> None:
+def test_a_damaged_file_warns_once_and_is_replaced(cache: EmbeddingCache) -> None:
     cache.path.parent.mkdir()
     cache.path.write_bytes(b"this is no database" * 100)
     embedder = CachedEmbedder(Fingerprinted(), cache)
-    with pytest.warns(RuntimeWarning, match="a new one is made"):
+    with pytest.warns(RuntimeWarning, match="ragkit creates a new one"):
         assert embedder.embed(["a"]).shape == (1, 16)
     embedder.embed(["a"])
     assert cache.size()[0] == 1
 
 
-def test_one_that_cannot_be_written_is_said_once_and_left(tmp_path: Path) -> None:
+def test_an_unwritable_file_warns_once_and_disables_the_cache(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     embedder = CachedEmbedder(Fingerprinted(), EmbeddingCache(tmp_path / "file" / "c.db"))
-    with pytest.warns(RuntimeWarning, match="embedded anew"):
+    with pytest.warns(RuntimeWarning, match="embeds texts without it"):
         assert embedder.embed(["a", "b"]).shape == (2, 16)
     assert embedder.embed(["a", "c"]).shape == (2, 16)  # a second warning would be an error
 
 
-def test_the_default_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_sets_the_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAGKIT_CACHE_DIR", str(tmp_path / "here"))
     assert default_cache().path == tmp_path / "here" / "embeddings.db"
     assert default_cache() is default_cache()
 
 
 class Panic(BaseException):
-    """As native code raises: no Exception, and no wish to stop."""
+    """Like a panic in native code: neither an `Exception` nor a request to stop."""
 
 
 class Raising(HashEmbedder):
@@ -179,7 +179,7 @@ class Raising(HashEmbedder):
 
 
 @pytest.mark.parametrize("call", ["embed", "count_tokens", "token_spans"])
-def test_whatever_an_embedder_raises_is_an_embedding_error(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_exception_of_an_embedder_becomes_an_embedding_error(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     embedder = CachedEmbedder(Raising(dimension=8), False)
     with pytest.raises(EmbeddingError, match="'ragkit/hash-8' raised Panic: at the disco") as raised:
         getattr(embedder, call)(["text"])

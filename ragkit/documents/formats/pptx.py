@@ -1,4 +1,4 @@
-"""Presentations (PPTX): each slide is a page, its title a heading, and its notes are part of it."""
+"""Presentations (PPTX): each slide becomes a page, with its title as a heading and its notes as text."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ def read_pptx(source: SourceFile, deadline: float) -> Iterator[Document | Docume
 
     with open_archive(source) as archive:
         title = core_title(archive)
-    draft = DocumentBuilder(source)
+    builder = DocumentBuilder(source)
     slides = pptx.Presentation(str(source.path)).slides
     count = len(slides)
     for number in range(1, count + 1):
         if time.monotonic() > deadline:
             yield DocumentError(f"{source.where}, from slide {number}", reason_of(TimeoutError()))
             break
-        draft.page(number)
+        builder.page(number)
         try:
             heading, blocks = _slide(slides[number - 1])
-        except Exception as error:  # as in `read`: one slide that breaks the parser does not lose the others
+        except Exception as error:  # any error, as in `parse`: a bad slide must not affect the others
             yield DocumentError(f"{source.where}, slide {number}", reason_of(error))
             continue
         title = title or heading
-        draft.heading(heading, level=2)
+        builder.heading(heading, level=2)
         for block in blocks:
-            draft.add(block)
-    yield draft.finish(title=title, pages=count)
+            builder.add(block)
+    yield builder.finish(title=title, pages=count)
 
 
 def _slide(slide: Any) -> tuple[str, list[str]]:
@@ -60,7 +60,7 @@ def _slide(slide: Any) -> tuple[str, list[str]]:
         elif shape.has_text_frame:
             blocks.append(_paragraphs(shape.text_frame))
         else:
-            blocks.append(shape.element.xpath("string(.//p:cNvPr/@descr)"))  # what a picture shows, if its author said
+            blocks.append(shape.element.xpath("string(.//p:cNvPr/@descr)"))  # alternative text
     for relation in slide.part.rels.values():
         if relation.reltype.endswith("/diagramData"):  # SmartArt
             tree = parsed(relation.target_part.blob)
@@ -71,7 +71,7 @@ def _slide(slide: Any) -> tuple[str, list[str]]:
 
 
 def _paragraphs(frame: Any) -> str:
-    """Paragraphs as lines; a vertical tab is a line break within one."""
+    """Return the paragraphs as lines; a vertical tab is a line break within a paragraph."""
     lines = [("  " * p.level + "- " if p.level else "") + p.text.replace("\v", "\n") for p in frame.paragraphs]
     return "\n".join(line for line in lines if line.strip())
 

@@ -1,7 +1,7 @@
-"""Rows: JSONL, where each is a document; CSV and sheets, where each is a line that says what its cells are.
+"""Tables: each row of a JSONL file becomes a document, each row of a CSV file or a sheet becomes a line.
 
-A row of a table is written ``header: value; header: value``, so that it can be found and understood without the
-rows above it. Tables are read row by row, and a long one becomes several documents: none is cut.
+A table's row becomes ``header: value; header: value``, so that it can be found and understood without the rows above
+it. Tables are read row by row, and a long table becomes several documents instead of being truncated.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ragkit.documents.document import Document, SourceFile
 from ragkit.documents.encoding import clean, lines
 from ragkit.errors import DocumentError
 
-PART_CHARACTERS = 1_000_000  # of one document of a long table
+PART_CHARACTERS = 1_000_000  # the longest document of a long table
 _MAX_ROW_FAILURES = 100
-_MAX_CELL = 100_000  # characters; longer ones are no cells but files
+_MAX_CELL = 100_000  # characters; a longer value is a file rather than a cell
 _SAMPLE_LINES = 50
 _TEXT_KEYS = ("text", "contents", "content", "body")
 _ID_KEYS = ("_id", "id", "doc_id")
@@ -63,7 +63,7 @@ def _row(source: SourceFile, number: int, line: str | None, seen: set[int]) -> D
         raise DocumentError(where, "empty: its text is blank")
     given = next((row[k] for k in _ID_KEYS if isinstance(row.get(k), str | int) and row[k] != ""), number)
     row_id = one_line(str(given))[:200] or str(number)
-    if hash(row_id) in seen:  # two rows of one name would be one document, and one of them lost
+    if hash(row_id) in seen:  # rows with the same id would overwrite each other
         row_id += f" (line {number})"
     seen.add(hash(row_id))
     title = row.get("title")
@@ -81,7 +81,7 @@ def _row(source: SourceFile, number: int, line: str | None, seen: set[int]) -> D
 
 
 def read_csv(source: SourceFile, deadline: float) -> Iterator[Document | DocumentError]:
-    """See `ragkit.documents.read`. The delimiter is the one by which the first lines have the most equal columns."""
+    """See `ragkit.documents.read`. The delimiter is the one that gives the first lines the most uniform columns."""
     some = lines(source.path, where=source.where, max_characters=MAX_CHARACTERS)
     sample = list(itertools.islice(some, _SAMPLE_LINES))
     if None in sample:
@@ -89,14 +89,14 @@ def read_csv(source: SourceFile, deadline: float) -> Iterator[Document | Documen
     first = [line for line in sample if line is not None]
     delimiter = "\t" if source.name.lower().endswith(".tsv") else _delimiter(first)
     csv.field_size_limit(MAX_CHARACTERS)
-    # A line that is too long ends its row; the reader would stop at anything but text.
+    # `None` (a line that is too long) becomes an empty line: csv.reader accepts only text.
     rest = (line if line is not None else "\n" for line in some)
     rows = csv.reader(itertools.chain(first, rest), delimiter=delimiter, skipinitialspace=True)
     yield from documents_of_sheets(source, [("", rows)])
 
 
 def _delimiter(sample: Sequence[str]) -> str:
-    """csv.Sniffer guesses letters, too."""
+    """Guess the delimiter. Not with `csv.Sniffer`, which also guesses letters."""
 
     def fit(delimiter: str) -> tuple[float, int]:
         widths = [len(row) for row in csv.reader(sample[:-1] or sample, delimiter=delimiter) if row]
@@ -109,17 +109,17 @@ def _delimiter(sample: Sequence[str]) -> str:
 def documents_of_sheets(
     source: SourceFile, sheets: Iterable[tuple[str, Iterable[Sequence[str]]]], *, title: str = ""
 ) -> Iterator[Document | DocumentError]:
-    """Write tables as text, in as many documents as it takes.
+    """Convert tables to text, in as many documents as necessary.
 
     Args:
-        source: Their file.
-        sheets: Each table's name, a heading if it is not empty, and its rows.
-        title: The file's own, if it has one.
+        source: The file.
+        sheets: The name of each table, which becomes a heading if it is not empty, and its rows.
+        title: The file's own title; empty if it has none.
 
     Raises:
-        DocumentError: They hold no text.
+        DocumentError: The tables contain no text.
     """
-    draft = DocumentBuilder(source)
+    builder = DocumentBuilder(source)
     part = 0
     for name, rows in sheets:
         headers: list[str] | None = None
@@ -131,22 +131,22 @@ def documents_of_sheets(
             if headers is None and (headers := _headers(values)):
                 continue
             line = _line(headers, values)
-            if draft.size and draft.size + len(line) > PART_CHARACTERS:
+            if builder.size and builder.size + len(line) > PART_CHARACTERS:
                 part += 1
-                yield draft.finish(title=title, part=f"part {part}")
-                draft, is_named = DocumentBuilder(source), False
+                yield builder.finish(title=title, part=f"part {part}")
+                builder, is_named = DocumentBuilder(source), False
             if not is_named:
-                draft.heading(name, level=2)
+                builder.heading(name, level=2)
                 is_named = True
-            draft.add(line)
-        if headers and not is_named:  # a table with no rows is its headers
-            draft.heading(name, level=2)
-            draft.add("; ".join(headers))
-    yield draft.finish(title=title, part=f"part {part + 1}" if part else "")
+            builder.add(line)
+        if headers and not is_named:  # a table without rows: keep the headers
+            builder.heading(name, level=2)
+            builder.add("; ".join(headers))
+    yield builder.finish(title=title, part=f"part {part + 1}" if part else "")
 
 
 def _headers(first: list[str]) -> list[str]:
-    """The first row, if it looks like names of columns: several short ones, all different, none a number."""
+    """Return the first row if it looks like column names: several short, distinct values that are not numbers."""
     names = [value for value in first if value]
     is_header = len(names) > 1 and len(set(names)) == len(names) and len(names) * 2 > len(first)
     return first if is_header and not any(_NUMBER.fullmatch(n) or len(n) > 100 for n in names) else []

@@ -1,4 +1,4 @@
-"""Readers of plain text and code, Markdown and HTML."""
+"""Plain text, code, Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ def read_text(source: SourceFile, deadline: float) -> Iterator[Document | Docume
     kind = kind_of(source.name) or ""
     is_code = kind in CODE_SUFFIXES
     text, encoding = decode(source.path.read_bytes(), where=source.where, declares=is_code)
-    draft = DocumentBuilder(source)
-    draft.marks += outline(text, kind)
-    # A program is known by its file's name, not by its first function's.
+    builder = DocumentBuilder(source)
+    builder.marks += outline(text, kind)
+    # The title of source code is its file name, not the name of its first function.
     title = source.id.rpartition("/")[2] if is_code and not source.url and kind != ".tex" else ""
-    yield draft.finish(text, title=title, encoding=encoding)
+    yield builder.finish(text, title=title, encoding=encoding)
 
 
 def read_markdown(source: SourceFile, deadline: float) -> Iterator[Document | DocumentError]:
     text, encoding = decode(source.path.read_bytes(), where=source.where)
-    draft = DocumentBuilder(source)
-    draft.marks += markdown_headings(text)
-    has_top = any(mark.level == 1 for mark in draft.marks)
-    yield draft.finish(text, title="" if has_top else front_matter_title(text), encoding=encoding)
+    builder = DocumentBuilder(source)
+    builder.marks += markdown_headings(text)
+    has_top = any(mark.level == 1 for mark in builder.marks)
+    yield builder.finish(text, title="" if has_top else front_matter_title(text), encoding=encoding)
 
 
 def read_html(source: SourceFile, deadline: float) -> Iterator[Document | DocumentError]:
@@ -38,7 +38,10 @@ def read_html(source: SourceFile, deadline: float) -> Iterator[Document | Docume
         raise DocumentError(source.where, NO_TEXT)
     text, title = html_to_markdown(html)
     if not text.strip():
-        raise DocumentError(source.where, "empty: the page shows no text (it may be made by a script)")
-    draft = DocumentBuilder(source)
-    draft.marks += markdown_headings(text)
-    yield draft.finish(text, title=title or next((mark.label for mark in draft.marks), ""), encoding=encoding)
+        raise DocumentError(
+            source.where,
+            "empty: the page has no text (a script may generate it); save it from a browser",
+        )
+    builder = DocumentBuilder(source)
+    builder.marks += markdown_headings(text)
+    yield builder.finish(text, title=title or next((mark.label for mark in builder.marks), ""), encoding=encoding)

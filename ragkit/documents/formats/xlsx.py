@@ -1,4 +1,4 @@
-"""Workbooks (XLSX): each sheet is a heading, each of its rows a line that says what its cells are."""
+"""Workbooks (XLSX): the name of each sheet becomes a heading, each row a line ``header: value; header: value``."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _ROWS_AT_ONCE = 200
 
 
 def read_xlsx(source: SourceFile, deadline: float) -> Iterator[Document | DocumentError]:
-    """See `ragkit.documents.read`. Of a formula, the value counts that was last computed."""
+    """See `ragkit.documents.read`. A formula is read as its last computed value."""
     import openpyxl
 
     with open_archive(source) as archive:
         title = core_title(archive)
     failures: list[DocumentError] = []
-    # Opened here: openpyxl forgets to close what it opens when it fails.
+    # Opened here, because openpyxl does not close its file when it fails.
     with source.path.open("rb") as file:
-        with warnings.catch_warnings(action="ignore"):  # of what it does not support; none of it is text
+        with warnings.catch_warnings(action="ignore"):  # about unsupported features, none of which is text
             workbook = openpyxl.load_workbook(file, read_only=True, data_only=True, keep_links=False)
         sheets = ((sheet.title, _rows(source, sheet, deadline, failures)) for sheet in workbook.worksheets)
         try:
@@ -39,10 +39,10 @@ def read_xlsx(source: SourceFile, deadline: float) -> Iterator[Document | Docume
 
 
 def _rows(source: SourceFile, sheet: Any, deadline: float, failures: list[DocumentError]) -> Iterator[Sequence[str]]:
-    """The rows that can be read; why there are no more of them goes to the failures."""
+    """Yield the rows up to the first error, which is appended to ``failures``."""
     done = 0
     try:
-        sheet.reset_dimensions()  # a sheet may say that it is smaller or larger than it is
+        sheet.reset_dimensions()  # the declared size of a sheet may be wrong
         rows = sheet.iter_rows(values_only=True)
         while True:
             if time.monotonic() > deadline:
@@ -54,7 +54,7 @@ def _rows(source: SourceFile, sheet: Any, deadline: float, failures: list[Docume
             for row in some:
                 yield [_text(value) for value in row]
             done += len(some)
-    except Exception as error:  # as in `ragkit.documents.read`: a damaged sheet does not lose the others
+    except Exception as error:  # any error, as in `parse`: a bad sheet must not affect the others
         failures.append(DocumentError(f"{source.where}, sheet {sheet.title}, from row {done + 1}", reason_of(error)))
 
 

@@ -1,7 +1,7 @@
-"""Files that are ZIP archives: Office documents and EPUB books, opened only if they are safe to unpack.
+"""ZIP archives (Office documents and EPUB books), opened only if they are safe to unpack.
 
-Nothing is ever written to disk, so a name in an archive that leads out of it leads nowhere. An archive says how
-large its parts are, and `zipfile` gives no more of a part than that: what is allowed here is what is unpacked.
+Nothing is written to disk, so a path in an archive that points outside it is harmless. An archive declares the size of
+its parts, and `zipfile` reads no more of a part than its declared size, so checking the declared sizes is enough.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from ragkit.errors import DocumentError
 
 MAX_PARTS = 20_000
 MAX_UNPACKED_BYTES = 2**30
-MAX_MARKUP_BYTES = 32 * 2**20  # of one part that becomes a tree in memory, which is up to forty times as large
+MAX_MARKUP_BYTES = 32 * 2**20  # of a part that is parsed to a tree in memory, which takes up to 40 times its size
 _TREES = (".xml", ".rels", ".xhtml", ".html", ".htm", ".opf", ".ncx")
 _STREAMED = ("xl/worksheets/", "xl/sharedStrings.xml")
 _COMPOUND_FILE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 
 def open_archive(source: SourceFile) -> zipfile.ZipFile:
-    """Open an archive whose parts are of a bearable size.
+    """Open an archive after checking the size of its parts.
 
     Raises:
-        DocumentError: It is empty, encrypted, or unfolds to more than is safe.
-        BadZipFile: It is none.
-        OSError: It cannot be read.
+        DocumentError: The file is empty or encrypted, or its parts are too large or too many.
+        BadZipFile: The file is not a ZIP archive.
+        OSError: The file cannot be read.
     """
     with source.path.open("rb") as file:
         head = file.read(8)
@@ -58,11 +58,11 @@ def open_archive(source: SourceFile) -> zipfile.ZipFile:
 def _compound(data: bytes) -> str:
     if "EncryptedPackage".encode("utf-16-le") in data:
         return ENCRYPTED
-    return "an older Office file (.doc, .ppt, .xls) under a newer name; save it in the newer format"
+    return "an older Office file (.doc, .ppt, .xls) with a newer extension; save it in the newer format"
 
 
 def part_of(archive: zipfile.ZipFile, name: str) -> bytes:
-    """One part's content; empty if there is none of that name."""
+    """Return the content of a part; empty if there is no part of that name."""
     try:
         return archive.read(name)
     except KeyError:
@@ -70,13 +70,13 @@ def part_of(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def parsed(xml: bytes) -> Any:
-    """An XML part as a tree: no entity is put in, no other file is read."""
+    """Parse XML safely: no entity is expanded, no other file is read."""
     from lxml import etree
 
     return etree.fromstring(xml, etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False))
 
 
 def core_title(archive: zipfile.ZipFile) -> str:
-    """The title that an Office document's own properties give; empty if there is none."""
+    """Return the title in an Office document's properties; empty if there is none."""
     xml = part_of(archive, "docProps/core.xml")
     return (parsed(xml).findtext("{http://purl.org/dc/elements/1.1/}title") or "") if xml else ""

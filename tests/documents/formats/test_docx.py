@@ -76,7 +76,7 @@ def test_equations_are_text(shared: Path) -> None:
     assert "2.2×10^(-4)" in document.text
 
 
-def test_nothing_but_a_picture(shared: Path) -> None:
+def test_only_a_picture(shared: Path) -> None:
     for name in ("tiny-picture", "external-picture"):
         source = find_sources(shared / "messy" / "docx" / f"{name}.docx").sources[0]
         with pytest.raises(Exception, match="no text, only pictures"):
@@ -86,12 +86,12 @@ def test_nothing_but_a_picture(shared: Path) -> None:
 # -------------------------------------------------------------------------------------- hostile
 
 
-def test_not_what_its_name_says(tmp_path: Path) -> None:
+def test_content_that_does_not_match_the_name(tmp_path: Path) -> None:
     assert "not what its name says" in refused(tmp_path, "a.docx", b"PK\x03\x04 and so on")
     assert "not what its name says" in refused(tmp_path, "b.docx", "plain text")
     assert "not what its name says" in refused(tmp_path, "c.docx", zipped({"a.txt": "x"}))
     assert "not what its name says" in refused(tmp_path, "d.docx", word()[:-3_000])
-    assert refused(tmp_path, "e.docx", b"") == "empty: it holds no text"
+    assert refused(tmp_path, "e.docx", b"") == "empty: it contains no text"
 
 
 def test_encrypted_or_old(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_encrypted_or_old(tmp_path: Path) -> None:
     assert "older Office file" in refused(tmp_path, "b.docx", head + "WordDocument".encode("utf-16-le"))
 
 
-def test_entities_are_not_put_in(tmp_path: Path) -> None:
+def test_entities_are_not_expanded(tmp_path: Path) -> None:
     xml = part(word(), BODY)
     head, _, tail = xml.partition("<w:document")
     bomb = head + BILLION_LAUGHS.replace("x [", "w:document [") + "<w:document" + tail.replace("La lune", "&a12;")
@@ -118,13 +118,13 @@ def test_entities_are_not_put_in(tmp_path: Path) -> None:
 def test_zip_bombs(tmp_path: Path) -> None:
     large = with_part(word(), BODY, b" " * (65 * 2**20))
     assert "more than is safe" in refused(tmp_path, "a.docx", large)
-    # A directory that says less than there is: what it says is what is read.
+    # A central directory that understates the size: only the declared size is read.
     lying = large.replace((65 * 2**20).to_bytes(4, "little"), (1_000).to_bytes(4, "little"))
     assert "damaged" in refused(tmp_path, "b.docx", lying)
     assert "20,001 parts" in refused(tmp_path, "d.docx", zipped({str(n): b"" for n in range(20_001)}))
 
 
-def test_nested_without_end(tmp_path: Path) -> None:
+def test_deeply_nested_tables(tmp_path: Path) -> None:
     cell = "<w:tbl><w:tr><w:tc>{}</w:tc></w:tr></w:tbl>"
     inner = "<w:p><w:r><w:t>inside</w:t></w:r></w:p>"
     for _ in range(2_000):

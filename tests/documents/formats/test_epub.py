@@ -48,7 +48,7 @@ def test_chapters_in_reading_order(tmp_path: Path) -> None:
     document = one(tmp_path, "a.epub", book(one_, two))
     assert document.title == "Les marées"
     assert headings(document) == [
-        ("Prologue", 1, "# Prologue"),  # the chapter has no heading: the table of contents knows its name
+        ("Prologue", 1, "# Prologue"),  # the chapter has no heading, so this is its name in the table of contents
         ("La lune", 1, "# La lune"),
         ("Les quartiers", 2, "## Les quartiers"),
     ]
@@ -65,14 +65,14 @@ def test_a_real_book(shared: Path) -> None:
     assert "> This is a blockquote for testing." in document.text
 
 
-def test_a_missing_chapter_does_not_lose_the_others(tmp_path: Path) -> None:
+def test_a_missing_chapter_does_not_affect_the_others(tmp_path: Path) -> None:
     file = book(chapter("<p>One</p>"), chapter("<p>Two</p>")).replace(b"OPS/text/one", b"OPS/text/eno")
     loaded = read(tmp_path, "a.epub", file)
     assert "Two" in loaded.documents[0].text
     assert [f.source.rpartition(", ")[2] for f in loaded.failures] == ["chapter 1"]
 
 
-def test_names_that_lead_out_lead_nowhere(tmp_path: Path) -> None:
+def test_paths_outside_the_archive_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("TOP SECRET")
     for way in ("../../../secret", "/secret", "..%2f..%2fsecret", (tmp_path / "secret").as_uri()):
         opf = f"""<package><manifest><item id="a" href="{way}" media-type="application/xhtml+xml"/></manifest>
@@ -114,6 +114,6 @@ def test_hostile_packages(tmp_path: Path) -> None:
     bomb = f"{BILLION_LAUGHS.replace('x [', 'package [')}<package><metadata><title>&a12;</title></metadata></package>"
     file = {"META-INF/container.xml": CONTAINER, "OPS/book.opf": bomb}
     assert refused(tmp_path, "a.epub", zipped(file))
-    assert "does not say what it holds" in refused(tmp_path, "b.epub", zipped({"a": ""}))
+    assert "does not say what it contains" in refused(tmp_path, "b.epub", zipped({"a": ""}))
     assert refused(tmp_path, "c.epub", zipped(file | {"OPS/book.opf": "<package"})).startswith("damaged")
-    assert refused(tmp_path, "d.epub", zipped(file | {"OPS/book.opf": "<package/>"})) == "empty: it holds no text"
+    assert refused(tmp_path, "d.epub", zipped(file | {"OPS/book.opf": "<package/>"})) == "empty: it contains no text"

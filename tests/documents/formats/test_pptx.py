@@ -64,7 +64,7 @@ def test_tables_charts_and_groups(tmp_path: Path) -> None:
 def test_a_real_deck(shared: Path) -> None:
     (document,) = load(find_sources(shared / "messy" / "mixed" / "test.pptx").sources[0]).documents
     assert document.metadata["pages"] == 6
-    # What MarkItDown's own tests look for in it.
+    # The strings that MarkItDown's tests expect in this file.
     for text in (
         "2cdda5c8-e50e-4db4-b5f0-9722a649f455", "04191ea8-5c73-4215-a1d3-1cfb43aaaf12",
         "44bf7d06-5e7a-4a40-a2e1-a2e42ef28c8a", "1b92870d-e3b5-4e65-8153-919f4ff45592",

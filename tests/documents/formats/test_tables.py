@@ -21,7 +21,7 @@ from tests.support.reading import read as read_file
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
-def test_rows_say_what_they_are(tmp_path: Path, delimiter: str) -> None:
+def test_rows_include_the_column_names(tmp_path: Path, delimiter: str) -> None:
     rows = [
         ["Ville", "Population", "Note"],
         ["Brest", "139 619", "a, b; c"],
@@ -89,20 +89,20 @@ def test_no_cell_is_lost(tmp_path: Path, rows: list[list[str]]) -> None:
 def test_hostile_tables(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.csv").write_text(content)
     started = time.monotonic()
-    with contextlib.suppress(DocumentError):  # either end is right
+    with contextlib.suppress(DocumentError):  # both outcomes are fine
         read_file(tmp_path, "a.csv", content)
     assert time.monotonic() - started < 20
 
 
 def test_empty(tmp_path: Path) -> None:
-    assert refused(tmp_path, "a.csv", ",,\n,,\n") == "empty: it holds no text"
+    assert refused(tmp_path, "a.csv", ",,\n,,\n") == "empty: it contains no text"
 
 
 # ----------------------------------------------------------------------------------------- JSONL
 
 
 def test_rows_stream(tmp_path: Path) -> None:
-    """The first row comes before the last is read, and the rows are never there all at once."""
+    """The first row is yielded before the last is read, and the rows are never all in memory."""
     file = tmp_path / "a.jsonl"
     with file.open("w") as out:
         for number in range(20_000):
@@ -123,7 +123,7 @@ def test_rows_stream(tmp_path: Path) -> None:
     assert peak < 15e6
 
 
-def test_two_rows_of_one_name_are_two_documents(tmp_path: Path) -> None:
+def test_two_rows_with_the_same_id_are_two_documents(tmp_path: Path) -> None:
     loaded = read_file(tmp_path, "a.jsonl", '{"_id": "1", "text": "one"}\n{"_id": "1", "text": "two"}\n')
     assert [d.id for d in loaded.documents] == ["a.jsonl#1", "a.jsonl#1 (line 2)"]
 

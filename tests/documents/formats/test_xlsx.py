@@ -45,7 +45,7 @@ PORTS = workbook(
 )
 
 
-def test_rows_say_what_they_are(tmp_path: Path) -> None:
+def test_rows_include_the_column_names(tmp_path: Path) -> None:
     document = one(tmp_path, "a.xlsx", PORTS)
     assert document.text.split("\n\n") == [
         "## Marées",
@@ -82,7 +82,7 @@ def test_a_long_sheet_becomes_several_documents(tmp_path: Path, monkeypatch: pyt
     assert all(document.text.startswith("## Sheet\n") for document in loaded.documents)
 
 
-def test_a_damaged_sheet_does_not_lose_the_others(tmp_path: Path) -> None:
+def test_a_damaged_sheet_does_not_affect_the_others(tmp_path: Path) -> None:
     loaded = read(tmp_path, "a.xlsx", with_part(PORTS, SHEET, part(PORTS, SHEET)[:-200]))
     (document,) = loaded.documents
     assert "only one column" in document.text
@@ -91,10 +91,10 @@ def test_a_damaged_sheet_does_not_lose_the_others(tmp_path: Path) -> None:
 
 
 def test_empty(tmp_path: Path) -> None:
-    assert refused(tmp_path, "a.xlsx", workbook({"Sheet": []})) == "empty: it holds no text"
+    assert refused(tmp_path, "a.xlsx", workbook({"Sheet": []})) == "empty: it contains no text"
 
 
-def test_cells_that_are_far_apart(tmp_path: Path) -> None:
+def test_distant_cells(tmp_path: Path) -> None:
     far = '<c r="XFD1048576" t="inlineStr"><is><t>far away</t></is></c>'
     xml = f'<sheetData><row r="1"><c r="A1"><v>7</v></c></row><row r="1048576">{far}</row></sheetData>'
     sheet = part(PORTS, SHEET)
@@ -102,7 +102,7 @@ def test_cells_that_are_far_apart(tmp_path: Path) -> None:
     assert "far away" in one(tmp_path, "a.xlsx", with_part(PORTS, SHEET, whole)).text
 
 
-def test_wide_rows_end_in_time(tmp_path: Path) -> None:
+def test_wide_rows_stop_at_the_time_limit(tmp_path: Path) -> None:
     rows = "".join(f'<row r="{n}"><c r="XFD{n}"><v>{n}</v></c></row>' for n in range(1, 200_000))
     sheet = part(PORTS, SHEET)
     whole = sheet[: sheet.index("<sheetData>")] + f"<sheetData>{rows}</sheetData></worksheet>"
@@ -113,14 +113,14 @@ def test_wide_rows_end_in_time(tmp_path: Path) -> None:
     assert loaded.documents
 
 
-def test_entities_are_not_put_in(tmp_path: Path) -> None:
+def test_entities_are_not_expanded(tmp_path: Path) -> None:
     sheet = part(PORTS, SHEET)
     head, _, tail = sheet.partition("<worksheet")
     bomb = head + BILLION_LAUGHS.replace("x [", "worksheet [") + "<worksheet" + tail.replace("</v>", "&a12;</v>", 1)
     assert refused(tmp_path, "a.xlsx", with_part(PORTS, SHEET, bomb)).startswith("damaged")
 
 
-def test_a_cell_as_large_as_a_book(tmp_path: Path) -> None:
+def test_a_huge_cell(tmp_path: Path) -> None:
     sheet = part(PORTS, SHEET)
     cell = f'<c r="A9" t="inlineStr"><is><t>{"x" * 30_000_000}</t></is></c>'
     whole = sheet.replace("</sheetData>", f'<row r="9">{cell}</row></sheetData>')
