@@ -15,7 +15,7 @@ from ragkit_server.handlers.asyncapi import field_docs
 
 TARGET = Path(__file__).with_name("src") / "client" / "messages.ts"
 SENT = (messages.Query, messages.QueryContent, messages.Subscribe, messages.Ping, messages.Pong)
-HEAD = "// Made from ragkit/live/messages.py by messages.py; `make frontend` makes it anew. Do not edit.\n"
+HEAD = "// Generated from ragkit/live/messages.py by messages.py (`make frontend`). Do not edit.\n"
 SIMPLE = {
     types.StrType: "string",
     types.IntType: "number",

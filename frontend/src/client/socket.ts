@@ -250,7 +250,7 @@ export class RagkitSocket {
     }
   }
 
-  /** Check whether the server still responds, now and then at intervals. */
+  /** Check whether the server still responds, now and at regular intervals. */
   private ping(timeout: number): void {
     const socket = this.socket;
     const asked = performance.now(); // monotonic: the system clock may be changed
