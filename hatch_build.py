@@ -1,6 +1,6 @@
-"""Ships the JupyterLab panel, and builds the front end first where it is not there.
+"""Add the JupyterLab panel to the distribution, building the front end first if it is missing.
 
-Built files are committed, so that nobody needs Node.js to install ragkit.
+The built files are committed, so installing ragkit does not need Node.js.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BUILT = (f"{PANEL}/package.json", "ragkit/static/widget.js")
 
 
 class FrontEndHook(BuildHookInterface):
-    """Hatch calls it for wheels, and for editable installs."""
+    """Hatch calls this hook for wheels and for editable installs."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Add the panel to the files that are installed outside the packages."""
@@ -29,9 +29,9 @@ class FrontEndHook(BuildHookInterface):
                     subprocess.run([npm, *command], cwd=root / "frontend", check=True)
             else:
                 self.app.display_warning(
-                    "ragkit comes without its JupyterLab panel: it is not built, and npm is not here."
+                    "ragkit is built without its JupyterLab panel: the panel is not built, and npm is missing. Install npm."
                 )
-        if (root / PANEL).is_dir():  # hatch fails where a path of shared-data leads nowhere
+        if (root / PANEL).is_dir():  # hatch fails if a path in shared-data does not exist
             there = "share/jupyter/labextensions/ragkit-lab"
             install = "server_extension/jupyter-config/install.json"
             build_data["shared_data"] |= {PANEL: there, install: f"{there}/install.json"}

@@ -1,7 +1,7 @@
-"""Rewrite the tables of protocol.md that repeat the code, from the code: `make docs`.
+"""Generate the tables of protocol.md from the code: `make docs`.
 
-Each stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``. What a key means is the docstring
-under it in ragkit/live/messages.py; what a setting does is its help in ragkit_server/app.py.
+Each table is between ``<!-- generated: NAME -->`` and ``<!-- end -->``. The meaning of a key is the docstring
+below it in ragkit/live/messages.py; that of a setting is its help in ragkit_server/app.py.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STAMP = messages.EnginesChanged.__bases__[0]  # the keys of all broadcasts
 
 
 def generate(page: str) -> str:
-    """Return the page with its tables as the code has them."""
+    """Return the page with tables generated from the code."""
     keys = Keys()
     tables: dict[str, Callable[[], Iterator[str]]] = {"codes": codes, "traits": traits, "types": limits}
 
@@ -50,15 +50,15 @@ def generate(page: str) -> str:
 
 
 class Keys:
-    """Tables of keys. An object is spelled out where the page first needs it, and linked to from there on."""
+    """Tables of keys. The keys of an object are listed at its first use on the page; later uses link to it."""
 
     def __init__(self) -> None:
         self._anchors: dict[type, str] = {message: f"#{tag}" for tag, message in MESSAGES.items()}
 
     def table(self, name: str, *, anchor: str) -> Iterator[str]:
-        """Yield the table of a message's own keys, or of those that all broadcasts have."""
+        """Yield the table of a message's own keys, or of the keys of all broadcasts."""
         if name == "all broadcasts":
-            # A publisher may leave them out, a listener always gets them: nothing to say about defaults.
+            # No column for defaults: a publisher may omit these keys, and a listener always gets them.
             short = ([key, kind, text] for key, kind, _, text in self._rows(STAMP, anchor))
             return table("key | type | meaning", short)
         message = MESSAGES[name]
@@ -75,7 +75,7 @@ class Keys:
             key = f"{path}{field.encode_name}"
             inner, brackets = only_struct(field.type)
             new = inner is not None and inner not in self._anchors
-            # Of an object that is always there the rows of its keys say enough.
+            # An object that is always present needs no row of its own beside those of its keys.
             if not new or brackets or not field.required:
                 text = docs.get(field.name) or (new and inspect.getdoc(inner)) or ""
                 absent = default(field)
@@ -86,7 +86,7 @@ class Keys:
                 yield from self._rows(inner, anchor, f"{key}{brackets}.")
 
     def _words(self, kind: Any, s: str = "") -> str:
-        """Say a type in words; ``s`` makes them plural."""
+        """Describe a type in words; ``s`` makes them plural."""
         origin, arguments = get_origin(kind), get_args(kind)
         if kind in WORDS:
             return WORDS[kind] + s
@@ -114,7 +114,7 @@ def is_union(kind: Any) -> bool:
 
 
 def only_struct(kind: Any) -> tuple[type[Struct] | None, str]:
-    """Return the struct in a type, if it is one that may be absent or in lists, and the brackets for the lists."""
+    """Return the struct in a type, which may be optional or in lists, and one ``[]`` for each list."""
     if isinstance(kind, type) and issubclass(kind, Struct):
         return kind, ""
     if get_origin(kind) is list:
@@ -125,7 +125,7 @@ def only_struct(kind: Any) -> tuple[type[Struct] | None, str]:
 
 
 def default(field: FieldInfo) -> str:
-    """Say what it means that a key is not there."""
+    """Describe the default of a key."""
     if field.required:
         return "required"
     value = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
@@ -133,7 +133,7 @@ def default(field: FieldInfo) -> str:
 
 
 def bounds(kind: Any) -> str:
-    """Write the bounds of an annotated type."""
+    """Format the bounds of an annotated type."""
     (meta,) = (part for part in get_args(kind) if isinstance(part, Meta))
     if meta.ge is not None:
         return f"{meta.ge} or more"
@@ -141,7 +141,7 @@ def bounds(kind: Any) -> str:
 
 
 def limits() -> Iterator[str]:
-    """Yield the table of the types that have names."""
+    """Yield the table of the named types."""
     unit = {str: "string, {} characters", int: "integer, {}"}
     return table(
         "type | is", ([f"*{word}*", unit[get_args(kind)[0]].format(bounds(kind))] for kind, word in TYPES.items())
@@ -163,7 +163,7 @@ def traits() -> Iterator[str]:
 
 
 def in_units(name: str, value: Any) -> str:
-    """Write a trait's default as a person would."""
+    """Format a trait's default with its unit."""
     if isinstance(value, list):
         return f"`{' '.join('python' if word == sys.executable else word for word in value)}`"
     if isinstance(value, bool):
@@ -176,9 +176,9 @@ def in_units(name: str, value: Any) -> str:
 
 
 def table(header: str, rows: Iterable[list[str]]) -> Iterator[str]:
-    """Yield the lines of a Markdown table; a docstring's markup becomes Markdown's."""
+    """Yield the lines of a Markdown table; converts the markup of docstrings to Markdown."""
     titles, lines = header.split(" | "), list(rows)
-    if not any(row[-1] for row in lines):  # nothing to say beyond names and types
+    if not any(row[-1] for row in lines):  # no descriptions: omit the last column
         titles, lines = titles[:-1], [row[:-1] for row in lines]
     yield f"| {' | '.join(titles)} |"
     yield "|---" * len(titles) + "|"

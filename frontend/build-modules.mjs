@@ -1,4 +1,4 @@
-/** Build what is no part of JupyterLab: the widget, and the client as a module for any web application. */
+/** Build the parts outside JupyterLab: the widget, and the client as a module for any web application. */
 import { copyFileSync, mkdirSync } from 'node:fs';
 import { build } from 'esbuild';
 

@@ -1,4 +1,4 @@
-"""Write src/client/messages.ts: the messages of `ragkit.live.messages` as TypeScript types. `make frontend` runs it."""
+"""Generate src/client/messages.ts, the TypeScript types of `ragkit.live.messages`. `make frontend` runs this."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ragkit_server.handlers.asyncapi import field_docs
 
 TARGET = Path(__file__).with_name("src") / "client" / "messages.ts"
 SENT = (messages.Query, messages.QueryContent, messages.Subscribe, messages.Ping, messages.Pong)
-HEAD = "// Made from ragkit/live/messages.py by messages.py; `make frontend` makes it anew. Do not edit.\n"
+HEAD = "// Generated from ragkit/live/messages.py by messages.py (`make frontend`). Do not edit.\n"
 SIMPLE = {
     types.StrType: "string",
     types.IntType: "number",
@@ -27,7 +27,7 @@ SIMPLE = {
 
 
 def generate() -> str:
-    """Return the whole file."""
+    """Return the generated file."""
     unions = {"ClientMessage": messages.ClientMessage, "ListenerMessage": messages.ListenerMessage}
     unions |= {"Broadcast": messages.Broadcast}
     structs: dict[str, types.StructType] = {}
@@ -46,7 +46,7 @@ def generate() -> str:
 
 
 def collect(info: types.Type, structs: dict[str, types.StructType]) -> None:
-    """Find every struct that a type is made of."""
+    """Collect every struct that a type refers to."""
     if isinstance(info, types.StructType):
         if info.cls.__name__ not in structs:
             structs[info.cls.__name__] = info
@@ -67,7 +67,7 @@ def interface(info: types.StructType) -> Iterator[str]:
     if info.tag is not None:
         yield f"  {info.tag_field}: '{info.tag}';"
     for field in info.fields:
-        # Without a value nothing is encoded (UNSET); what has a default a sender may leave out, the hub never does.
+        # UNSET fields are not encoded. Senders may omit fields with a default; the hub always sends them.
         absent = not field.required and field.default is field.default_factory
         stamped = info.cls in get_args(messages.Broadcast) and field.name in ("epoch", "seq", "time")
         mark = "?" if (absent and not stamped) or (info.cls in SENT and not field.required) else ""
@@ -83,7 +83,7 @@ def comment(text: str | None, indent: str) -> Iterator[str]:
 
 
 def typescript(info: types.Type) -> str:
-    """Say a type in TypeScript."""
+    """Convert a type to TypeScript."""
     if type(info) in SIMPLE:
         return SIMPLE[type(info)]
     if isinstance(info, types.Metadata):

@@ -1,2 +1,2 @@
-// The same output wherever it is built: CI builds it anew and compares.
+// Reproducible output: CI rebuilds it and compares.
 module.exports = { optimization: { moduleIds: 'named', chunkIds: 'named' } };

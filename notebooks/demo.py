@@ -1,8 +1,8 @@
-"""The whole loop without a person: server, notebook, listeners; exit status 1 if anything is missing.
+"""Run the whole loop unattended: server, notebook, listeners. Exit status 1 if anything is missing.
 
 Starts a real Jupyter server with the extension, watches its socket with ``ragkit watch``, and runs the
-quickstart with papermill, which asks over the socket while its own engine answers. When the notebook has
-gone, this asks over the socket as any client would, and the server starts an engine itself.
+quickstart with papermill. The quickstart asks a question over the socket, which its own engine answers.
+After the notebook has ended, this program asks over the socket, and the server starts an engine.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def main() -> int:
     missing: list[str] = []
     with tempfile.TemporaryDirectory(prefix="ragkit-demo-") as scratch:
         environment = os.environ | {"RAGKIT_TOKEN": secrets.token_hex(16), "PYTHONUNBUFFERED": "1"}
-        environment["RAGKIT_JOURNAL_DIR"] = str(Path(scratch) / "journal")  # nobody else's events count here
+        environment["RAGKIT_JOURNAL_DIR"] = str(Path(scratch) / "journal")  # ignore events of other processes
         with server(environment, Path(scratch)) as url:
             environment["RAGKIT_URL"] = url
-            said(f"Jupyter server with ragkit at {url}")
+            log(f"Jupyter server with ragkit at {url}")
             with watcher(environment) as seen, listener(environment) as socket_:
-                said("Running the quickstart with papermill ...")
+                log("Running the quickstart with papermill ...")
                 run = subprocess.run(
                     [sys.executable, "-m", "papermill", str(NOTEBOOK), str(Path(scratch) / "quickstart.out.ipynb")]
                     + ["--cwd", str(NOTEBOOK.parent), "--no-progress-bar"],
@@ -56,28 +56,28 @@ def main() -> int:
                     print(run.stderr[-4000:], file=sys.stderr)
                     missing.append("the notebook ran to its end")
                 for question in (QUESTION, QUESTION_FR):
-                    said(f"Asking over the socket: {question}")
-                    if not asked(socket_, question):
+                    log(f"Asking over the socket: {question}")
+                    if not ask(socket_, question):
                         missing.append(f"an answer with sources to {question!r}")
                 deadline = time.monotonic() + 20
                 while time.monotonic() < deadline and not all(seen.values()):
                     time.sleep(0.1)
                 missing += [what for what, arrived in seen.items() if not arrived]
     for what in missing:
-        said(f"MISSING: {what}")
-    said(f"{'Not everything' if missing else 'Everything'} arrived, after {time.monotonic() - started:.0f} s.")
+        log(f"MISSING: {what}")
+    log(f"{'Not everything' if missing else 'Everything'} arrived, after {time.monotonic() - started:.0f} s.")
     if not missing:
-        said("Next: `make lab`, and run the notebook yourself.")
+        log("Next: `make lab`, and run the notebook yourself.")
     return 1 if missing else 0
 
 
-def said(text: str) -> None:
+def log(text: str) -> None:
     print(f"demo: {text}", flush=True)
 
 
 @contextlib.contextmanager
 def server(environment: dict[str, str], scratch: Path) -> Iterator[str]:
-    """A Jupyter server of our own, on a free port, that ends with us."""
+    """Start a Jupyter server on a free port, and stop it at the end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -86,8 +86,8 @@ def server(environment: dict[str, str], scratch: Path) -> Iterator[str]:
     command += ["--ip=127.0.0.1", f"--ServerApp.root_dir={ROOT}", f"--RagkitApp.index={INDEX}"]
     if os.geteuid() == 0:
         command.append("--allow-root")
-    log = scratch / "server.log"
-    with log.open("w") as output:
+    log_file = scratch / "server.log"
+    with log_file.open("w") as output:
         process = subprocess.Popen(
             command,
             env=environment | {"JUPYTER_TOKEN": environment["RAGKIT_TOKEN"]},
@@ -99,7 +99,7 @@ def server(environment: dict[str, str], scratch: Path) -> Iterator[str]:
         wait_for(url, environment["RAGKIT_TOKEN"], process)
         yield url
     except BaseException:
-        print(log.read_text()[-4000:], file=sys.stderr)
+        print(log_file.read_text()[-4000:], file=sys.stderr)
         raise
     finally:
         process.send_signal(signal.SIGTERM)
@@ -124,7 +124,7 @@ def wait_for(url: str, token: str, process: subprocess.Popen[bytes], *, timeout_
 
 @contextlib.contextmanager
 def watcher(environment: dict[str, str]) -> Iterator[dict[str, bool]]:
-    """``ragkit watch --json``, printed as it comes; yields what was seen."""
+    """Run ``ragkit watch --json`` and print its messages; yields which of the expected ones have arrived."""
     seen = {"indexing progress on the socket": False, "follow-up questions on the socket": False}
     process = subprocess.Popen(
         [sys.executable, "-m", "ragkit.cli", "watch", "--json"], env=environment, stdout=subprocess.PIPE, text=True
@@ -139,7 +139,7 @@ def watcher(environment: dict[str, str]) -> Iterator[dict[str, bool]]:
                 seen["indexing progress on the socket"] |= done
             if message["type"] == "follow_up_questions":
                 seen["follow-up questions on the socket"] |= bool(message["questions"])
-            print("watch:", shown(message), flush=True)
+            print("watch:", format_message(message), flush=True)
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
@@ -154,7 +154,7 @@ def watcher(environment: dict[str, str]) -> Iterator[dict[str, bool]]:
         reader.join(5)
 
 
-def shown(message: dict[str, object]) -> str:
+def format_message(message: dict[str, object]) -> str:
     if message["type"] == "indexing_progress":
         return (
             f"{message['index']} {message['state']}: "
@@ -170,13 +170,13 @@ def shown(message: dict[str, object]) -> str:
 def listener(environment: dict[str, str]) -> Iterator[ClientConnection]:
     url = environment["RAGKIT_URL"].replace("http", "ws", 1) + "api/v1/ws"
     headers = {"Authorization": f"token {environment['RAGKIT_TOKEN']}"}
-    # It does not read while the notebook runs: a full queue would keep it from hearing the server's pongs.
+    # It does not read while the notebook runs, and with a full queue it could not receive the server's pongs.
     with connect(url, additional_headers=headers, proxy=None, max_queue=None) as socket_:
         yield socket_
 
 
-def asked(socket_: ClientConnection, question: str, *, timeout_seconds: float = 120) -> bool:
-    """Ask as any client does; whether a response with sources came."""
+def ask(socket_: ClientConnection, question: str, *, timeout_seconds: float = 120) -> bool:
+    """Ask a question as any client does; return whether a response with sources arrived."""
     socket_.send(json.dumps({"type": "query", "content": {"question": question, "context": {}}}))
     deadline = time.monotonic() + timeout_seconds
     while (left := deadline - time.monotonic()) > 0:
@@ -191,7 +191,7 @@ def asked(socket_: ClientConnection, question: str, *, timeout_seconds: float = 
                 print(f"source: [{source['number']}] {source['source']}: {source['heading'] or source['title']}")
             return bool(content["sources"])
         if message["type"] == "error":
-            said(f"error {message['content']['code']}: {message['content']['message']}")
+            log(f"error {message['content']['code']}: {message['content']['message']}")
             return False
     return False
 

@@ -1,6 +1,6 @@
-"""Find every answer span in its page again, and write the offsets and the judgements that follow from them.
+"""Update the offsets of the answer spans, and the judgements computed from them, after a page has changed.
 
-Exit status 1, and nothing written, if a span's text does not stand in its page exactly once.
+Exits with status 1 and writes nothing if the text of a span does not occur exactly once in its page.
 """
 
 from __future__ import annotations

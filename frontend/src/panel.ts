@@ -1,4 +1,4 @@
-/** The JupyterLab extension: the side panel, its commands, settings and status bar item. Notebook 7 has them too. */
+/** The JupyterLab extension: the side panel, its commands, settings and status bar item. Also used by Notebook 7. */
 
 import {
   ILayoutRestorer,
@@ -156,7 +156,7 @@ async function followSettings(
   }
 }
 
-/** Open a file and select what the answer quotes, where the file is text in which that is found. */
+/** Open a file and, if it is text that contains the quote, select the quote. */
 async function openPassage(app: JupyterFrontEnd, source: Source): Promise<void> {
   const widget = await app.commands.execute('docmanager:open', { path: serverPath(fileOf(source.source)) });
   await widget?.context?.ready;
@@ -171,19 +171,19 @@ async function openPassage(app: JupyterFrontEnd, source: Source): Promise<void> 
   }
 }
 
-/** The views as a widget of the shell. */
+/** The views as a Lumino widget. */
 class Panel extends Widget {
   constructor(private readonly live: LiveView) {
     super();
   }
 
   protected override onActivateRequest(): void {
-    // Later: the command palette gives the keyboard back to where it came from when it closes.
+    // Deferred, because the command palette restores the previous focus when it closes.
     setTimeout(() => this.live.focus(), 100);
   }
 }
 
-/** What runs, in the status bar; a click opens the panel. */
+/** The status bar item with the running tasks; a click opens the panel. */
 class StatusItem extends Widget {
   private readonly button: HTMLButtonElement;
   private frame = 0;
@@ -198,7 +198,7 @@ class StatusItem extends Widget {
     this.node.append(this.button);
   }
 
-  /** However much arrives, it is told once a frame. */
+  /** Update at most once per frame, however many messages arrive. */
   tell(activity: Activity, socket: RagkitSocket): void {
     this.frame ||= requestAnimationFrame(() => {
       this.frame = 0;

@@ -1,13 +1,13 @@
-/** From a file's path on its own machine to its place in the server's tree. */
+/** Maps a file's path on its machine to its path in the server's tree. */
 
 import { pageConfig } from './client/addresses.js';
 
-/** The file of a source: a row of a table is named FILE.jsonl#ROW. */
+/** The file of a source; the source of a table row is FILE.jsonl#ROW. */
 export function fileOf(source: string): string {
   return source.replace(/(\.jsonl)#.*$/is, '$1');
 }
 
-/** The path below the server's root, as Jupyter's contents have it; null if the file is not there. */
+/** The path relative to the server's root, as in Jupyter's contents API; null if the file is outside. */
 export function serverPath(path: string | undefined): string | null {
   const root = slashes(pageConfig().ragkitRoot ?? '').replace(/\/+$/, '');
   const file = slashes(path ?? '');

@@ -1,7 +1,7 @@
 /**
- * The notebook widget, for anywidget. It listens to the socket itself, in the browser, so it goes on while the
- * kernel is busy. Where no server can be reached (VS Code, Colab) the kernel tells what it does itself, over the
- * widget's own channel; and in a saved page that nobody answers, the state that was saved is shown.
+ * The notebook widget, for anywidget. It listens to the socket in the browser, so it keeps updating while the
+ * kernel is busy. Where no server can be reached (VS Code, Colab), the kernel sends its own events over the
+ * widget's channel. In a saved page without a kernel, the saved state is shown.
  */
 
 import { hasEnded } from './client/activity.js';
@@ -13,7 +13,7 @@ import { fileOf, serverPath } from './paths.js';
 import { AskError, type AskOptions, type ConnectionState, RagkitSocket } from './client/socket.js';
 import { pageLanguage, words } from './views/words.js';
 
-/** What we use of anywidget's model. */
+/** The part of anywidget's model that we use. */
 interface Model {
   get(name: string): unknown;
   set(name: string, value: unknown): void;
@@ -25,9 +25,9 @@ interface Model {
 
 type FromKernel = { kind: 'attached' } | { kind: 'message'; message: ListenerMessage };
 
-/** The kernel as a channel: the same messages, over the widget's. */
+/** Sends and receives the same messages through the kernel, over the widget's channel. */
 class KernelChannel {
-  /** Whether the kernel has answered. */
+  /** Whether the kernel has responded. */
   isThere = false;
   private listens = false;
   private readonly asked = new Map<string, { options: AskOptions; settle: (message: ListenerMessage) => void }>();
@@ -40,7 +40,7 @@ class KernelChannel {
     model.on('msg:custom', this.receive);
   }
 
-  /** Have the kernel tell what it does, or have it stop. */
+  /** Make the kernel start or stop sending its events. */
   listen(wanted: boolean): void {
     if (wanted !== this.listens) {
       this.listens = wanted;
@@ -63,7 +63,7 @@ class KernelChannel {
       this.send({ type: 'query', id, content: { question, context: options.context } });
       options.signal?.addEventListener('abort', () => {
         this.send({ type: 'cancel', id });
-        // Not when it says so: a busy kernel hears it late, and one that has died never.
+        // Do not wait for the kernel: a busy one reacts late, and a dead one never.
         settle({ type: 'error', id, content: { code: 'CANCELLED', message: 'Stopped.' } });
       });
     });
@@ -111,7 +111,7 @@ function render({ model, el }: { model: Model; el: HTMLElement }): () => void {
     onMessage: (message) => live.apply(message),
     onState: (state) => {
       if (state.status === 'open') {
-        wasOpen = true; // the hub knows more than this kernel
+        wasOpen = true; // the hub has more events than this kernel
         kernel.listen(false);
       } else if (state.status === 'waiting' && !wasOpen) {
         kernel.listen(true);
@@ -174,21 +174,21 @@ function render({ model, el }: { model: Model; el: HTMLElement }): () => void {
   };
 }
 
-/** Show the state that was saved with the notebook, until the hub or the kernel says more. */
+/** Show the state saved with the notebook, until the hub or the kernel responds. */
 function showSaved(saved: ListenerMessage, live: LiveView, isJupyter: boolean): void {
   if (saved?.type !== 'snapshot') {
     return;
   }
   try {
-    // What ran then need not run now; in a saved page nobody will ever say.
+    // Saved running tasks may have ended; in a saved page no message will ever say so.
     live.apply({ ...saved, tasks: isJupyter ? saved.tasks.filter(hasEnded) : saved.tasks });
     live.activity.known = !isJupyter;
   } catch (problem) {
-    console.warn('ragkit: what was saved with this notebook cannot be shown', problem); // of another version
+    console.warn('ragkit: what was saved with this notebook cannot be shown', problem); // saved by another version
   }
 }
 
-/** In a tab of its own: a widget cannot drive JupyterLab. */
+/** Open in a new browser tab, because a widget cannot control JupyterLab. */
 function openFile(path: string | null): void {
   if (path !== null) {
     const file = path.split('/').map(encodeURIComponent).join('/');

@@ -1,4 +1,4 @@
-/** What goes on, as of the last message: made by applying every message of the socket in order. No page, no socket. */
+/** The current state, computed by applying every message of the socket in order. Uses neither the DOM nor a socket. */
 
 import type {
   Engine,
@@ -19,16 +19,16 @@ const MAX_FOLLOW_UPS = 20;
 const MAX_RESULTS = 20;
 const MAX_LEADERBOARD = 200;
 const MAX_FAILURES = 100;
-/** Of one text, in characters: a publisher may send megabytes. */
+/** Maximum length of one text, in characters: a publisher may send megabytes. */
 const MAX_TEXT = 2_000;
 const MAX_RESULT = 300_000;
 
-/** Whether a task in this state changes no more. */
+/** Whether a task has reached a terminal state. */
 export function hasEnded(task: Task): boolean {
   return task.state !== 'queued' && task.state !== 'running';
 }
 
-/** Name a task among all of all publishers. */
+/** Return a key that is unique among the tasks of all publishers. */
 export function taskKey(task: { type: string; task_id: string; origin?: Origin }): string {
   const kind = task.type.startsWith('experiment') ? 'experiment' : task.type;
   return `${task.origin?.run_id ?? ''} ${kind} ${task.task_id}`;
@@ -37,21 +37,21 @@ export function taskKey(task: { type: string; task_id: string; origin?: Origin }
 export class Activity {
   /** Tasks that have not ended. */
   readonly live = new Map<string, Task>();
-  /** The last tasks that have, in the order in which they did. */
+  /** The most recently ended tasks, in the order in which they ended. */
   readonly ended = new Map<string, Task>();
-  /** By experiment, its newest row and leaderboard. */
+  /** The newest row and leaderboard of each experiment. */
   readonly results = new Map<string, ExperimentResult>();
-  /** On offer, newest first. */
+  /** The offered engines, newest first. */
   engines: Engine[] = [];
-  /** The newest last. */
+  /** In order of arrival, newest last. */
   followUps: FollowUpQuestions[] = [];
-  /** By task, how many were seen before it: the order in which they are shown. */
+  /** For each task, the number of tasks seen before it: the display order. */
   readonly began = new Map<string, number>();
-  /** Whether there has been a snapshot: before it, that there is nothing means nothing. */
+  /** Whether a snapshot has arrived. Before that, an empty state only means that nothing is known. */
   known = false;
   private seen = 0;
 
-  /** Take a message in; return whether it changed anything that is shown. */
+  /** Apply a message; return whether it changed anything visible. */
   apply(message: ListenerMessage): boolean {
     switch (message.type) {
       case 'indexing_progress':
@@ -101,12 +101,12 @@ export class Activity {
     const key = taskKey(result);
     const leaderboard = result.leaderboard.slice(0, MAX_LEADERBOARD);
     const isLarge = JSON.stringify(leaderboard).length > MAX_RESULT;
-    // Not moved to the end: boards that swap places at every row cannot be read.
+    // Keep its position: leaderboards that swap places at every row would be unreadable.
     this.results.set(key, { ...result, leaderboard: isLarge ? leaderboard.slice(0, 10) : leaderboard });
     dropOldest(this.results, MAX_RESULTS);
   }
 
-  /** What the snapshot does not know has ended meanwhile; what had ended before stays. */
+  /** Tasks that are missing from the snapshot have ended in the meantime; tasks that had already ended stay. */
   private applySnapshot(snapshot: Snapshot): void {
     this.live.clear();
     snapshot.tasks.forEach((task) => this.applyTask(task));
@@ -140,7 +140,7 @@ function dropOldest(map: Map<string, unknown>, most: number): void {
   }
 }
 
-/** How much of a task is done, from 0 to 1; null where that is not known yet. */
+/** The fraction of a task that is done, from 0 to 1; null if not known yet. */
 export function doneShare(task: Task): number | null {
   if (task.state === 'done') {
     return 1;

@@ -1,44 +1,44 @@
-/** Where the server is, and what is in the way to it. */
+/** Addresses of the server, and diagnosis of connection problems. */
 
 import type { Since } from './messages.js';
 
-/** What is in the way of a connection. */
+/** Why there is no connection. */
 export type Problem =
   /** This machine has no network. */
   | 'offline'
-  /** Nothing answers. */
+  /** No server responds. */
   | 'unreachable'
-  /** A server answers, without ragkit. */
+  /** A server without ragkit responds. */
   | 'no_ragkit'
-  /** No token, a wrong one, a login that has run out, or no right to read; without a token also a wrong origin. */
+  /** No token, a wrong token, an expired login, or no permission to read; without a token also a wrong origin. */
   | 'not_authorized'
-  /** HTTP works and the WebSocket does not: a proxy, or an origin that is not allowed. */
+  /** HTTP works but the WebSocket does not: a proxy, or an origin that is not allowed. */
   | 'blocked'
-  /** The connection was open and then said nothing. */
+  /** An open connection stopped responding. */
   | 'silent'
-  /** The server said that it stops; it may come back. */
+  /** The server announced that it is shutting down; it may restart. */
   | 'stopping'
   /** The connection ended. */
   | 'lost';
 
 export interface Place {
-  /** The Jupyter server, with its base URL; as http(s):// or ws(s)://. Default: the one that this page comes from. */
+  /** The Jupyter server, with its base URL; as http(s):// or ws(s)://. Default: the server of this page. */
   url?: string;
-  /** Sent in the address: pages cannot set headers on a WebSocket. A page with a login cookie needs none. */
+  /** Sent in the URL, because pages cannot set headers on a WebSocket. A page with a login cookie needs none. */
   token?: string;
 }
 
-/** What Jupyter tells its own pages; nothing on any other page. */
+/** The configuration that Jupyter puts into its own pages; empty on any other page. */
 export function pageConfig(): Record<string, string> {
   try {
-    // A script: text of a notebook can bear any id, and must not say where questions go.
+    // Only a script element: text of a notebook can have any id, and must not decide where questions are sent.
     return JSON.parse(globalThis.document?.querySelector('script#jupyter-config-data')?.textContent || '{}');
   } catch {
     return {};
   }
 }
 
-/** The Jupyter server's address as http(s)://, with its base URL and a slash at the end. */
+/** The Jupyter server's address as http(s)://, with its base URL and a trailing slash. */
 export function serverUrl(url?: string): URL {
   const config = pageConfig();
   const found = new URL(url ?? (config.wsUrl || config.baseUrl || '/'), globalThis.location?.href);
@@ -50,7 +50,7 @@ export function serverUrl(url?: string): URL {
 function address(options: Place, path: string): URL {
   const url = new URL(path, serverUrl(options.url));
   const config = pageConfig();
-  // As JupyterLab does: its own server knows the page by its cookie, another host does not.
+  // As in JupyterLab: its own server authenticates the page by cookie, another host needs the token.
   const token = options.token ?? (options.url === undefined && url.host !== location.host ? config.token : '');
   if (token) {
     url.searchParams.set('token', token);
@@ -68,7 +68,7 @@ export function socketUrl(options: Place, since: Since | null): string {
   return url.href;
 }
 
-/** Find out what is in the way: a browser does not tell why a WebSocket did not open. */
+/** Find out why a WebSocket did not open, which the browser does not reveal. */
 export async function diagnose(options: Place, timeout: number): Promise<Problem> {
   const isHere = /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])$/.test(serverUrl(options.url).hostname);
   if (globalThis.navigator?.onLine === false && !isHere) {
@@ -82,7 +82,7 @@ export async function diagnose(options: Place, timeout: number): Promise<Problem
     });
   const hasToken = address(options, '').searchParams.has('token');
   try {
-    // With cookies a page of another origin would not see the answer, unless the server allows that separately.
+    // With cookies, a page of another origin could not read the reply unless the server allows credentials.
     const answer = await get('api/v1/status', hasToken ? 'same-origin' : 'include');
     if (answer.status === 404) {
       return 'no_ragkit';
@@ -92,7 +92,7 @@ export async function diagnose(options: Place, timeout: number): Promise<Problem
     }
     return answer.ok ? 'blocked' : 'unreachable';
   } catch {
-    // Jupyter hides a refusal from pages of another origin; but this code here is for everybody to see.
+    // Jupyter hides a refusal from pages of another origin, but socket.js is readable from every origin.
     const open = new URL('api/v1/socket.js', serverUrl(options.url));
     const code = await fetch(open, { signal: AbortSignal.timeout(timeout) }).catch(() => null);
     return code?.ok ? 'not_authorized' : 'unreachable';

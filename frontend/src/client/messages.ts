@@ -1,4 +1,4 @@
-// Made from ragkit/live/messages.py by messages.py; `make frontend` makes it anew. Do not edit.
+// Generated from ragkit/live/messages.py by messages.py (`make frontend`). Do not edit.
 
 export type ClientMessage =
   | Query

@@ -4,11 +4,11 @@
  *     const socket = connect({ url: 'http://localhost:8000/', token, onMessage: (message) => ... });
  *     const answer = await socket.ask('What is BM25?', { onDelta: (piece) => ... });
  *
- * Theory of operation: a connection ends whenever it likes (a laptop sleeps, a proxy cuts, a server restarts)
- * and the client makes another, after pauses that grow and vary. It knows how far it has come, as the epoch and
- * seq of the last broadcast, and the hub goes on from there, or sends a `gap` with a snapshot. A new client asks
- * for a snapshot first. So whoever applies every message in order has the true state; no broadcast arrives twice.
- * A connection that only looks alive is found by a ping of our own: browsers hide the protocol's.
+ * Theory of operation: a connection can end at any time (a laptop sleeps, a proxy times out, a server restarts),
+ * and the client reconnects with back-off and jitter. It keeps the epoch and seq of the last broadcast, and the
+ * hub resumes from there, or sends a `gap` with a snapshot. A new client first requests a snapshot. So an
+ * application that applies every message in order has the current state; no broadcast arrives twice. The client
+ * sends its own pings to detect dead connections, because browsers hide WebSocket pings.
  */
 
 import { type Place, type Problem, diagnose, socketUrl } from './addresses.js';
@@ -18,7 +18,7 @@ export { type Problem, pageConfig, serverUrl } from './addresses.js';
 export type * from './messages.js';
 
 export interface ConnectionState {
-  /** `waiting`: until `retryAt`; `closed`: for good, by `close` or the signal. */
+  /** `waiting`: until `retryAt`; `closed`: permanently, by `close` or the signal. */
   readonly status: 'connecting' | 'open' | 'waiting' | 'closed';
   readonly problem?: Problem;
   /** In milliseconds since 1970. */
@@ -26,32 +26,32 @@ export interface ConnectionState {
 }
 
 export interface SocketOptions extends Place {
-  /** Types of broadcasts to get; all without it. */
+  /** Types of broadcasts to receive; default: all. */
   topics?: string[];
-  /** Ends everything when it is aborted. */
+  /** Closes the socket when aborted. */
   signal?: AbortSignal;
-  /** Gets every message: broadcasts, snapshots, replies. What it throws is reported and ends nothing. */
+  /** Called with every message: broadcasts, snapshots, replies. Exceptions are logged and do not close the socket. */
   onMessage?: (message: ListenerMessage) => void;
   onState?: (state: ConnectionState) => void;
-  /** Whether to connect at once; if not, `start` does. */
+  /** Whether to connect at once; if false, call `start`. */
   start?: boolean;
-  /** Between two pings. */
+  /** Time between two pings. */
   heartbeatSeconds?: number;
-  /** How long an answer to a ping, or an opening, may take. */
+  /** Time-out for the reply to a ping and for opening a connection. */
   timeoutSeconds?: number;
 }
 
 export interface AskOptions {
-  /** `index` or `engine` chooses who answers, `k` how many passages. */
+  /** `index` or `engine` selects the engine, `k` the number of passages. */
   context?: Record<string, unknown>;
-  /** Gets each piece of the answer as it is made; together they are a preview. */
+  /** Called with each piece of the answer while it is generated; together they are a preview. */
   onDelta?: (piece: string) => void;
   /** Stops the engine; the promise is rejected with the code CANCELLED. */
   signal?: AbortSignal;
   id?: string;
 }
 
-/** A question that got no answer; the message says what to do next. */
+/** A question failed; the message says what to do next. */
 export class AskError extends Error {
   constructor(
     readonly code: ErrorCode | 'CONNECTION_LOST',
@@ -73,15 +73,15 @@ interface Asked {
 const FIRST_PAUSE = 500;
 const LONGEST_PAUSE = 30_000;
 
-/** Open the socket, and keep it open until the signal or `close` ends it. */
+/** Open the socket, and keep it connected until `close` or the signal closes it. */
 export function connect(options: SocketOptions = {}): RagkitSocket {
   return new RagkitSocket(options);
 }
 
 export class RagkitSocket {
-  /** How it stands now. */
+  /** The current state of the connection. */
   state: ConnectionState = { status: 'connecting' };
-  /** The last broadcast that has come, once a snapshot has. */
+  /** The position of the last broadcast; null before the first snapshot. */
   since: Since | null = null;
 
   private socket: WebSocket | null = null;
@@ -108,7 +108,7 @@ export class RagkitSocket {
     }
   }
 
-  /** Connect, if that was not done at once. */
+  /** Connect, if the constructor did not. */
   start(): void {
     if (this.state.status === 'connecting' && !this.socket) {
       this.open();
@@ -116,8 +116,8 @@ export class RagkitSocket {
   }
 
   /**
-   * Ask the engine. While there is no connection the question waits for one; it does not outlive the one that
-   * it was sent on.
+   * Ask the engine. While there is no connection, the question waits for one. When the connection that it was
+   * sent on ends, it fails.
    *
    * Rejects with an `AskError`.
    */
@@ -144,18 +144,18 @@ export class RagkitSocket {
       const stop = (): void => {
         if (!asked.sent || !this.send({ type: 'cancel', id })) {
           this.settle(id)?.reject(new AskError('CANCELLED', 'Stopped.'));
-        } // else the hub says so
+        } // else the hub replies with the error CANCELLED
       };
       signal?.addEventListener('abort', stop, { signal: settled.signal });
     });
   }
 
-  /** Whether there is a connection now. */
+  /** Whether the connection is open. */
   get isOpen(): boolean {
     return this.socket?.readyState === 1;
   }
 
-  /** Send a message; false, and nothing is sent, if there is no connection now. */
+  /** Send a message; return false, without sending, if there is no connection. */
   send(message: ClientMessage): boolean {
     if (!this.isOpen) {
       return false;
@@ -164,7 +164,7 @@ export class RagkitSocket {
     return true;
   }
 
-  /** Try again now, or find out now whether the connection still lives. */
+  /** Reconnect now, or check now whether the connection is still alive. */
   wake(): void {
     if (this.state.status === 'waiting') {
       this.open();
@@ -173,7 +173,7 @@ export class RagkitSocket {
     }
   }
 
-  /** End it for good. */
+  /** Close the socket permanently. */
   close(): void {
     if (this.state.status !== 'closed') {
       this.ended.abort();
@@ -210,10 +210,10 @@ export class RagkitSocket {
     };
     socket.onmessage = ({ data }) => this.receive(data);
     socket.onclose = ({ code }) => this.lose(socket, !opened ? undefined : code === 1001 ? 'stopping' : 'lost');
-    this.become({ status: 'connecting', problem: this.state.problem }); // last: whoever hears it may end it
+    this.become({ status: 'connecting', problem: this.state.problem }); // last: the callback may close the socket
   }
 
-  /** Give up a connection and plan the next; without a problem it never opened, and why has to be found out. */
+  /** Drop the connection and schedule the next. Without a `problem` it never opened, and the cause is diagnosed. */
   private lose(socket: WebSocket, problem?: Problem): void {
     if (socket !== this.socket) {
       return;
@@ -223,7 +223,7 @@ export class RagkitSocket {
       this.later(name, 0, null);
     }
     this.rejectSent('The connection was lost before the answer came. Ask again.');
-    // Half of it by chance, or a thousand pages would come back to a restarted server in the same instant.
+    // With jitter, or a thousand pages would reconnect to a restarted server at the same instant.
     const pause = Math.min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** this.attempts++) * (0.5 + Math.random() / 2);
     this.later('retry', pause, () => this.open());
     this.become({ status: 'waiting', problem: problem ?? this.state.problem, retryAt: Date.now() + pause });
@@ -231,7 +231,7 @@ export class RagkitSocket {
       const attempt = this.attempts;
       void diagnose(this.options, this.timeout).then((found) => {
         if (attempt !== this.attempts) {
-          return; // of an earlier attempt
+          return; // the diagnosis of an earlier attempt
         }
         if (this.state.status === 'waiting' || this.state.status === 'connecting') {
           this.become({ ...this.state, problem: found });
@@ -240,7 +240,7 @@ export class RagkitSocket {
     }
   }
 
-  /** Let go of the socket at once: a dead one can take minutes to say that it is closed. */
+  /** Discard the socket without waiting: a dead one can take minutes to fire `close`. */
   private drop(): void {
     const socket = this.socket;
     this.socket = null;
@@ -250,10 +250,10 @@ export class RagkitSocket {
     }
   }
 
-  /** Find out whether the other end still answers, now and then again. */
+  /** Check whether the server still responds, now and at regular intervals. */
   private ping(timeout: number): void {
     const socket = this.socket;
-    const asked = performance.now(); // the clock of the day may be set
+    const asked = performance.now(); // monotonic: the system clock may be changed
     const again = (pause: number): void => this.later('ping', pause, () => this.ping(this.timeout));
     if (socket && this.heard + 1_000 < asked && this.send({ type: 'ping' })) {
       const check = (): void =>
@@ -272,7 +272,7 @@ export class RagkitSocket {
     try {
       message = JSON.parse(String(data));
     } catch {
-      return; // the hub sends JSON; what does not is something in between
+      return; // the hub sends only JSON, so this comes from a proxy
     }
     if (typeof message?.type !== 'string') {
       return;
@@ -281,7 +281,7 @@ export class RagkitSocket {
       return;
     }
     if ('epoch' in message && message.type !== 'snapshot' && !this.wants(message.type)) {
-      return; // on its way before the hub knew what we want
+      return; // sent before the hub received our topics
     }
     const id = 'id' in message ? message.id : undefined;
     if (message.type === 'response_delta') {
@@ -296,7 +296,7 @@ export class RagkitSocket {
     this.guard(() => this.options.onMessage?.(message));
   }
 
-  /** Note how far we are; return whether we have been there. */
+  /** Record the position of a message; return whether the message was already received. */
   private isRepeat(message: ListenerMessage): boolean {
     const place: Since | Snapshot | null =
       message.type === 'gap' ? message.snapshot : 'seq' in message && message.seq !== undefined ? message : null;
@@ -308,7 +308,7 @@ export class RagkitSocket {
       return true;
     }
     if (isState || this.since) {
-      // Before the first snapshot there is no place to come back to: what was before it would be missing.
+      // Before the first snapshot there is no position to resume from: the state before it would be missing.
       this.since = { epoch: place.epoch, seq: place.seq };
     }
     return false;
@@ -347,7 +347,7 @@ export class RagkitSocket {
     }
   }
 
-  /** Do something later, in place of what was to be done under this name; null: nothing. */
+  /** Schedule an action, replacing the one scheduled under this name; null cancels it. */
   private later(name: string, milliseconds: number, what: (() => void) | null): void {
     clearTimeout(this.timers.get(name));
     this.timers.delete(name);
@@ -357,7 +357,7 @@ export class RagkitSocket {
   }
 }
 
-/** Not crypto.randomUUID: a page on plain http has none. */
+/** crypto.randomUUID is not available on pages over plain http. */
 export function newId(): string {
   return Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, '0')).join('');
 }

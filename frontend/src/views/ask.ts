@@ -1,4 +1,4 @@
-/** The ask view: choose an engine, ask, read the answer as it comes, go on with a follow-up question. */
+/** The ask view: choose an engine, ask, read the answer as it arrives, continue with a follow-up question. */
 
 import type { Activity } from '../client/activity.js';
 import { Announcer, arrange, h, keepLineBreak, say, set } from './dom.js';
@@ -12,15 +12,15 @@ const MAX_EXCHANGES = 30;
 const MAX_STORED = 1_000_000; // characters
 
 export interface Channel {
-  /** Whether a question is on its way at once. */
+  /** Whether a question is sent immediately. */
   readonly isOpen: boolean;
   ask(question: string, options: AskOptions): Promise<ResponseContent>;
 }
 
 export interface AskEvents {
-  /** An answer has come. */
+  /** Called when an answer arrives. */
   answered?: (question: string, answer: ResponseContent) => void;
-  /** A suggested question was clicked. */
+  /** Called when a suggested question is clicked. */
   chosen?: (question: string) => void;
 }
 
@@ -36,7 +36,7 @@ export class AskView {
   private readonly none = h('p', { class: 'rk-empty' });
   private exchanges: Exchange[];
   private readonly shown = new Map<string, ExchangeElement>();
-  /** What was in storage when we last looked. */
+  /** The content of storage when it was last read. */
   private stored = new Set<string>();
   private chosen = '';
   private begun = false;
@@ -95,12 +95,12 @@ export class AskView {
     this.showExchanges();
   }
 
-  /** Put the cursor where one asks. */
+  /** Focus the question field. */
   focus(): void {
     this.question.focus();
   }
 
-  /** Take from a message what belongs to our questions. */
+  /** Apply a message to our questions. */
   apply(message: ListenerMessage): void {
     const snapshot = message.type === 'gap' ? message.snapshot : message.type === 'snapshot' ? message : null;
     for (const event of snapshot?.follow_ups ?? (message.type === 'follow_up_questions' ? [message] : [])) {
@@ -120,7 +120,7 @@ export class AskView {
     say(this.none, nobody ? words.__('No engine is on offer. Run engine.serve() in a notebook, then ask here.') : '');
     const others = this.activity.followUps.findLast((event) => !this.exchanges.some(({ id }) => id === event.request_id));
     if (this.suggested.matches(':hover, :focus-within')) {
-      this.host.refresh(1_000); // nothing changes under somebody's finger
+      this.host.refresh(1_000); // so that the list does not change while the user clicks
     } else if (others !== this.suggestedId) {
       this.suggestedId = others;
       this.suggested.replaceChildren();
@@ -132,13 +132,13 @@ export class AskView {
         );
       }
     }
-    // What others might ask is no help in the middle of a conversation, and less if it is on the page already.
+    // Suggestions for other questions do not help in a conversation, even less if they are already on the page.
     const last = this.exchanges.at(-1);
     const isNew = others && (!last || Date.parse(others.time) > (last.at ?? 0));
     this.suggested.hidden = !isNew || Boolean(last?.followUps.includes(others.questions[0]));
     if (!this.begun) {
       this.begun = true;
-      this.log.scrollTop = this.log.scrollHeight; // the newest is what one comes back for
+      this.log.scrollTop = this.log.scrollHeight; // scroll to the newest
     }
     return true;
   }
@@ -153,7 +153,7 @@ export class AskView {
     void this.ask(question, this.engine.value === '' && index ? { index } : this.context());
   }
 
-  /** An engine of a kernel that has ended answers no more: then the one that is chosen does. */
+  /** If the engine's kernel has ended, the selected engine is used instead. */
   private isOnOffer(engine: unknown): boolean {
     return engine === undefined || this.activity.engines.some(({ id }) => id === engine);
   }
@@ -172,7 +172,7 @@ export class AskView {
 
   private async ask(question: string, context: Record<string, unknown>): Promise<void> {
     if (this.stop) {
-      return; // one at a time: the button says Stop
+      return; // one question at a time: the button is now Stop
     }
     const { words } = this.host;
     const exchange: Exchange = { id: newId(), question, context, at: Date.now(), followUps: [] };
@@ -200,7 +200,7 @@ export class AskView {
     const isFollowed = this.isAtEnd();
     this.showExchanges();
     if (isFollowed) {
-      // From its question on: an answer is read from its beginning.
+      // Scroll to the question: an answer is read from its beginning.
       this.log.scrollTop = element.element.offsetTop;
     }
     if (exchange.answer) {
@@ -210,7 +210,7 @@ export class AskView {
 
   // ----------------------------------------------------------------------------------- showing
 
-  /** Show a piece of an answer; many that come between two frames cost one layout. */
+  /** Show a piece of an answer; all pieces between two frames cost one layout. */
   private add(element: ExchangeElement, piece: string): void {
     this.pieces.push([element, piece]);
     if (this.pieces.length === 1) {
@@ -221,7 +221,7 @@ export class AskView {
     }
   }
 
-  /** Change the log, and stay at its end if that is where the reader was. */
+  /** Change the log, and stay at its end if it was scrolled to the end. */
   private following(change: () => void): void {
     const atEnd = this.isAtEnd();
     change();
@@ -259,11 +259,11 @@ export class AskView {
     const { words } = this.host;
     const names = engines.map((engine) => [engine.id, nameOf(engine)]);
     if (this.chosen && !engines.some(({ id }) => id === this.chosen)) {
-      // A server that restarts has none for a moment; another corpus must not answer in its place.
+      // A restarting server briefly has no engines; another corpus must not be selected instead.
       names.push([this.chosen, words.__('%1 (not on offer now)', this.engine.selectedOptions[0]?.dataset.name)]);
     }
     if (JSON.stringify(names) === this.engines) {
-      return; // an open list stays open
+      return; // do not close an open list
     }
     this.engines = JSON.stringify(names);
     const option = (value: string, text: string): HTMLOptionElement => {
@@ -280,7 +280,7 @@ export class AskView {
 
   // ----------------------------------------------------------------------------------- keeping
 
-  /** A question whose page is closed before its answer comes is there afterwards, to be asked again. */
+  /** If the page closes before the answer arrives, the question is kept so that it can be asked again. */
   private keepPending(): void {
     const pending = this.stop && this.exchanges.at(-1);
     if (pending && !pending.answer) {
@@ -299,7 +299,7 @@ export class AskView {
     this.host.refresh();
   }
 
-  /** Store them, beside those of other tabs and widgets; what another has cleared stays cleared. */
+  /** Store the exchanges, merged with those of other tabs and widgets; exchanges cleared elsewhere stay cleared. */
   private store(gone: readonly string[] = []): void {
     const before = this.stored;
     const others = this.restore().filter(({ id }) => !gone.includes(id));
@@ -317,7 +317,7 @@ export class AskView {
     try {
       localStorage.setItem(this.host.storageKey, text);
     } catch {
-      // No room, or a page that may store nothing: they are kept until it is closed.
+      // Storage is full or not permitted: keep them in memory until the page is closed.
     }
   }
 

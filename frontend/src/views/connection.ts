@@ -1,4 +1,4 @@
-/** The connection bar: how it stands, what is wrong and what to do. */
+/** The connection bar: status, problem and solution. */
 
 import { h, say, set } from './dom.js';
 import type { Host } from './host.js';
@@ -18,7 +18,7 @@ export class ConnectionBar {
   ) {
     const { words } = host;
     const again = (): void => {
-      this.element.focus(); // the button goes away
+      this.element.focus(); // the button disappears
       wake();
     };
     this.again = h('button', { type: 'button', class: 'rk-button', click: again }, words.__('Try again'));
@@ -44,7 +44,7 @@ export class ConnectionBar {
   }
 }
 
-/** How the connection stands, in a few words. */
+/** The status of the connection in a few words. */
 export function statusText(state: ConnectionState, words: Words): string {
   switch (state.status) {
     case 'open':
@@ -52,14 +52,14 @@ export function statusText(state: ConnectionState, words: Words): string {
     case 'closed':
       return words.__('Closed');
     case 'connecting':
-      // Not a new word at every attempt: screen readers would read it out.
+      // Do not change the text at every attempt, because screen readers would announce it.
       return state.problem ? words.__('Not connected') : words.__('Connecting…');
     case 'waiting':
       return words.__('Not connected');
   }
 }
 
-/** What is wrong, and what to do. */
+/** The problem and what to do. */
 export function adviceText(problem: Problem, words: Words): string {
   switch (problem) {
     case 'offline':

@@ -1,9 +1,9 @@
-/** Elements made without HTML: whatever a document, a model or a file name says becomes text, never markup. */
+/** Creates elements without HTML: text from documents, models and file names never becomes markup. */
 
 type Listener = (event: never) => void;
 type Attribute = string | number | boolean | undefined | Listener;
 
-/** Make an element; functions become listeners, `false` and `undefined` leave an attribute out. */
+/** Create an element; functions become listeners, `false` and `undefined` omit an attribute. */
 export function h<Tag extends keyof HTMLElementTagNameMap>(
   tag: Tag,
   attributes: Record<string, Attribute> = {},
@@ -21,7 +21,7 @@ export function h<Tag extends keyof HTMLElementTagNameMap>(
   return element;
 }
 
-/** Set an attribute, if that changes anything. */
+/** Set an attribute if its value differs. */
 export function set(element: Element, name: string, value: string | number | boolean | undefined): void {
   if (value === undefined || value === false) {
     element.removeAttribute(name);
@@ -30,7 +30,7 @@ export function set(element: Element, name: string, value: string | number | boo
   }
 }
 
-/** Set a text, if that changes anything; an empty one hides its element. */
+/** Set the text if it differs; an empty text hides the element. */
 export function say(element: HTMLElement, text: string): void {
   if (element.textContent !== text) {
     element.textContent = text;
@@ -38,7 +38,7 @@ export function say(element: HTMLElement, text: string): void {
   element.hidden = text === '';
 }
 
-/** Make these the children, in this order, and move as few as possible: a moved element loses focus and selection. */
+/** Set the children in this order with as few moves as possible: a moved element loses focus and selection. */
 export function arrange(parent: Element, children: readonly Element[]): void {
   const wanted = new Set(children);
   for (const child of [...parent.children]) {
@@ -49,7 +49,7 @@ export function arrange(parent: Element, children: readonly Element[]): void {
   let at = parent.firstElementChild;
   for (const child of children) {
     if (at && child !== at && child === at.nextElementSibling) {
-      at = child; // the one before it has left its place, and comes later
+      at = child; // the previous child was moved and comes later
     }
     if (child === at) {
       at = at.nextElementSibling;
@@ -59,21 +59,21 @@ export function arrange(parent: Element, children: readonly Element[]): void {
   }
 }
 
-/** For `beforeinput`: JupyterLab takes the line break of Shift+Enter away from whatever is in a cell. */
+/** For `beforeinput`: JupyterLab suppresses the line break of Shift+Enter in elements inside a cell. */
 export function keepLineBreak(event: InputEvent): void {
   if (event.inputType === 'insertLineBreak') {
     event.stopImmediatePropagation();
   }
 }
 
-/** Tells screen readers what has changed, and not more often than one can listen. */
+/** Announces changes to screen readers, at a limited rate. */
 export class Announcer {
   readonly element = h('div', { class: 'rk-unseen', role: 'status', 'aria-live': 'polite' });
   private last = 0;
 
   constructor(private readonly everySeconds = 10) {}
 
-  /** Say it; with `urgent`, even if something was said just now. */
+  /** Announce a text; with `urgent`, regardless of the rate limit. */
   say(text: string, urgent = false): void {
     const now = Date.now();
     if (urgent || now - this.last >= 1000 * this.everySeconds) {

@@ -1,23 +1,23 @@
-/** One question with its answer, as it is kept and as it is shown. */
+/** One question with its answer: its stored form and its element. */
 
 import { h, say } from './dom.js';
 import type { Host } from './host.js';
 import type { ResponseContent } from '../client/messages.js';
 import { showAnswer, showChips } from './passages.js';
 
-/** A question and what became of it. */
+/** A question and its outcome. */
 export interface Exchange {
   readonly id: string;
   readonly question: string;
   readonly context: Record<string, unknown>;
-  /** When it was asked, in milliseconds since 1970. */
+  /** The time of the question, in milliseconds since 1970. */
   readonly at?: number;
   answer?: ResponseContent;
   error?: { code: string; message: string };
   followUps: string[];
 }
 
-/** Another version may have stored something else. */
+/** Validate stored data, which another version may have written. */
 export function isExchange(value: Partial<Exchange> | null): value is Exchange {
   return (
     typeof value?.id === 'string' &&
@@ -27,7 +27,7 @@ export function isExchange(value: Partial<Exchange> | null): value is Exchange {
   );
 }
 
-/** An exchange on the page; what has not changed is not touched. */
+/** An exchange on the page; updates only the parts that changed. */
 export class ExchangeElement {
   readonly element: HTMLElement;
   private readonly preview = h('div', { class: 'rk-text', 'aria-busy': 'true' });
@@ -44,13 +44,13 @@ export class ExchangeElement {
     this.element = h('article', { class: 'rk-exchange' }, question, this.waiting, this.preview, this.rest);
   }
 
-  /** Say what is waited for. */
+  /** Show what the exchange is waiting for. */
   wait(isOpen: boolean): void {
     const { words } = this.host;
     say(this.waiting, isOpen ? words.__('Looking for passages…') : words.__('Waiting for the connection…'));
   }
 
-  /** A piece of the answer. */
+  /** Append a piece of the answer. */
   add(piece: string): void {
     this.waiting.hidden = true;
     this.preview.append(piece);
@@ -72,7 +72,7 @@ export class ExchangeElement {
         try {
           this.rest.replaceChildren(showAnswer(answer, this.host));
         } catch (problem) {
-          console.error('ragkit: an answer could not be drawn', problem); // stored by another version, for example
+          console.error('ragkit: an answer could not be drawn', problem); // for example stored by another version
           this.rest.replaceChildren(h('div', { class: 'rk-text rk-answer' }, answer.answer));
         }
       }

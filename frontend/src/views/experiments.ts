@@ -1,4 +1,4 @@
-/** The experiments view: each experiment's leaderboard, with the row that has just landed. */
+/** The experiments view: each experiment's leaderboard, with the newest row highlighted. */
 
 import { type Activity, type Task, doneShare, taskKey } from '../client/activity.js';
 import { arrange, h, say, set } from './dom.js';
@@ -55,7 +55,7 @@ class Board {
 
   constructor(private readonly host: Host) {
     const table = h('table', {}, this.caption, h('thead', {}, this.head), this.body);
-    // It is scrolled by keyboard too.
+    // Focusable, so that it can be scrolled with the keyboard.
     this.scroll = h('div', { class: 'rk-scroll', tabindex: 0, role: 'group' }, table);
     this.element = h('article', { class: 'rk-board' }, this.title, this.note, this.scroll);
   }

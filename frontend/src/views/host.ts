@@ -1,17 +1,17 @@
-/** What the views ask of the page around them. */
+/** The interface between the views and the surrounding page. */
 
 import type { Origin, Source } from '../client/messages.js';
 import type { Format, Words } from './words.js';
 
-/** What the page around the views can do for them. */
+/** The services that the surrounding page provides to the views. */
 export interface Host {
   readonly words: Words;
   readonly format: Format;
-  /** Where in localStorage questions and answers are kept. */
+  /** The localStorage key of the questions and answers. */
   readonly storageKey: string;
-  /** Aborted when the views go away. */
+  /** Aborted when the views are disposed. */
   readonly ended: AbortSignal;
-  /** Show what has changed, in the next frame or after some milliseconds. */
+  /** Schedule an update, in the next frame or after some milliseconds. */
   refresh(afterMs?: number): void;
   canOpenOrigin?(origin: Origin): boolean;
   openOrigin?(origin: Origin): void;

@@ -1,4 +1,4 @@
-/** All views and the connection in one element: what the side panel and the widget show. */
+/** All views and the connection bar in one element, for the side panel and the widget. */
 
 import { Activity } from '../client/activity.js';
 import { type AskEvents, AskView, type Channel } from './ask.js';
@@ -26,7 +26,7 @@ export class LiveView {
   readonly activity = new Activity();
   /** Whether messages come from the kernel instead of the socket. */
   viaKernel = false;
-  /** Whether this is a saved page, where nothing can be live until the kernel answers. */
+  /** Whether this is a saved page, without updates until the kernel responds. */
   saved = false;
   private readonly host: Host;
   private readonly bar: ConnectionBar;
@@ -40,7 +40,7 @@ export class LiveView {
   private timerAt = Infinity;
   private restsUntil = 0;
   private readonly ended = new AbortController();
-  /** Tells when a folded panel is opened, or a notebook's tab. */
+  /** Detects when a collapsed panel or a notebook's tab becomes visible. */
   private readonly observer = new IntersectionObserver(() => this.refresh());
 
   constructor(options: LiveOptions) {
@@ -81,7 +81,7 @@ export class LiveView {
     tabs.hidden = views.length < 2;
     this.element = h(
       'div',
-      // Not read as formulas by MathJax, and no keys for notebooks around it.
+      // Ignored by MathJax, and keyboard events do not reach the surrounding notebook.
       { class: 'rk-live tex2jax_ignore mathjax_ignore', lang: languageTag(options.language) },
       this.bar.element,
       tabs,
@@ -93,7 +93,7 @@ export class LiveView {
     this.show(this.view);
   }
 
-  /** Take a message of the socket, or of the kernel. */
+  /** Apply a message from the socket or the kernel. */
   apply(message: ListenerMessage): void {
     this.ask.apply(message);
     if (this.activity.apply(message)) {
@@ -101,7 +101,7 @@ export class LiveView {
     }
   }
 
-  /** Say how the connection stands. */
+  /** Show the state of the connection. */
   become(state: ConnectionState): void {
     this.state = state;
     this.refresh();
@@ -117,7 +117,7 @@ export class LiveView {
     this.refresh();
   }
 
-  /** Put the keyboard where one goes on: into the question, or on the tab. */
+  /** Focus the question field or the tab. */
   focus(): void {
     if (this.view === 'ask') {
       this.ask.focus();
@@ -151,7 +151,7 @@ export class LiveView {
     }
   }
 
-  /** However much arrives, one look a frame, and not all the time; a page that nobody sees does nothing. */
+  /** Render at most once per frame and with limited CPU use; an invisible page does nothing. */
   private refresh(afterMs = 0): void {
     const now = performance.now();
     const at = Math.max(now + afterMs, this.restsUntil);
@@ -174,7 +174,7 @@ export class LiveView {
 
   private render(): void {
     if (!this.element.checkVisibility()) {
-      this.refresh(1_000); // the observer tells when it is seen, but not if it was gone for a moment only
+      this.refresh(1_000); // the observer does not fire if the page was hidden only for a moment
       return;
     }
     const began = performance.now();
@@ -183,9 +183,9 @@ export class LiveView {
     try {
       isAll = this.views.get(this.view)!.render();
     } catch (error) {
-      console.error('ragkit: a view could not be drawn', error); // and with the next message it is tried again
+      console.error('ragkit: a view could not be drawn', error); // the next message triggers another attempt
     }
-    // The page has more to do than this: a quarter of its time is enough for us.
+    // Leave time for the rest of the page: use at most a quarter of it.
     this.restsUntil = performance.now() + 3 * (performance.now() - began);
     if (!isAll) {
       this.refresh();

@@ -1,15 +1,15 @@
-/** An answer and the passages that it cites, as elements. All of it comes from models and documents: text only. */
+/** Elements for an answer and its cited passages. Models and documents are untrusted: text only. */
 
 import { h, say } from './dom.js';
 import type { Host } from './host.js';
 import type { ResponseContent, Source } from '../client/messages.js';
 import { fileOf } from '../paths.js';
 
-/** Of an answer, as buttons: a model that repeats itself must not stop the page. */
+/** Maximum number of citation buttons per answer: a model that repeats itself must not freeze the page. */
 const MAX_MARKERS = 300;
 const CODE_OR_MARKER = /```[\s\S]*?(?:```|$)|`[^`\n]+`|\[(\d{1,4})\]/g;
 
-/** Show an answer; its `[n]` open the passages below. */
+/** Show an answer; each `[n]` opens the passage below. */
 export function showAnswer(content: ResponseContent, host: Host): HTMLElement {
   const passages = new Map(content.sources.map((source) => [source.number, showPassage(source, host)]));
   const text = h('div', { class: 'rk-text' });
@@ -82,7 +82,7 @@ function showPassage(source: Source, host: Host): HTMLElement {
   );
 }
 
-/** The passage, with what the answer repeats marked. Offsets count characters, not UTF-16 units. */
+/** The passage, with the quoted parts highlighted. Offsets count characters, not UTF-16 units. */
 function quoted(source: Source): (Node | string)[] {
   const characters = [...source.text];
   const parts: (Node | string)[] = [];
@@ -103,7 +103,7 @@ function footer(content: ResponseContent, { words, format }: Host): string {
   return [content.index, content.model, seconds].filter(Boolean).join(' · ');
 }
 
-/** Questions as buttons. */
+/** Create buttons for questions. */
 export function showChips(questions: readonly string[], ask: (question: string) => void): HTMLElement {
   const chips = h('div', { class: 'rk-chips' });
   for (const question of questions) {

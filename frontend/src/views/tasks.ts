@@ -5,11 +5,11 @@ import { Announcer, arrange, h, say, set } from './dom.js';
 import type { Host } from './host.js';
 import type { Failure } from '../client/messages.js';
 
-/** How long an ended task stays where it was before it is folded away: one wants to see it end. */
+/** How long an ended task stays in place before it is collapsed, so that the user sees it end. */
 const LINGER_MS = 15_000;
 const MAX_RUNNING_SHOWN = 200;
 const MAX_ENDED_SHOWN = 50;
-/** Of a frame, for rows; the next ones are made in the next frame. */
+/** Time per frame for building rows; the remaining rows are built in the next frame. */
 const BUDGET_MS = 8;
 
 export class TasksView {
@@ -41,7 +41,7 @@ export class TasksView {
     );
   }
 
-  /** Show what is; return false if there is more to show in the next frame. */
+  /** Render the tasks; return false if some remain for the next frame. */
   render(): boolean {
     const { words } = this.host;
     const started = performance.now();
@@ -91,12 +91,12 @@ export class TasksView {
       : words.__('Waiting for the server to say what runs.');
   }
 
-  /** What runs and what has just ended, the newest first. */
+  /** Running and recently ended tasks, newest first. */
   private shown(): Task[] {
     const now = Date.now();
     for (const [key, task] of this.activity.ended) {
       if (!this.endedAt.has(key)) {
-        // What had ended before this page was there is not news.
+        // Tasks that ended before the page was opened are not recent.
         this.endedAt.set(key, this.known && this.rows.has(key) ? now : 0);
         this.announceEnd(task);
       }
@@ -136,7 +136,7 @@ export class TasksView {
   }
 }
 
-/** One task; what has not changed is not touched. */
+/** One task; updates only the parts that changed. */
 class Row {
   readonly element: HTMLLIElement;
   private readonly title = h('span', { class: 'rk-title' });
@@ -173,7 +173,7 @@ class Row {
     );
   }
 
-  /** Whether somebody is at it, so that it must not go away. */
+  /** Whether the user is interacting with it, so that it must not be removed. */
   isRead(): boolean {
     return this.failuresFold.open || this.element.contains(document.activeElement);
   }
@@ -224,7 +224,7 @@ class Row {
     }
     const { failures, failures_total: total } = this.task;
     if (total === this.listed) {
-      return; // somebody may be selecting a path in it
+      return; // the user may be selecting a path in it
     }
     this.listed = total;
     const item = ({ source, reason }: Failure): HTMLLIElement => h('li', {}, h('b', {}, source), ` ${reason}`);

@@ -1,17 +1,17 @@
-/** What people read, in their language. JupyterLab's translation bundle is one of these; elsewhere there is `words`. */
+/** Translated texts. JupyterLab's translation bundle implements this interface; elsewhere `words` does. */
 
 import french from '../locale/fr_FR.json';
 
 export interface Words {
   /** The text in the user's language, `%1`, `%2`, ... replaced. */
   __(text: string, ...values: unknown[]): string;
-  /** Likewise for `n` of something; `%1` is `n`. */
+  /** The singular or plural text for `n`; `%1` is `n`. */
   _n(one: string, many: string, n: number, ...values: unknown[]): string;
 }
 
 const CATALOGUES: Record<string, Record<string, unknown>> = { fr: french };
 
-/** Words for a page without JupyterLab's. */
+/** Translations for a page without JupyterLab's. */
 export function words(language: string): Words {
   const catalogue = CATALOGUES[language.slice(0, 2).toLowerCase()];
   const find = (key: string): string[] | undefined => catalogue?.[key] as string[] | undefined;
@@ -26,12 +26,12 @@ export function words(language: string): Words {
   };
 }
 
-/** The language of the page: JupyterLab says it in the document, elsewhere the browser does. */
+/** The language of the page: from the document in JupyterLab, otherwise from the browser. */
 export function pageLanguage(): string {
   return document.documentElement.lang || navigator.language || 'en';
 }
 
-/** A language as browsers name it, also from names like fr_FR.UTF-8; English if it is none. */
+/** A BCP 47 language tag, also from names like fr_FR.UTF-8; English if the name is invalid. */
 export function languageTag(language: string): string {
   try {
     return Intl.getCanonicalLocales(language.replace(/\..*$/, '').replaceAll('_', '-'))[0] ?? 'en';
@@ -40,7 +40,7 @@ export function languageTag(language: string): string {
   }
 }
 
-/** Numbers, durations and times of day as people write them. */
+/** Formats numbers, durations and times for the user's language. */
 export class Format {
   private readonly whole: Intl.NumberFormat;
   private readonly exact: Intl.NumberFormat;
@@ -60,7 +60,7 @@ export class Format {
     return this.whole.format(n);
   }
 
-  /** A measure: four decimals say more than anybody needs. */
+  /** A measure, with at most four decimals. */
   measure(x: number): string {
     return this.exact.format(x);
   }
@@ -76,7 +76,7 @@ export class Format {
     return words.__('%1 h', this.count(Math.round(seconds / 3600)));
   }
 
-  /** When it was; with the day if that is not today. */
+  /** A time, with the date if it is not today. */
   when(time: string | number): string {
     const date = new Date(time);
     if (Number.isNaN(date.getTime())) {
