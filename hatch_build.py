@@ -29,7 +29,7 @@ class FrontEndHook(BuildHookInterface):
                     subprocess.run([npm, *command], cwd=root / "frontend", check=True)
             else:
                 self.app.display_warning(
-                    "ragkit comes without its JupyterLab panel: the panel is not built, and npm is missing."
+                    "ragkit is packaged without its JupyterLab panel, which needs npm to build. Install npm."
                 )
         if (root / PANEL).is_dir():  # hatch fails if a path in shared-data does not exist
             there = "share/jupyter/labextensions/ragkit-lab"

@@ -1,8 +1,8 @@
-"""The verdict of a soak: what publishers say that they published, against what listeners saw; and what the server used.
+"""Evaluate a soak test: compare published events with the events that listeners received, and check resource use.
 
-A publisher notes each event that must not be lost *before* it publishes it, and notes ``flushed`` when all
-noted before is safe. So of one that was killed, what it had flushed must arrive; what it noted later may;
-nothing may arrive twice. And its tasks, which nobody else can end, must be ended by the hub, as failed.
+A publisher records each event that must not be lost *before* it publishes it, and records ``flushed`` when all
+earlier events are acknowledged. If a publisher was killed, its flushed events must arrive; later ones may arrive;
+no event may arrive twice. The hub must end the tasks of a killed publisher as failed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Said = tuple[str, str]  # ended, follow_up or result; and its id
 
 
 def must_arrive(message: dict[str, Any]) -> Said | None:
-    """Return what a broadcast says that must be neither lost nor doubled, if anything."""
+    """Return the kind and id of an event that must arrive exactly once, or None for other broadcasts."""
     match message:
         case {"type": "follow_up_questions", "questions": [id, *_]}:
             return "follow_up", id
@@ -35,7 +35,7 @@ def must_arrive(message: dict[str, Any]) -> Said | None:
 
 @dataclass(slots=True)
 class Sample:
-    """What the server uses. ``files``: descriptors that are no living connection."""
+    """Resource use of the server. ``files`` counts descriptors other than open connections."""
 
     at: float
     rss: int
@@ -44,35 +44,35 @@ class Sample:
 
 
 class Broadcasts:
-    """What all listeners together saw of tasks: it tells whether what one of them missed was superseded."""
+    """Task events that any listener received; decides whether an event missed by one listener was superseded."""
 
     def __init__(self) -> None:
-        self._tasks: dict[int, str] = {}  # by seq, whose progress it was
-        self._newest: dict[str, int] = {}  # by task, the seq of the last word about it
+        self._tasks: dict[int, str] = {}  # seq -> task of a progress event
+        self._newest: dict[str, int] = {}  # task -> seq of its newest event
 
     def take(self, seq: int, task: str, *, ended: bool) -> None:
-        """Note an event about a task."""
+        """Record an event of a task."""
         if not ended:
             self._tasks[seq] = task
         self._newest[task] = max(seq, self._newest.get(task, 0))
 
     def is_superseded(self, seq: int) -> bool:
-        """Return whether this was progress of a task of which there is newer news."""
+        """Return whether this was progress of a task that has a newer event."""
         return seq in self._tasks and self._newest[self._tasks[seq]] > seq
 
 
 class Record:
-    """What one listener saw, over all its connections.
+    """The events that one listener received over all its connections.
 
     Args:
-        broadcasts: What all listeners saw.
+        broadcasts: The task events of all listeners.
 
     Attributes:
-        said: By seq, what must be neither lost nor doubled.
+        said: seq -> the event that must arrive exactly once.
         failed: The tasks that ended as failed.
-        running: The tasks that were seen to run.
-        left_out: What it did not get, and is to be superseded progress.
-        faults: Counts of what must not happen.
+        running: The tasks that were seen running.
+        left_out: The events that it did not receive; all must be superseded progress.
+        faults: Counts of violations.
     """
 
     def __init__(self, broadcasts: Broadcasts) -> None:
@@ -87,7 +87,7 @@ class Record:
         self.faults: Counter[str] = Counter()
 
     def take(self, message: dict[str, Any]) -> None:
-        """Take a message as it came."""
+        """Record a message."""
         if message["type"] == "gap":
             self.faults["gap"] += 1
             self.epoch, self.seq = message["snapshot"]["epoch"], message["snapshot"]["seq"]
@@ -115,11 +115,11 @@ class Record:
 
     @property
     def skipped(self) -> int:
-        """How many events it was spared."""
+        """Return the number of events that were omitted for this listener."""
         return sum(map(len, self.left_out))
 
     def problems(self) -> list[str]:
-        """Return what it saw and should not have, and what it did not see and no newer event stands for."""
+        """Return the violations: unexpected events, and missing events that were not superseded."""
         holes = [seq for missing in self.left_out for seq in missing if not self.broadcasts.is_superseded(seq)]
         problems = [f"{fault}, {count} times" for fault, count in self.faults.items()]
         if holes:
@@ -129,22 +129,22 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """What one publisher noted."""
+    """The record of one publisher."""
 
     name: str
     killed: bool
     noted: tuple[Said, ...]
     flushed: int
-    """How many of those it knew to be safe."""
+    """The number of events that were acknowledged."""
     ended: bool
     lost: str
-    """What it counted as dropped or rejected, at its end."""
+    """Its own counts of dropped or rejected events at its end."""
 
     @classmethod
     def read(cls, path: Path, *, killed: bool) -> Ledger:
         noted: list[Said] = []
         flushed, ended, lost = 0, False, ""
-        # A killed one may have been in the middle of a line.
+        # The last line of a killed publisher may be incomplete.
         for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
             word, _, rest = line.partition(" ")
             if word == "flushed":
@@ -157,12 +157,12 @@ class Ledger:
 
     @property
     def certain(self) -> tuple[Said, ...]:
-        """What must have arrived."""
+        """The events that must have arrived."""
         return self.noted[: self.flushed] if self.killed else self.noted
 
 
 def judge(record: Record, ledgers: list[Ledger]) -> list[str]:
-    """Return what the auditor did not see as it should have; empty if all is well."""
+    """Return the problems in the auditor's record; empty if there are none."""
     seen = Counter(record.said.values())
     problems = [f"the auditor saw: {problem}" for problem in record.problems()]
 
@@ -184,7 +184,7 @@ def judge(record: Record, ledgers: list[Ledger]) -> list[str]:
 
 
 def judge_other(record: Record, auditor: Record) -> list[str]:
-    """Return in what a listener that came and went differs from the auditor, between its first and last event."""
+    """Return the differences between a listener and the auditor, between the listener's first and last event."""
     problems = record.problems()
     expected = {seq: said for seq, said in auditor.said.items() if record.first <= seq <= record.seq}
     if missing := expected.keys() - record.said.keys():
@@ -193,7 +193,7 @@ def judge_other(record: Record, auditor: Record) -> list[str]:
 
 
 def judge_replies(replies: Counter[str]) -> list[str]:
-    """Return what came of queries and should not have, or should have and did not."""
+    """Return unexpected outcomes of queries, and expected outcomes that did not occur."""
     problems = [
         f"replies: {replies[outcome]} {outcome}"
         for outcome in replies.keys() - {"response", "ENGINE_LOST", "NO_ENGINE", "connection lost"}
@@ -202,7 +202,7 @@ def judge_replies(replies: Counter[str]) -> list[str]:
 
 
 def judge_use(lives: list[list[Sample]], settle_seconds: float) -> list[str]:
-    """Compare the first and the last samples of each life once it has settled."""
+    """Compare the first and the last samples of each server process after a warm-up."""
     problems = []
     for number, life in enumerate(lives, 1):
         settled = [sample for sample in life if sample.at - life[0].at >= settle_seconds]

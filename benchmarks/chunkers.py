@@ -1,10 +1,10 @@
-"""Every chunker on questions whose answers are spans: ``make bench-chunkers [CHUNKERS="structure token"]``.
+"""Measure every chunker on questions whose answers are spans: ``make bench-chunkers [CHUNKERS="structure token"]``.
 
 Recall, precision and IoU by spans (`ragkit.evaluation.measures`) of the five best passages, on the five texts of Smith
 and Troynikov, "Evaluating Chunking Strategies for Retrieval" (Chroma, 2024; `../shared/datasets/chunking_evaluation`).
 Chunks are embedded as the index embeds them (title and headings above the text) and searched exactly over all texts.
-The 95 % intervals are bootstrapped over questions. Embedding takes about ten minutes on two cores, and the cache keeps
-it.
+The 95 % intervals are bootstrapped over questions. The first run embeds for about ten minutes on two cores; later runs
+use the cache.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What the hub's fan-out is compared with, each a process of its own.
+"""The servers that the hub's fan-out is compared with, each in a separate process.
 
-``bare``: a loop of `os.write` calls, the least that anything in Python pays which makes one system call for each
-listener. ``fastapi``: the ConnectionManager of FastAPI's documentation, under uvicorn.
+``bare``: a loop of `os.write` calls, the minimum cost in Python of one system call per listener. ``fastapi``: the
+ConnectionManager from FastAPI's documentation, under uvicorn.
 
 Run one with ``python -m benchmarks.contestants NAME PORT``. Listeners connect to /api/v1/ws and the publisher to
-/api/v1/engine, as with the hub; what the publisher sends goes to every listener.
+/api/v1/engine, as with the hub; messages of the publisher are sent to every listener.
 """
 
 import os
@@ -20,7 +20,7 @@ HOST = "127.0.0.1"
 
 
 def bare(port: int) -> None:
-    """Write the bytes that the publisher sends to every listener, as they are."""
+    """Write the bytes from the publisher to every listener, unchanged."""
     listening = socket.create_server((HOST, port), backlog=BACKLOG)
     epoll = select.epoll()
     epoll.register(listening, select.EPOLLIN)

@@ -1,4 +1,4 @@
-"""What is indexed: slices of judged sets, folders of small files, and texts made of a real corpus's words."""
+"""Corpora to index: slices of judged sets, folders of small files, and synthetic texts with a real vocabulary."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def slices(name: str, *, characters: int | None, into: Path) -> Iterator[Path]:
-    """Write one corpus.jsonl after the other, each of other documents of a set; one of all if ``characters`` is None.
+    """Write disjoint slices of a set as corpus.jsonl files; one file with the whole set if ``characters`` is None.
 
-    The documents are shuffled, so that each slice is like the whole.
+    The documents are shuffled, so that each slice is representative.
     """
     documents = rows(SHARED / name / "corpus.jsonl")
     random.Random(0).shuffle(documents)
@@ -49,7 +49,7 @@ def slices(name: str, *, characters: int | None, into: Path) -> Iterator[Path]:
 
 
 def small_files(folder: Path, *, documents: int) -> None:
-    """Write that many abstracts of SciFact as text files."""
+    """Write ``documents`` abstracts of SciFact as text files."""
     for number, row in enumerate(rows(SHARED / "scifact" / "corpus.jsonl")[:documents]):
         path = folder / f"{number // 100:03}" / f"{number}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def small_files(folder: Path, *, documents: int) -> None:
 
 
 def long_file(path: Path) -> None:
-    """Write a document of twenty sections, the last abstracts of SciFact."""
+    """Write a document with the last twenty abstracts of SciFact as sections."""
     last = rows(SHARED / "scifact" / "corpus.jsonl")[-20:]
     sections = (f"## Section {number}\n\n{row['text']}\n" for number, row in enumerate(last, start=1))
     path.write_text("# Twenty abstracts\n\n" + "\n".join(sections), encoding="utf-8")
@@ -69,7 +69,7 @@ def claims() -> list[str]:
 
 
 class Words:
-    """Texts whose words are as frequent as in SciFact, with Zipf's long tail."""
+    """Random texts with the word frequencies of SciFact, including the Zipfian long tail."""
 
     def __init__(self, seed: int) -> None:
         counts = Counter(word for row in rows(SHARED / "scifact" / "corpus.jsonl") for word in row["text"].split())
@@ -78,14 +78,14 @@ class Words:
         self._random = np.random.default_rng(seed)
 
     def text(self, words: int) -> str:
-        """Make a text of sentences of twenty words."""
+        """Generate a text with sentences of twenty words."""
         chosen = self._words[np.searchsorted(self._shares, self._random.random(words))].tolist()
         sentences = (" ".join(chosen[at : at + 20]) for at in range(0, words, 20))
         return "".join(f"{sentence[0].upper()}{sentence[1:].rstrip('.')}. " for sentence in sentences).rstrip()
 
 
 def synthetic_files(folder: Path, *, documents: int) -> None:
-    """Write files of about a kilobyte in nested folders, the same ones in every run."""
+    """Write files of about a kilobyte in nested folders, identical in every run."""
     words = Words(seed=0)
     for number in range(documents):
         path = folder / f"{number // 10_000:02}" / f"{number // 100 % 100:02}" / f"{number}.txt"

@@ -1,9 +1,9 @@
-"""The same run files, read, measured and compared by ragkit and by ranx, which compiles its measures with Numba.
+"""Read, measure and compare the same run files with ragkit and with ranx, which compiles its measures with Numba.
 
-``python -m benchmarks.evaluation NAME FOLDER`` by the Python of its environment: ``ragkit`` or ``ranx``. The folder
-holds ``qrels`` and the ``*.run`` files, both as trec_eval reads them. It goes over them several times and prints a line
-of JSON, an `Outcome`: the first time ranx compiles, or reads what an earlier process compiled. Imports are in no
-figure.
+Run ``python -m benchmarks.evaluation NAME FOLDER`` with the Python of the tool's environment; NAME is ``ragkit`` or
+``ranx``. The folder contains ``qrels`` and ``*.run`` files in trec_eval's format. The steps are repeated several times,
+and the result is a line of JSON, an `Outcome`. In the first repetition ranx compiles its measures, or loads them from
+Numba's cache. Times do not include imports.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MEASURES = {"nDCG@10": "ndcg@10", "R@100": "recall@100", "AP": "map"}
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outcome:
-    """What each time took, in seconds, and the means: run -> measure -> mean over queries."""
+    """The seconds of each repetition, and the means: run -> measure -> mean over queries."""
 
     reading: list[float]
     measuring: list[float]
@@ -52,7 +52,7 @@ def ragkit(folder: Path) -> Steps:
             path.name: {q: [Ranked(*each) for each in found] for q, found in read_run(path).items()}
             for path in sorted(folder.glob("*.run"))
         }
-        documents = [Document(id="none", text="", source="none", title="")]  # what is searched counts for nothing here
+        documents = [Document(id="none", text="", source="none", title="")]  # documents are not used here
         dataset = Dataset("runs", documents, [Query(query_id, query_id) for query_id in qrels], qrels)
 
     def measure() -> Means:

@@ -1,14 +1,14 @@
-"""What experiments find and cost, each figure with its bar: ``make bench-experiment [ROWS="sharing search"]``.
+"""Results and cost of experiments, with required limits: ``make bench-experiment [ROWS="sharing search"]``.
 
-reference   SciFact, ten systems: MiniLM and BM25 over whole abstracts must come out as they do in print (nDCG@10:
-            MiniLM .6451 within .005, BM25 .665 to .687), and the default hybrid above both, with how sure that is.
-            The same again with what is embedded already; once more for another measure, and for another system.
-            Embedding takes about five minutes on two cores; the cache keeps it.
-sharing     Twelve retrievers over three chunkers, on the handbook, from nothing: beside the time of what is distinct in
-            it (three cuts, each distinct text embedded, 36 rankings of 100 questions, measured), called one after the
-            other. Each is a process of its own that has loaded its model; they take turns. Twice.
-search      300 questions against 100,000 vectors of 384 numbers, exactly, as an experiment searches.
-evaluation  The runs of ``reference`` read from files and measured, by ragkit and by ranx (`benchmarks.evaluation`): the
+reference   SciFact, ten systems: MiniLM and BM25 over whole abstracts must reproduce published values (nDCG@10:
+            MiniLM .6451 within .005, BM25 .665 to .687), and the default hybrid must be above both, with its p value.
+            Repeated with cached embeddings, with another measure, and with another system.
+            The first run embeds for about five minutes on two cores; later runs use the cache.
+sharing     Twelve retrievers with three chunkers on the handbook, without a cache, compared with the time of the
+            distinct work (three chunkings, each distinct text embedded once, 36 rankings of 100 questions, measures)
+            done directly. Each runs in a separate process with its model loaded; they alternate, twice.
+search      Exact search for 300 questions over 100,000 vectors of 384 dimensions, as in an experiment.
+evaluation  The runs of ``reference``, read from files and measured by ragkit and by ranx (`benchmarks.evaluation`): the
             first time in a process, and the fastest of the other times.
 """
 
@@ -76,7 +76,7 @@ MEASURES = ["nDCG@10", "R@100", "SpanRecall@5"]
 PASSAGES, DIMENSION, QUESTIONS = 100_000, 384, 300
 
 Line = tuple[str, bool | None]
-"""A figure, and whether it holds; None for what has no bar."""
+"""A figure, and whether it meets its limit; None if it has no limit."""
 
 
 # ---------------------------------------------------------------------------------------------------------- reference
@@ -103,7 +103,7 @@ def reference(folder: Path) -> Iterator[Line]:
     yield f"BM25 {bm25:.4f}, published .665 to .687", PUBLISHED_BM25[0] <= bm25 <= PUBLISHED_BM25[1]
     yield f"hybrid {hybrid:.4f}, above both; p (Holm) {p:.4f}", hybrid > max(dense, bm25)
     questions = len(result.dataset.queries)
-    yield f"10 systems, {questions} questions, embedded already: {took[1]:.1f} s", took[1] < MAX_SECONDS
+    yield f"10 systems, {questions} questions, cached embeddings: {took[1]:.1f} s", took[1] < MAX_SECONDS
     again = scifact(folder / "scifact", "AP")
     for what, added, expected in (
         ("another measure", [], {}),
@@ -118,8 +118,8 @@ def reference(folder: Path) -> Iterator[Line]:
         began = time.perf_counter()
         again.run()
         computed = dict(again.result_cache.computed)
-        told = ", ".join(f"{count} {stage}" for stage, count in computed.items()) or "none"
-        yield f"{what}: {time.perf_counter() - began:.1f} s, results computed: {told}", computed == expected
+        counts = ", ".join(f"{count} {stage}" for stage, count in computed.items()) or "none"
+        yield f"{what}: {time.perf_counter() - began:.1f} s, results computed: {counts}", computed == expected
 
 
 # ------------------------------------------------------------------------------------------------------------ sharing
@@ -145,7 +145,7 @@ def handbook() -> Dataset:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Cost:
-    """Of all systems: seconds; passages embedded, and how many distinct texts they are; the sum of all values."""
+    """Totals over all systems: seconds, embedded passages, distinct texts among them, and the sum of all values."""
 
     seconds: float
     cpu_seconds: float
@@ -168,7 +168,7 @@ def swept(folder: str) -> Cost:
 
 
 def plainly() -> Cost:
-    """Do what is distinct in the sweep, once each, and keep nothing."""
+    """Do each distinct step of the sweep once, without a cache."""
     embedder, dataset = Counting(), handbook()
     began, cpu = time.perf_counter(), time.process_time()
     corpus = Documents(DocumentRecord(d.id, d.source, d.title, d.language, d.text) for d in dataset.documents)
@@ -225,7 +225,7 @@ def sharing(folder: Path) -> Iterator[Line]:
         f"texts embedded {ours.embedded}, distinct {plain.distinct}",
         ours.embedded == ours.distinct == plain.distinct == plain.embedded,
     )
-    yield f"the same values, summed up: {ours.sum:.6f} and {plain.sum:.6f}", abs(ours.sum - plain.sum) < 1e-6
+    yield f"the same values, summed: {ours.sum:.6f} and {plain.sum:.6f}", abs(ours.sum - plain.sum) < 1e-6
 
 
 # ------------------------------------------------------------------------------------------------- search, evaluation
@@ -264,7 +264,7 @@ def evaluation(folder: Path) -> Iterator[Line]:
     runs = folder / "runs"
     runs.mkdir()
     for number, name in enumerate(result.names):
-        # Ranks as scores: of equal ones trec_eval puts the last id first, and ranx what it has read first.
+        # Use ranks as scores: trec_eval and ranx break ties differently (last id first; first read first).
         run = {
             query_id: [(passage.document_id, float(-rank)) for rank, passage in enumerate(found)]
             for query_id, found in result.rankings(name).items()
@@ -285,7 +285,7 @@ def evaluation(folder: Path) -> Iterator[Line]:
     ours, theirs = outcomes["ragkit"], outcomes["ranx"]
 
     def times(*what: str, at: slice) -> float:
-        """How much longer ragkit takes."""
+        """Return ragkit's time divided by ranx's."""
         mine, other = (
             min(map(sum, zip(*(getattr(each, w)[at] for w in what), strict=True))) for each in (ours, theirs)
         )
@@ -296,7 +296,7 @@ def evaluation(folder: Path) -> Iterator[Line]:
     yield f"ragkit / ranx, reading and measuring: {times('reading', 'measuring', at=later):.2f} x", None
     yield f"the same, the first time in a process: {times('reading', 'measuring', at=slice(0, 1)):.2f} x", None
     yield (
-        f"tests are other ones: ragkit's are three and a bootstrap against one baseline, ranx's is one of all pairs, "
+        f"the tests differ: ragkit runs three and a bootstrap against one baseline, ranx one for all pairs, "
         f"with {RANDOMISATIONS:,} draws each: {times('comparing', at=later):.2f} x",
         None,
     )
@@ -321,7 +321,7 @@ def main() -> int:
         print(f"SciFact is not at {SHARED}: set RAGKIT_SHARED to the folder that holds datasets/.", file=sys.stderr)
         return 2
     if "evaluation" in chosen and not PEERS.exists():
-        print("ranx is not installed: make bench-experiment does it.", file=sys.stderr)
+        print("ranx is not installed. Run: make bench-experiment", file=sys.stderr)
         return 2
     held = True
     with tempfile.TemporaryDirectory(prefix="ragkit-bench-") as folder:

@@ -1,8 +1,8 @@
-"""The measured tables of the handbook's French pages: ``make bench-french`` (a minute).
+"""Print the tables in the handbook's French pages: ``make bench-french`` (a minute).
 
-BM25 over whole pages of service-public.fr, one analysis step added at a time, with the questions as they are and
-without their accents; and the same for values of k1 and b. Written out here step by step, because these are the steps
-that the pages discuss; ragkit's own analysis is `ragkit.retrieval.lexical`.
+BM25 over whole pages of service-public.fr, adding one analysis step at a time, for the questions with and without
+accents; and the same for values of k1 and b. The steps are implemented here separately, because the pages discuss them
+one by one; ragkit's own analysis is `ragkit.retrieval.lexical`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ ELISION = re.compile(r"\b(?:l|m|t|s|n|j|d|c|qu|jusqu|lorsqu|puisqu|quoiqu)'(?=\w
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """Which steps are taken."""
+    """The analysis steps to apply."""
 
     elision: bool = False
     stop_words: bool = False
     stems: bool = False
-    accents: str = "kept"  # or removed "before" or "after" the stems
+    accents: str = "kept"  # or removed "before" or "after" stemming
 
     def __call__(self, text: str) -> list[str]:
         text = unicodedata.normalize("NFC", text).lower().replace("’", "'").replace("œ", "oe")
@@ -56,7 +56,7 @@ def main() -> int:
     judged = qrels(FOLDER / "qrels.tsv")
 
     def measured(analysis: Analysis, *, k1: float = 1.2, b: float = 0.75) -> tuple[int, float, float]:
-        """Words in the index, MRR@10, and MRR@10 of the questions without accents."""
+        """Return the vocabulary size, MRR@10, and MRR@10 for the questions without accents."""
         model = bm25s.BM25(method="lucene", k1=k1, b=b)
         model.index([analysis(page["text"]) for page in pages], show_progress=False)
         found = []

@@ -1,9 +1,9 @@
-"""How well the defaults do on the handbook's own questions: ``make bench-handbook``.
+"""Measure the defaults on the handbook's questions: ``make bench-handbook``.
 
-Prints recall@5 by pages and by spans (a span counts as found if one of the five passages holds at least half of it),
+Prints recall@5 by pages and by spans (a span counts as found if one of the five passages contains at least half of it),
 the same without each part of the hybrid, how many answers quote their span, how many of the unanswerable questions get
-an abstention, and how many follow-up questions each answer gets. Nothing here is chunked, tuned or chosen by hand:
-these are the figures that the README states.
+an abstention, and the number of follow-up questions per answer. All settings are the defaults. README cites these
+figures.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def rows(name: str) -> list[dict[str, Any]]:
 
 
 def covered(span: dict[str, Any], document_id: str, start: int, end: int) -> bool:
-    """Whether [start, end) of a document holds at least half of a span."""
+    """Return whether [start, end) of a document contains at least half of a span."""
     if span["document_id"] != document_id:
         return False
     return 2 * (min(end, span["end"]) - max(start, span["start"])) >= span["end"] - span["start"]
@@ -92,7 +92,7 @@ def main() -> int:
     for what, results in outcomes.items():
         console.print(f"{what}: {share(results)} ({sum(results)} of {len(results)})")
     for language, counts in follow_ups.items():
-        console.print(f"follow-up questions an answer, {language}: {sum(counts) / len(counts):.2f}")
+        console.print(f"follow-up questions per answer, {language}: {sum(counts) / len(counts):.2f}")
     console.print(f"{len(unanswerable)} questions that the handbook does not answer")
     return 0
 

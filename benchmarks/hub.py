@@ -1,19 +1,19 @@
-"""What the hub costs the Jupyter server, and what it keeps from it: every figure with its bar.
+"""Measure the hub's cost in the Jupyter server; every figure has a required limit.
 
 Run it from the repository root: ``python -m benchmarks.hub [ROW ...]``. It prints a table and fails if a
-bar is missed. Servers, publishers and listeners are processes of their own; a server's cost is its
-process's CPU time. The contestants run in the same minutes, a short round each in turn, so what else the
-machine does then hits all of them, and the median round is taken. Figures are ratios where that is
-possible, so that they mean something on another machine.
+limit is missed. Servers, publishers and listeners are separate processes; a server's cost is the CPU time
+of its process. The servers alternate in short rounds, so that other load on the machine affects all of
+them, and the median round counts. Figures are ratios where possible, so that they are comparable between
+machines.
 
-fan-out  What it costs to send a message to one listener of 500 and of 5,000, one message at a time (the
-         next is published when everybody has the one before: each is a write of its own), beside a loop of
-         os.write and FastAPI's ConnectionManager under uvicorn. Listeners connect as browsers do: they offer
-         compression, which uvicorn takes and the hub does not. Without it the manager is cheaper: the last line.
-bursts   The same cost of 50 messages that come together, beside 50 that come apart.
-latency  From publish() in a kernel to 1,000 listeners, while one listener never reads and one too slowly.
-memory   An idle listener, and one that never reads.
-status   How long the Jupyter server takes for another request while 5,000 listeners get 20 messages a second.
+fan-out  Cost of sending a message to one of 500 and of 5,000 listeners, one message at a time (each is
+         published when all listeners have received the previous one, so each is a separate write), compared
+         with a loop of os.write and FastAPI's ConnectionManager under uvicorn. Like browsers, listeners offer
+         compression, which uvicorn accepts and the hub does not. The last line is without compression.
+bursts   The same cost for 50 messages sent together, compared with 50 separate messages.
+latency  From publish() in a kernel to 1,000 listeners, while one listener never reads and one is too slow.
+memory   Memory of an idle listener, and of one that never reads.
+status   Latency of another request to the Jupyter server while 5,000 listeners get 20 messages a second.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def follow_ups(size: int) -> FollowUpQuestions:
 
 
 def progress(size: int) -> IndexingProgress:
-    """Return an event of a task that goes on; each supersedes the one before."""
+    """Return a progress event of a running task; each supersedes the previous one."""
     return IndexingProgress(task_id="t", index="handbook", state="running", message="x" * size)
 
 
@@ -89,7 +89,7 @@ def progress(size: int) -> IndexingProgress:
 
 @dataclass(slots=True)
 class Contestant:
-    """A server under measurement, ``burst`` messages at a time; ``make`` makes what its publisher sends."""
+    """A server to measure with ``burst`` messages at a time; ``make`` creates its publisher's messages."""
 
     name: str
     port: int
@@ -97,7 +97,7 @@ class Contestant:
     make: Callable[[], bytes]
 
     def cost(self, load: Load, messages: int) -> tuple[float, float]:
-        """Return the CPU seconds and the wall-clock seconds of that many messages, one at a time."""
+        """Return the CPU seconds and the wall-clock seconds for ``messages`` messages, one at a time."""
         bursts = [(self.make(), 1) for _ in range(messages)]
         before = cpu_seconds(self.pid)
         took = load.do("exchange", self.name, bursts)
@@ -116,7 +116,7 @@ def fan_out(load: Load) -> Iterator[Figure]:
         load.do("publisher", "hub", server.port, token=TOKEN, hello=hello("bench"))
         load.do("join", "hub", server.port, 1, token=TOKEN)
         load.do("exchange", "hub", [(publish(event), 1)])
-        payload = load.do("last", "hub")  # so that the others send what the hub does, byte for byte
+        payload = load.do("last", "hub")  # so that the other servers send the same bytes as the hub
         contestants = [
             Contestant("hub", server.port, server.process.pid, lambda: publish(event)),
             Contestant("bare", *bare, lambda: text_frame(payload)),
@@ -128,7 +128,7 @@ def fan_out(load: Load) -> Iterator[Figure]:
             load.do("join", each.name, each.port, 1, compression=each.name != "uncompressed")
         joined = 1
         for listeners in (500, 5_000):
-            if listeners == 5_000:  # for four contestants the client has too few file descriptors
+            if listeners == 5_000:  # with four servers the client would run out of file descriptors
                 load.do("leave", contestants.pop().name)
             for each in contestants:
                 compression = each.name != "uncompressed"
@@ -153,7 +153,7 @@ def _compare(load: Load, contestants: list[Contestant], listeners: int) -> Itera
     costs: dict[str, list[float]] = {}
     for each in contestants:
         used, busy = (sum(column) for column in zip(*rounds[each.name], strict=True))
-        # While the others had their turn it did nothing but its pings.
+        # During the rounds of the other servers it only sent pings.
         idle = (cpu_seconds(each.pid) - at_first[each.name] - used) / (span - busy)
         deliveries = messages[each.name] * listeners
         costs[each.name] = [1e6 * (cpu - idle * took) / deliveries for cpu, took in rounds[each.name]]
@@ -216,7 +216,7 @@ def bursts(load: Load) -> Iterator[Figure]:
 
 @contextlib.contextmanager
 def kernel(server: Server, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A process of `benchmarks.kernels` that is connected; a line on its stdin lets it begin."""
+    """Start a process of `benchmarks.kernels` and wait until it is connected; a line on its stdin starts it."""
     environment = os.environ | {"RAGKIT_URL": f"http://127.0.0.1:{server.port}/", "RAGKIT_TOKEN": TOKEN}
     with subprocess.Popen(
         [sys.executable, "-m", "benchmarks.kernels", *arguments],
@@ -248,11 +248,11 @@ def latency(load: Load) -> Iterator[Figure]:
         load.do("join", "stuck", server.port, 1, token=TOKEN)
         load.do("join", "stuck", server.port, 1, token=TOKEN, bytes_per_second=0)
         load.do("join", "stuck", server.port, 1, token=TOKEN, bytes_per_second=1_000)
-        # More than all buffers between hold, so that these two are behind from the start.
+        # More than all buffers in between can hold, so that these two listeners are behind from the start.
         load.do("exchange", "stuck", [(publish(follow_ups(100_000)), 1) for _ in range(100)])
         load.do("join", "crowd", server.port, listeners, token=TOKEN)
         with kernel(server, "pace", str(messages), str(PACE_PER_SECOND)) as process:
-            load.do("rest", 1.0)  # the kernel's warm-up arrives
+            load.do("rest", 1.0)  # receive the kernel's warm-up events
             load.do("clock", "crowd")
             begin(process)
             load.do("expect", "crowd", messages, deadline=PACE_SECONDS + 30)
@@ -339,11 +339,11 @@ def _unread(load: Load) -> Iterator[Figure]:
     publish = publishing()
     large, small = follow_ups(100_000), progress(5_000)
 
-    # Without pings: they would end a connection that answers none before all is sent.
+    # Without pings, which would close the connection of a listener that does not answer before all is sent.
     with hub("--RagkitApp.ping_interval_seconds=0") as server:
 
         def most(count: int) -> int:
-            """Publish 10 MB that many times; return the most memory between them."""
+            """Publish 10 MB ``count`` times; return the maximum memory in between."""
             seen = 0
             for _ in range(count):
                 ten = [(b"".join((*(publish(large) for _ in range(10)), publish(small))), 11) for _ in range(10)]

@@ -1,24 +1,25 @@
-"""What indexing costs beside the bare model, LangChain and LlamaIndex: every figure with its bar.
+"""Compare indexing with the bare model, LangChain and LlamaIndex; every figure has a required limit.
 
 Run it from the repository root: ``make bench-index [ROWS="cold unchanged ..."] [FULL=1]``. It prints a table and
-fails if a bar is missed. Throughput is compared as a ratio of times in the same minutes, so that it means something on
-another machine: each contestant (`benchmarks.peers`) is a process of its own that has loaded its model, and they take
-turns, a slice of a corpus each, in another order every round; no two work at the same time. All embed with the same
-model files on the same number of threads, and each runs once before it counts. The median round is taken.
+fails if a limit is missed. Throughput is compared as a ratio within the same run, so that it is comparable between
+machines: each contestant (`benchmarks.peers`) is a separate process with its model loaded. They take turns with one
+slice of a corpus each, in a different order every round, never two at a time. All embed with the same model files on
+the same number of threads, after a warm-up. The median round counts.
 
-cold       A fresh index of SciFact (short texts) and of service-public.fr (long pages), in chunks a second of the
-           whole call. ragkit reads a corpus.jsonl, cuts it, embeds, and writes vectors, records and its (empty)
-           embedding cache, with its defaults. The others get the very texts that ragkit embeds, already cut:
-           ``raw`` in one call of encode, which sorts them by length and stores nothing (in batches of 32, its
-           default, which the bar is for, and of 16, ragkit's on a CPU); the peers in the order of the documents,
-           as one Document or TextNode each, in batches of their default sizes, which the bar is for, and in
-           larger ones. FULL=1 takes the whole sets once instead of three slices of about 1,500 chunks.
-unchanged  A folder of 5,000 files indexed again, nothing changed. LangChain reads the same files, uncut. Embeddings
-           that cost nothing made the first index: an unchanged one embeds nothing.
-edited     One of 5,000 files edited, twenty sections long: only what changed is embedded.
-cached     New processes that cut the same texts to other sizes and back: what was ever embedded is not again.
-memory     The most memory (VmHWM) of a process that indexes 100,000 files of a kilobyte, beside the first 1,000.
-large      `retrieve` over 100,000 passages, 200 questions, each once, their embedding included.
+cold       A new index of SciFact (short texts) and of service-public.fr (long pages), in chunks per second of the
+           whole call. ragkit reads a corpus.jsonl, divides it into chunks, embeds, and writes vectors, records and
+           its (empty) embedding cache, with its defaults. The others get the texts that ragkit embeds, already
+           divided: ``raw`` in one call of encode, which sorts them by length and stores nothing (in batches of 32,
+           its default, to which the limit applies, and of 16, ragkit's on a CPU); the peers in document order,
+           as one Document or TextNode each, in batches of their default sizes, to which the limit applies, and in
+           larger ones. FULL=1 uses the whole sets once instead of three slices of about 1,500 chunks.
+unchanged  A folder of 5,000 files indexed again without changes. LangChain reads the same files, undivided. The first
+           index used free embeddings, because indexing an unchanged folder embeds nothing.
+edited     One of 5,000 files edited, twenty sections long: only changed chunks are embedded.
+cached     New processes that divide the same texts into chunks of another size, and back: cached texts are not
+           embedded again.
+memory     Peak memory (VmHWM) of a process that indexes 100,000 files of a kilobyte, compared with 1,000.
+large      `retrieve` over 100,000 passages, 200 questions, each once, including their embedding.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ START_SECONDS = 180.0
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Figure:
-    """One line of the table; ``ok`` is None for what has no bar."""
+    """One line of the table; ``ok`` is None if there is no limit."""
 
     row: str
     figure: str
@@ -80,7 +81,7 @@ class Figure:
 
 
 class Contestant:
-    """A process of `benchmarks.peers`, which does what it is told while the others wait."""
+    """A process of `benchmarks.peers`, which runs its jobs while the others wait."""
 
     def __init__(self, name: str, folder: Path) -> None:
         python = PEERS if name in ("langchain", "llamaindex") else Path(sys.executable)
@@ -124,7 +125,7 @@ def contestants(*names: str, folder: Path) -> Iterator[dict[str, Contestant]]:
             stack.callback(found[name].end)
         made_of = {name: each.made_of for name, each in found.items()}
         if len({json.dumps(parts) for parts in made_of.values()}) > 1:
-            print(f"Not all are made of the same parts: {made_of}", file=sys.stderr)
+            print(f"The contestants have different versions: {made_of}", file=sys.stderr)
         yield found
 
 
@@ -133,7 +134,7 @@ def contestants(*names: str, folder: Path) -> Iterator[dict[str, Contestant]]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Entry:
-    """A way in which a contestant is run."""
+    """A configuration of a contestant."""
 
     label: str
     name: str
@@ -185,7 +186,7 @@ def _cold(name: str, folder: Path) -> Iterator[Figure]:
             chunks += count if number else 0
 
     def times(mine: str, theirs: str) -> float:
-        """The median of the rounds' ratios: what slows a round down slows both."""
+        """Return the median of the ratios per round, because other load in a round affects both."""
         return statistics.median(a / b for a, b in zip(rates[mine], rates[theirs], strict=True))
 
     for entry in ENTRIES:
@@ -260,7 +261,7 @@ def cached(folder: Path) -> Iterator[Figure]:
     smaller, smaller_passages = alone(recut, str(source), str(folder / "index"), 128)
     back, passages_again = alone(recut, str(source), str(folder / "index"), None)
     if passages != passages_again:
-        raise RuntimeError("the same chunker has cut the same texts in another way")
+        raise RuntimeError("the same chunker has divided the same texts differently")
     seen = set(first)
     again = sum(text in seen for text in smaller)
     found = len(seen & set(smaller_passages))
@@ -320,7 +321,7 @@ ROWS: dict[str, Callable[[Path], Iterator[Figure]]] = {
 
 
 def say(line: str) -> None:
-    """Tell how far it is."""
+    """Print progress."""
     print(f"  {time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
 
@@ -336,7 +337,7 @@ def main() -> int:
         )
         return 2
     if {"cold", "unchanged"} & set(chosen) and not PEERS.exists():
-        print("LangChain and LlamaIndex are not installed: make bench-index does it.", file=sys.stderr)
+        print("LangChain and LlamaIndex are not installed. Run: make bench-index", file=sys.stderr)
         return 2
     prepare()
     table = Table("what", "figure", "bar", "")
@@ -344,7 +345,7 @@ def main() -> int:
     try:
         for name in chosen:
             with tempfile.TemporaryDirectory(prefix="ragkit-bench-", ignore_cleanup_errors=True) as folder:
-                os.environ["RAGKIT_CACHE_DIR"] = f"{folder}/cache"  # nobody's own, and empty
+                os.environ["RAGKIT_CACHE_DIR"] = f"{folder}/cache"  # empty, instead of the user's cache
                 for figure in ROWS[name](Path(folder)):
                     say(f"{figure.row}: {figure.figure} {figure.verdict}")
                     table.add_row(figure.row, figure.figure, figure.bar, figure.verdict)

@@ -1,13 +1,13 @@
-"""What kernels do, each in a process of its own with the real `ragkit.live.Publisher`.
+"""Simulated kernels, each in a separate process with a real `ragkit.live.Publisher`.
 
 ``python -m benchmarks.kernels``, with RAGKIT_URL and RAGKIT_TOKEN in the environment, and::
 
-    pace COUNT PER_SECOND   publish at an even pace; each event tells when (the monotonic clock is the same in
-                            every process of a machine). Says ``ready``, begins at a line on stdin
-    work LEDGER             run indexing tasks and experiments, and note in a file what must not be lost
-    serve NAME              answer queries, slowly
+    pace COUNT PER_SECOND   publish at a constant rate; each event has its time (all processes of a machine share
+                            the monotonic clock). Prints ``ready``, and starts at a line on stdin
+    work LEDGER             run indexing tasks and experiments, and record the events that must not be lost in a file
+    serve NAME              answer queries slowly
 
-The last two end when their stdin does.
+The last two end when their stdin is closed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tests.support.hub import eventually
 
 WARM_UP = 20
 FILLER = "x" * 100
-FLUSH_SECONDS = 45.0  # longer than the server is away
+FLUSH_SECONDS = 45.0  # longer than the server's downtime
 
 
 def publisher(name: str) -> Publisher:
@@ -75,7 +75,7 @@ def work(ledger: Path) -> int:
     name = ledger.stem
     kernel = publisher(name)
     chance = random.Random(name)
-    # By lines: what is noted outlives the process, however it ends.
+    # Line-buffered, so that recorded lines survive the process however it ends.
     with ledger.open("a", buffering=1, encoding="utf-8") as notes:
         for k in itertools.count():
             if not is_wanted():
@@ -129,7 +129,7 @@ def serve(name: str) -> int:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is for the benchmark, which ends its children
+    with contextlib.suppress(KeyboardInterrupt):  # the benchmark handles Ctrl-C and ends its children
         match sys.argv[1:]:
             case ["pace", count, per_second]:
                 sys.exit(pace(int(count), float(per_second)))

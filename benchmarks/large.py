@@ -1,8 +1,8 @@
-"""Questions to an index of 100,000 passages: how long `retrieve` takes, the embedding of the question included.
+"""Measure the latency of `retrieve` on an index of 100,000 passages, including the embedding of the question.
 
-The passages are made of SciFact's words, five to a document; the questions are SciFact's claims, so that they hit
-posting lists as long as real ones. Embedding 100,000 passages would take half an hour: their vectors are MiniLM's of
-SciFact's titles, each with noise of its own, which leaves them where passages lie and the graph as hard to search.
+The passages are random texts of SciFact's words, five per document; the questions are SciFact's claims, so that posting
+lists are as long as real ones. Embedding 100,000 passages would take half an hour, so their vectors are MiniLM's of
+SciFact's titles plus random noise, which keeps the distribution of real passages, and the graph as hard to search.
 """
 
 from __future__ import annotations
@@ -32,15 +32,13 @@ WARM_UP = 10
 PASSAGES_A_DOCUMENT = 5
 WORDS_A_PASSAGE = 150
 TITLES = 2_000
-NOISE = 0.8  # its length beside a title's vector: two passages of a title have a cosine of 0.6
+NOISE = 0.8  # length relative to a title's vector: two passages of one title have a cosine similarity of 0.6
 RETRIEVERS: tuple[Retriever, ...] = (Hybrid(), Dense(), BM25("passages"), BM25("documents"))
-EXACT = Dense(
-    exact=True
-)  # last, by itself: it goes through 150 MB, and what comes next finds the model out of the cache
+EXACT = Dense(exact=True)  # last: it reads 150 MB, which evicts the model from the CPU cache
 
 
 class NearTitles:
-    """MiniLM for questions; for passages, vectors near those of titles."""
+    """Embeds questions with MiniLM; passages get vectors near those of titles."""
 
     name = "bench/near-titles"
     max_tokens = 100_000
@@ -77,7 +75,7 @@ class NearTitles:
 
 
 def corpus(path: Path, passages: int) -> None:
-    """Write documents that a chunker of ``WORDS_A_PASSAGE`` tokens cuts into that many passages."""
+    """Write documents that a chunker with ``WORDS_A_PASSAGE`` tokens divides into ``passages`` passages."""
     words = Words(seed=1)
     with path.open("w", encoding="utf-8") as file:
         for number in range(passages // PASSAGES_A_DOCUMENT):
@@ -87,10 +85,10 @@ def corpus(path: Path, passages: int) -> None:
 
 
 def ask(folder: str, passages: int) -> tuple[int, dict[str, tuple[float, float]], float]:
-    """Index, and ask every retriever as many questions, none twice; to be run in a process of its own.
+    """Index, and ask every retriever the same number of questions, each only once; call it in a separate process.
 
     Returns:
-        The number of passages; by retriever the median and the 99th percentile, in milliseconds; the median of
+        The number of passages; for each retriever the median and the 99th percentile, in milliseconds; the median of
         embedding a question alone.
     """
     source = Path(folder) / "corpus.jsonl"
@@ -98,7 +96,7 @@ def ask(folder: str, passages: int) -> tuple[int, dict[str, tuple[float, float]]
     index = Index(f"{folder}/index", embedder=NearTitles(), chunker=StructureChunker(max_tokens=WORDS_A_PASSAGE))
     index.update(source)
     indexed = index.passages()
-    questions = iter(claims())  # a question that was asked before would find its embedding
+    questions = iter(claims())  # a repeated question would use the cached embedding
     for retriever in RETRIEVERS:
         for question in itertools.islice(questions, WARM_UP):
             retrieve(question, indexed, retriever=retriever)
@@ -113,7 +111,7 @@ def ask(folder: str, passages: int) -> tuple[int, dict[str, tuple[float, float]]
         return question
 
     for _ in range(QUESTIONS):
-        for retriever in RETRIEVERS:  # in turn: what else the machine does hits all of them
+        for retriever in RETRIEVERS:  # alternate, so that other load affects all of them
             question = timed(retriever)
         began = time.perf_counter()
         index.embedder.embed([question], kind="query")

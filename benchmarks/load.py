@@ -1,8 +1,8 @@
-"""Thousands of listeners on plain sockets, in a process of their own.
+"""Thousands of listeners on plain sockets, in a separate process.
 
-A WebSocket library spends more on taking a frame than the hub on sending it, and where both share two
-cores it would be the client that is measured. `Crowd` reads the headers of frames, counts, answers
-pings, and does no more; `Load` runs it in a child process and talks to it from the benchmark.
+A WebSocket library needs more time to receive a frame than the hub to send it, so on two shared cores the
+benchmark would measure the client. `Crowd` only reads frame headers, counts frames and answers pings;
+`Load` runs it in a child process and controls it from the benchmark.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from typing import Any
 
 __all__ = ["Load", "client_frame", "handshake"]
 
-BATCH = 100  # handshakes under way at a time: less than the backlog of any server here
-PAUSE_SECONDS = 0.001  # between two rounds of reading: the writer is not slowed by waking us for each frame
+BATCH = 100  # concurrent handshakes: fewer than the backlog of any server here
+PAUSE_SECONDS = 0.001  # between two rounds of reading, so that the writer does not wake this process for each frame
 BUFFER_BYTES = 2**18
 DEADLINE_SECONDS = 60.0
 HOST = "127.0.0.1"
 
 
 def client_frame(payload: bytes, opcode: int = 1) -> bytes:
-    """Return ``payload`` as a client's frame; the mask is 0, which leaves it as it is."""
+    """Return ``payload`` as a client's frame, with the mask 0, which does not change it."""
     size, first = len(payload), 0x80 | opcode
     if size < 126:
         return struct.pack("!BB4x", first, 0x80 | size) + payload
@@ -41,7 +41,7 @@ def client_frame(payload: bytes, opcode: int = 1) -> bytes:
 
 
 def handshake(port: int, path: str, token: str = "", *, compression: bool = True) -> bytes:
-    """Return the request that opens a WebSocket; browsers offer ``compression``, and cannot be told not to."""
+    """Return the request that opens a WebSocket; browsers always offer ``compression``."""
     extension = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n" if compression else ""
     authorization = f"Authorization: token {token}\r\n" if token else ""
     return (
@@ -52,7 +52,7 @@ def handshake(port: int, path: str, token: str = "", *, compression: bool = True
 
 
 class _Group:
-    """Listeners that are counted together, and who publishes to them."""
+    """Listeners that are counted together, and their publisher."""
 
     def __init__(self) -> None:
         self.sockets: list[_Socket] = []
@@ -64,7 +64,7 @@ class _Group:
 
 
 class _Socket:
-    """One connection. ``rest``: what has come of a frame, or of the handshake's reply, that is not whole yet."""
+    """One connection. ``rest``: the received part of an incomplete frame or handshake reply."""
 
     __slots__ = ("group", "open", "rest", "socket")
 
@@ -75,7 +75,7 @@ class _Socket:
         self.rest = b""
 
     def take(self, buffer: bytearray, size: int) -> None:
-        """Take ``size`` bytes that have come."""
+        """Process ``size`` received bytes."""
         data: bytes | bytearray = buffer
         if self.rest:
             data = self.rest + bytes(memoryview(buffer)[:size])
@@ -98,7 +98,7 @@ class _Socket:
                     stamp = data.index(b'"@', start, end) + 2
                     group.delays.append(time.monotonic_ns() - int(data[stamp : data.index(b'"', stamp)]))
             elif data[at] == 0x89:
-                with contextlib.suppress(OSError):  # it has gone, which the next read finds out
+                with contextlib.suppress(OSError):  # closed, which the next read detects
                     self.socket.send(client_frame(bytes(data[start:end]), 10))
             at = end
             if at == size:
@@ -121,7 +121,7 @@ class Crowd:
     def __init__(self) -> None:
         self._groups: dict[str, _Group] = {}
         self._sockets: dict[int, _Socket] = {}
-        self._stuck: list[tuple[_Socket, int]] = []  # with what they read in a second
+        self._stuck: list[tuple[_Socket, int]] = []  # with the bytes that they read per second
         self._trickled = 0.0
         self._epoll = select.epoll()
         self._buffer = bytearray(BUFFER_BYTES)
@@ -138,10 +138,10 @@ class Crowd:
         bytes_per_second: int | None = None,
         compression: bool = True,
     ) -> float:
-        """Add listeners to a group; return the seconds that took.
+        """Add listeners to a group; return the seconds that this took.
 
-        Those with a number of ``bytes_per_second``, which may be 0, read no more than that after the
-        handshake, and are not counted.
+        Listeners with ``bytes_per_second`` (may be 0) read no more than that after the handshake, and are not
+        counted.
         """
         began = time.monotonic()
         group = self._groups.setdefault(name, _Group())
@@ -159,7 +159,7 @@ class Crowd:
             for one in batch:
                 self._epoll.unregister(one.socket)
                 self._stuck.append((one, bytes_per_second))
-        gc.freeze()  # what lives as long as we do need not be looked through again
+        gc.freeze()  # exclude long-lived objects from garbage collection
         return time.monotonic() - began
 
     def leave(self, name: str) -> None:
@@ -172,7 +172,7 @@ class Crowd:
         self._stuck = [(one, rate) for one, rate in self._stuck if one.group is not group]
 
     def publisher(self, name: str, port: int, *, token: str = "", hello: bytes = b"") -> None:
-        """Connect a group's publisher; a hello is answered before this returns."""
+        """Connect a group's publisher; wait for the reply to ``hello``."""
         group = self._groups.setdefault(name, _Group())
         speaker = group.publisher = self._connect(_Group(), port, "/api/v1/engine", token)
         self._await(lambda: speaker.open, f"{name}: the publisher's handshake")
@@ -181,15 +181,15 @@ class Crowd:
             self._await(lambda: speaker.group.frames, f"{name}: the reply to hello")
 
     def exchange(self, name: str, bursts: Sequence[tuple[bytes, int]], *, deadline: float = DEADLINE_SECONDS) -> float:
-        """Publish each of ``bursts`` when all listeners have the frames of the one before.
+        """Publish each of ``bursts`` once all listeners have received the previous one.
 
         Args:
             name: The group.
-            bursts: What the publisher's socket sends, and how many frames that makes at each listener.
+            bursts: The bytes to send on the publisher's socket, and the resulting number of frames at each listener.
             deadline: Seconds for each.
 
         Returns:
-            The seconds that all took.
+            The total seconds.
         """
         group = self._groups[name]
         began = time.monotonic()
@@ -201,32 +201,32 @@ class Crowd:
         return time.monotonic() - began
 
     def clock(self, name: str) -> None:
-        """From now on, note how long each frame of a group took from the stamp in it."""
+        """From now on, record the delay of each frame of a group since the timestamp in it."""
         self._groups[name].delays = array("q")
 
     def expect(self, name: str, frames: int, *, deadline: float = DEADLINE_SECONDS) -> None:
-        """Return when every listener of a group has that many more frames."""
+        """Wait until every listener of a group has received ``frames`` more frames."""
         group = self._groups[name]
         self._await_frames(name, group.frames + frames * len(group.sockets), deadline)
 
     def delays(self, name: str) -> tuple[float, float, float]:
-        """Return the median, the 99th percentile and the highest of what `clock` had noted, in milliseconds."""
+        """Return the median, the 99th percentile and the maximum delay since `clock`, in milliseconds."""
         noted = sorted(self._groups[name].delays or ())
         return noted[len(noted) // 2] / 1e6, noted[len(noted) * 99 // 100] / 1e6, noted[-1] / 1e6
 
     def lost(self, name: str) -> int:
-        """Return how many connections of a group the server has ended."""
+        """Return how many connections of a group the server has closed."""
         return self._groups[name].lost
 
     def rest(self, seconds: float, *, pause: float = PAUSE_SECONDS) -> None:
-        """Only read for a while, every ``pause`` seconds."""
+        """Only read for ``seconds``, every ``pause`` seconds."""
         ends = time.monotonic() + seconds
         while time.monotonic() < ends:
             self._read(min(0.1, seconds))
             time.sleep(pause)
 
     def frames(self, name: str) -> int:
-        """Return how many frames have come to a group."""
+        """Return the number of frames that a group has received."""
         return self._groups[name].frames
 
     def last(self, name: str) -> bytes:
@@ -252,7 +252,7 @@ class Crowd:
 
     def _close(self, one: _Socket) -> None:
         self._sockets.pop(one.socket.fileno(), None)
-        one.socket.close()  # which also takes it out of the epoll set
+        one.socket.close()  # which also removes it from the epoll set
 
     def _send(self, one: _Socket, data: bytes) -> None:
         rest = memoryview(data)
@@ -266,7 +266,7 @@ class Crowd:
                     raise TimeoutError("the server does not read what is published") from None
 
     def _read(self, timeout: float) -> bool:
-        """Take what has come on every socket; return whether the benchmark has an order."""
+        """Read from every ready socket; return whether an order of the benchmark is waiting."""
         buffer, sockets, ordered = self._buffer, self._sockets, False
         if self._stuck:
             self._trickle()
@@ -292,7 +292,7 @@ class Crowd:
         if time.monotonic() - self._trickled > 1:
             self._trickled = time.monotonic()
             for one, rate in self._stuck:
-                with contextlib.suppress(OSError):  # nothing there, or the server has given it up
+                with contextlib.suppress(OSError):  # no data, or closed by the server
                     one.socket.recv(rate) if rate else None
 
     def _await_frames(self, name: str, wanted: int, deadline: float) -> None:
@@ -310,7 +310,7 @@ class Crowd:
             time.sleep(PAUSE_SECONDS)
 
     def obey(self, orders: Connection) -> None:
-        """Do what is ordered until nobody is there to order."""
+        """Execute orders until the benchmark closes the pipe."""
         self._epoll.register(orders.fileno(), select.EPOLLIN)
         while True:
             if not self._read(1.0):
@@ -326,7 +326,7 @@ class Crowd:
 
 
 def _run(orders: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the benchmark, whose end is ours
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the benchmark handles Ctrl-C, and this process ends with it
     with contextlib.suppress(BrokenPipeError):
         Crowd().obey(orders)
 
@@ -335,7 +335,7 @@ class Load:
     """A `Crowd` in a child process, for a ``with`` block: ``load.do("join", "hub", 8888, 500)``."""
 
     def __enter__(self) -> Load:
-        context = multiprocessing.get_context("spawn")  # a forked child would hold our end of the pipe, too
+        context = multiprocessing.get_context("spawn")  # a forked child would inherit our end of the pipe
         self._orders, theirs = context.Pipe()
         self._process = context.Process(target=_run, args=(theirs,), daemon=True)
         self._process.start()
@@ -350,17 +350,17 @@ class Load:
             self._process.join()
 
     def do(self, order: str, *arguments: Any, within: float = 300, **options: Any) -> Any:
-        """Have the crowd do something; return what it returns."""
+        """Send an order to the crowd; return its result."""
         self.ask(order, *arguments, **options)
         return self.answer(within)
 
     def ask(self, order: str, *arguments: Any, **options: Any) -> None:
-        """Have the crowd do something, and do not wait."""
+        """Send an order to the crowd without waiting for the result."""
         self._order = order
         self._orders.send((order, arguments, options))
 
     def answer(self, within: float) -> Any:
-        """Return what the last order returns."""
+        """Return the result of the last order."""
         if not self._orders.poll(within):
             raise TimeoutError(f"the load client did not {self._order} within {within:g} s")
         went_well, result = self._orders.recv()

@@ -1,15 +1,15 @@
-"""What the side panel costs JupyterLab, in a real ``jupyter lab`` and a real Chromium: every figure with its bar.
+"""Measure the side panel's cost in a real JupyterLab and a real Chromium; every figure has a required limit.
 
 Run it from the repository root: ``python -m benchmarks.panel [ROW ...]``. It prints a table and fails if a
-bar is missed.
+limit is missed.
 
 frames   The longest time between two frames of the page while 1,000 tasks publish 10,000 events, as fast as the
-         hub takes them and over ten seconds; then both once more with the finished tasks unfolded. All of them must
-         arrive. Beside it the same page while nothing is published: what else the machine does makes frames late, too.
-memory   What the page holds after a garbage collection: before, after 10,000 events, after 50,000 more.
-start    From the navigation until JupyterLab is restored, with the panel and without, where nothing is cached. They
-         take turns; the median difference of two in a row, with its confidence interval. It must not be later, or by
-         less than 2 %.
+         hub accepts them and over ten seconds; then both again with the finished tasks expanded. All of them must
+         arrive. For comparison, the same page while nothing is published, because other load delays frames, too.
+memory   The page's memory after a garbage collection: before, after 10,000 events, after 50,000 more.
+start    From the navigation until JupyterLab is restored, with and without the panel, with an empty cache. They
+         alternate; the figure is the median difference of consecutive pairs, with its confidence interval. The panel
+         must not delay the start, or by less than 2 %.
 size     The bundles of panel and widget, gzipped.
 """
 
@@ -49,12 +49,12 @@ MAX_KB = 150.0
 
 TASKS, STEPS, OTHERS = 1_000, 8, 500
 EVENTS = TASKS * (STEPS + 1) + 2 * OTHERS
-SECONDS = 10.0  # in which they are published when not as fast as possible
-STARTS = 20  # pairs, after one that does not count
+SECONDS = 10.0  # duration of publishing when not as fast as possible
+STARTS = 20  # pairs, after a warm-up pair
 MB = 1e6
 PANEL_NAME = "ragkit-lab"
 
-# What the page notes for us: the newest broadcast, how late frames are, and when Lab was there.
+# Recorded in the page: the newest broadcast, the delays of frames, and when JupyterLab was ready.
 NOTES = """
 const notes = window.notes = { heard: 0, seq: () => Number(/"seq":(\\d+)/.exec(notes.last)[1]) }
 window.WebSocket = class extends WebSocket {
@@ -97,7 +97,7 @@ Object.defineProperty(window, 'jupyterapp', {
 
 
 def events(name: str, steps: range) -> Iterator[Broadcast]:
-    """Make these steps of all tasks, with follow-up questions and results in between; with the last they end."""
+    """Yield these steps of all tasks, with follow-up questions and results in between; the last step ends them."""
     for number in range(steps.start * TASKS, steps.stop * TASKS):
         step, i = divmod(number, TASKS)
         done = {"documents_done": 50 * step, "documents_total": 400, "chunks_done": 500 * step, "chunks_total": 4_000}
@@ -116,10 +116,10 @@ def events(name: str, steps: range) -> Iterator[Broadcast]:
 
 
 class Chromium:
-    """A Chromium of its own, told what to do over the DevTools protocol.
+    """A separate Chromium, controlled over the DevTools protocol.
 
-    Playwright would have it report every frame of every WebSocket, from the page's own thread: while thousands
-    arrive that is half of what the page does.
+    Playwright makes it report every frame of every WebSocket from the page's thread, which takes half of the page's
+    time while thousands arrive.
     """
 
     def __init__(self, socket: ClientConnection) -> None:
@@ -127,7 +127,7 @@ class Chromium:
         self.asked = 0
 
     def send(self, method: str, session: str | None = None, **params: Any) -> Any:
-        """Give a command and return its result."""
+        """Send a command and return its result."""
         self.asked += 1
         message = {"id": self.asked, "method": method, "params": params}
         self.socket.send(json.dumps(message | ({"sessionId": session} if session else {})))
@@ -139,7 +139,7 @@ class Chromium:
 
 
 class Page:
-    """A page in a browser context of its own, where nothing is cached, with JupyterLab in it."""
+    """A page with JupyterLab in a new browser context with an empty cache."""
 
     def __init__(self, chromium: Chromium, server: Server) -> None:
         self.chromium = chromium
@@ -166,14 +166,14 @@ class Page:
 
 
 class Bench:
-    """JupyterLab with the panel open, and who publishes."""
+    """JupyterLab with the panel open, and a publisher."""
 
     def __init__(self, page: Page, server: Server) -> None:
         self.page, self.server, self.rounds = page, server, 0
         page.evaluate("jupyterapp.commands.execute('ragkit:activity').then(() => 0)")
         until(lambda: page.evaluate("Boolean(notes.last)"), "the panel does not listen")
         origin = Origin(kind="script", name="bench", run_id="bench")
-        # With room for everything: else it would leave out progress that newer progress replaces.
+        # With room for everything, so that it does not drop superseded progress.
         self.kernel = Publisher(server=Address(http_url(server), TOKEN), origin=origin, max_queue=20 * EVENTS)
 
     def publish(self, seconds: float) -> None:
@@ -187,7 +187,7 @@ class Bench:
                 self.kernel.publish(event)
             self.kernel.flush(DEADLINE_SECONDS)
             until(lambda: self.page.evaluate("notes.seq()") == self.seq(), "not everything has arrived")
-            time.sleep(1.0)  # what is put off is shown, too
+            time.sleep(1.0)  # wait for deferred updates
             if (status := self.page.evaluate("document.querySelector('.rk-status').textContent")) != f"ragkit: {shown}":
                 raise RuntimeError(f"the panel says {status!r}, not {shown!r}")
         published, heard = self.seq() - before, self.page.evaluate("notes.heard") - heard
@@ -203,7 +203,7 @@ class Bench:
             return int(json.load(connection.getresponse())["seq"])
 
     def holds(self) -> tuple[float, int]:
-        """Return the bytes of the page's JavaScript heap and how many DOM nodes there are, without what is garbage."""
+        """Return the bytes of the page's JavaScript heap and the number of DOM nodes, after a garbage collection."""
         self.page.send("HeapProfiler.collectGarbage")
         heap = self.page.send("Runtime.getHeapUsage")["usedSize"]
         return float(heap), int(self.page.send("Memory.getDOMCounters")["nodes"])
@@ -284,7 +284,7 @@ def memory() -> Iterator[Figure]:
 
 @contextlib.contextmanager
 def labs() -> Iterator[dict[bool, Server]]:
-    """Two JupyterLabs that differ in one thing: with the panel, and without."""
+    """Start two JupyterLabs that differ only in the panel."""
     installed = Path(sys.prefix) / "share" / "jupyter" / "labextensions"
     with contextlib.ExitStack() as stack:
         servers = {}
@@ -314,10 +314,10 @@ def start() -> Iterator[Figure]:
             for with_panel in (True, False) if i % 2 else (False, True):
                 with contextlib.closing(Page(browser, servers[with_panel])) as page:
                     if page.evaluate("'ragkit-lab' in _JUPYTERLAB") != with_panel:
-                        raise RuntimeError("the panel is where it should not be, or is not where it should")
+                        raise RuntimeError("the panel is installed in the wrong JupyterLab")
                     took[with_panel].append(page.evaluate("notes.restored"))
     with_it, without = (np.array(took[which][1:]) for which in (True, False))
-    later = with_it - without  # of two in a row: what else the machine does hits both
+    later = with_it - without  # consecutive pairs, so that other load affects both
     median, base = float(np.median(later)), float(np.median(without))
     low, high = np.quantile(np.median(np.random.default_rng(0).choice(later, (10_000, STARTS)), axis=1), [0.025, 0.975])
     yield Figure(

@@ -1,11 +1,11 @@
-"""Who indexes, each a process of its own: ragkit, a bare model, LangChain and LlamaIndex.
+"""The contestants of the indexing benchmark, each in a separate process: ragkit, a bare model, LangChain, LlamaIndex.
 
-Run one with ``python -m benchmarks.peers NAME`` by the Python of its environment. It loads its model, warms up, says
-what it is made of, and then does one `Job` after another: a line of JSON in, a line of JSON out. Imports and the
-loading of the model are in no figure; everything else that the call of a user does is.
+Run one with ``python -m benchmarks.peers NAME``, with the Python of its environment. It loads its model, warms up,
+prints its versions, and then runs one `Job` after another: a line of JSON in, a line of JSON out. Times exclude imports
+and loading the model, and include everything else in a user's call.
 
-``raw``        `SentenceTransformer.encode` of all texts in one call, the least that anybody pays: nothing is stored.
-``ragkit``     `Index.update`: reading, cutting, embedding, vectors, records.
+``raw``        `SentenceTransformer.encode` of all texts in one call, the minimum cost: nothing is stored.
+``ragkit``     `Index.update`: reading, chunking, embedding, vectors, records.
 ``langchain``  `index()` with an SQLRecordManager in a file, Chroma on disk and ``cleanup="full"``.
 ``llamaindex`` `IngestionPipeline` with Chroma on disk and its document store.
 """
@@ -29,19 +29,19 @@ from typing import Any
 __all__ = ["Job", "Outcome", "cheap_vector"]
 
 PARTS = ("torch", "transformers", "sentence-transformers", "chromadb")
-DIMENSION = 256  # of the vectors that cost nothing
-MOST_NODES = 5_000  # LlamaIndex hands all nodes of a run to Chroma at once, which takes 5,461
+DIMENSION = 256  # of the free vectors
+MOST_NODES = 5_000  # LlamaIndex passes all nodes of a run to Chroma at once, which accepts at most 5,461
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Job:
-    """One indexing.
+    """One indexing task.
 
     Attributes:
-        source: A JSON file that lists passages, for those that do not cut; else a folder or corpus.jsonl.
-        into: The index's folder; one that exists is brought up to date.
-        model: ``"minilm"``, or ``"hash"``: vectors without a model.
-        batch: Documents at a time; the library's own default if None.
+        source: A JSON file with passages for contestants that do not chunk; otherwise a folder or corpus.jsonl.
+        into: The index's folder; an existing index is updated.
+        model: ``"minilm"``, or ``"hash"`` for vectors without a model.
+        batch: Documents per batch; None for the library's default.
     """
 
     source: str
@@ -52,7 +52,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a job took, and how many texts or documents it wrote and passed over."""
+    """The time of a job, and the numbers of texts or documents that it wrote and skipped."""
 
     seconds: float
     cpu_seconds: float
@@ -61,7 +61,7 @@ class Outcome:
 
 
 def cpu_seconds() -> float:
-    """Return the time of all threads of this process and of the children that have ended."""
+    """Return the CPU time of all threads of this process and of its ended children."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in used)
 
@@ -73,13 +73,13 @@ def model_folder() -> str:
 
 
 def cheap_vector(text: str) -> list[float]:
-    """Return the same for the same text, and cost next to nothing."""
+    """Return a deterministic vector at almost no cost."""
     block = hashlib.shake_128(text.encode()).digest(2 * DIMENSION)
     return [x / 32_768 for x in struct.unpack(f"{DIMENSION}h", block)]
 
 
 def texts_of(source: str) -> Iterator[tuple[str, str]]:
-    """Yield (name, text) of what a peer is to index; a folder's files are read with the least possible effort."""
+    """Yield (name, text) for a peer to index; files of a folder are read in the cheapest way."""
     path = Path(source)
     if path.is_file():
         yield from ((str(number), text) for number, text in enumerate(json.loads(path.read_text(encoding="utf-8"))))
@@ -154,7 +154,7 @@ def langchain() -> Callable[[Job], tuple[int, int]]:
             collection_metadata={"hnsw:space": "cosine"},
         )
         options = {} if job.batch is None else {"batch_size": job.batch}
-        # Of the hashes that it recommends, the one that costs it least.
+        # The fastest of the recommended hashes.
         done = index(
             (Document(page_content=text, metadata={"source": name}) for name, text in texts_of(job.source)),
             records,
@@ -215,7 +215,7 @@ NAMES: dict[str, Callable[[], Callable[[Job], tuple[int, int]]]] = {
 
 
 def main(name: str) -> None:
-    # What libraries print goes to standard error: lines of standard output are answers.
+    # Redirect output of libraries to stderr, because each line on stdout is a reply.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     do = NAMES[name]()

@@ -1,9 +1,9 @@
-"""What one `Publisher.publish` costs its caller, whatever the server does.
+"""Measure the cost of one `Publisher.publish` for its caller, for different states of the server.
 
 Run it from the repository root: ``python -m benchmarks.publish``. It prints the median and the 99th
-percentile in microseconds, and fails if a median of the events that come every millisecond or faster is
-above the bar. The floor is what a bare ``deque.append((time.time(), event))`` takes in the same
-loop: after a pause of 50 ms, code and data have gone cold, and most of the figure is that.
+percentile in microseconds, and fails if a median for events every millisecond or faster is above the
+limit. The floor is the time of a bare ``deque.append((time.time(), event))`` in the same loop: after a
+pause of 50 ms, cold CPU caches account for most of the figure.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def measure(
     pause_seconds: float,
     half_way: Callable[[], object] | None = None,
 ) -> list[float]:
-    """Publish; return what each call took, in microseconds."""
+    """Publish events; return the time of each call in microseconds."""
     took = []
     for i in range(count):
         if half_way is not None and i == count // 2:
@@ -51,7 +51,9 @@ def measure(
 @contextlib.contextmanager
 def closed_port() -> Iterator[Server]:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))  # bound and not listening: refuses, and nobody else gets it
+        probe.bind(
+            ("127.0.0.1", 0)
+        )  # bound but not listening: refuses connections, and no other process can take the port
         yield Server(f"http://127.0.0.1:{probe.getsockname()[1]}/")
 
 
@@ -86,7 +88,7 @@ def main() -> int:
                 print(f"{name:14} {pace:14} {median:10.2f} {statistics.quantiles(took, n=100)[98]:10.2f}")
                 if pause <= 0.001:
                     worst = max(worst, median)
-    print(f"worst median {worst:.2f} us; the bar is {BAR_MICROSECONDS:g}")
+    print(f"worst median {worst:.2f} us; the limit is {BAR_MICROSECONDS:g}")
     return int(worst >= BAR_MICROSECONDS)
 
 

@@ -1,8 +1,8 @@
-"""nDCG@10 and recall of every retriever on judged sets: ``make bench-retrieval [SETS="scifact cranfield"]``.
+"""Measure nDCG@10 and recall of every retriever on judged sets: ``make bench-retrieval [SETS="scifact cranfield"]``.
 
-SciFact and Cranfield are not chunked, so that the figures can be held against published ones. service-public.fr has
-long pages: they are chunked as a user's would be, and a page is ranked by its best passage. Search is exact. Embedding
-takes about ten minutes on two cores, and the cache keeps it.
+SciFact and Cranfield are not chunked, so that the figures are comparable with published ones. service-public.fr has
+long pages: they are chunked with the defaults, and a page is ranked by its best passage. Search is exact. The first run
+embeds for about ten minutes on two cores; later runs use the cache.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ RETRIEVERS: dict[str, Retriever] = {
     "Hybrid (default)": Hybrid(),
 }
 
-# What must hold, from the project's issue; the last column of the table says whether it does.
+# The required ranges, from the project's issue; the last column of the table shows whether they hold.
 BARS = {
     ("scifact", "Dense"): (0.6401, 0.6501),
     ("scifact", "BM25(documents)"): (0.665, 0.687),
@@ -44,7 +44,7 @@ BARS = {
 
 
 def unaccented(dataset: Dataset) -> Dataset:
-    """Return the set with its questions as they are typed without accents."""
+    """Return the set with accents removed from its questions."""
 
     def plain(text: str) -> str:
         return "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.combining(c))

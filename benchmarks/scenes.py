@@ -1,4 +1,4 @@
-"""What ragkit does in a process of its own: functions that `alone` runs in a fresh one, and the embedders they need."""
+"""Functions that `alone` runs in a fresh process, and the embedders that they need."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def alone(function: Callable[..., T], *arguments: Any) -> T:
 
 
 class CountingEmbedder:
-    """MiniLM that notes what it embeds. As long as it is not ``real``, its vectors cost nothing.
+    """MiniLM that records the texts that it embeds. Unless it is ``real``, its vectors are free.
 
-    The texts that a model would be asked for are the same, so indexing thousands of documents need not take minutes.
+    The recorded texts are the same in both cases, so indexing thousands of documents does not take minutes.
     """
 
     def __init__(self, model: SentenceTransformerEmbedder, *, real: bool = False) -> None:
@@ -57,7 +57,7 @@ class CountingEmbedder:
 
 
 def passages_of(index: Index) -> list[str]:
-    """List what the model reads of every chunk of an index, in the order of the documents."""
+    """List the embedded text of every chunk of an index, in document order."""
     snapshot = index.records.snapshot()
     return [
         text
@@ -81,7 +81,7 @@ def change(folder: str, into: str) -> tuple[float, int, int, int, int]:
     """Index a folder, edit one section of its ``long.md``, and index it again with the model loaded.
 
     Returns:
-        Seconds; texts embedded; those of them that were there before; texts that are new; chunks of the document.
+        Seconds; embedded texts; those of them that are not new; new texts; chunks of the document.
     """
     embedder = CountingEmbedder(SentenceTransformerEmbedder())
     index = Index(into, embedder=embedder, chunker=StructureChunker())
@@ -105,7 +105,7 @@ def change(folder: str, into: str) -> tuple[float, int, int, int, int]:
 
 
 def recut(source: str, into: str, max_tokens: int | None) -> tuple[list[str], list[str]]:
-    """Index anew with chunks of another size; return (what was embedded, all passages)."""
+    """Rebuild an index with chunks of another size; return (embedded texts, all passages)."""
     embedder = CountingEmbedder(SentenceTransformerEmbedder())
     chunker = StructureChunker() if max_tokens is None else StructureChunker(max_tokens=max_tokens)
     index = Index(into, embedder=embedder, chunker=chunker)

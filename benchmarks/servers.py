@@ -1,4 +1,4 @@
-"""Servers as processes, and what they cost: the hub in a real Jupyter server, and its contestants."""
+"""Server processes and their cost: the hub in a real Jupyter server, and the servers it is compared with."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ORIGIN = Origin(kind="notebook", name="01_quickstart.ipynb", run_id="5d0c0f7be3a
 
 
 def prepare() -> None:
-    """Allow as many open files as there may be, and let Ctrl-C and SIGTERM end the benchmark in good order."""
+    """Raise the limit of open files to its maximum, and shut down cleanly on Ctrl-C and SIGTERM."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.default_int_handler)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -37,8 +37,8 @@ def prepare() -> None:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the user and system time of all threads of a process, those that have ended included."""
-    # What clock_getcpuclockid(3) gives. In nanoseconds, where /proc/PID/stat counts hundredths of a second.
+    """Return the user and system time of all threads of a process, including ended ones."""
+    # As clock_getcpuclockid(3): in nanoseconds, while /proc/PID/stat counts hundredths of a second.
     return time.clock_gettime((~pid << 3) | 2)
 
 
@@ -48,12 +48,12 @@ def rss_bytes(pid: int) -> int:
 
 
 def hello(publisher: str) -> bytes:
-    """Return the frame with which a publisher begins."""
+    """Return a publisher's first frame."""
     return client_frame(encode(Hello(publisher=publisher, origin=ORIGIN)))
 
 
 def publishing() -> Callable[..., bytes]:
-    """Return a function that makes one publisher's frames, each event with the next number."""
+    """Return a function that creates the frames of one publisher, numbering its events."""
     n = 0
 
     def publish(event: object) -> bytes:
@@ -66,7 +66,7 @@ def publishing() -> Callable[..., bytes]:
 
 @contextlib.contextmanager
 def hub(*arguments: str) -> Iterator[Server]:
-    """A Jupyter server with the extension, in a folder of its own."""
+    """Start a Jupyter server with the extension in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="ragkit-bench-", ignore_cleanup_errors=True) as folder:
         server = start_server(Path(folder), *arguments)
         try:
@@ -77,7 +77,7 @@ def hub(*arguments: str) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def contestant(name: str) -> Iterator[tuple[int, int]]:
-    """A server of `benchmarks.contestants`, as its port and process id."""
+    """Start a server of `benchmarks.contestants`; yields its port and process id."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -95,7 +95,7 @@ def contestant(name: str) -> Iterator[tuple[int, int]]:
 
 
 def end_children() -> None:
-    """Kill what this process has started and not ended: Ctrl-C may come at any time."""
+    """Kill the remaining children of this process, because Ctrl-C may arrive at any time."""
     children = psutil.Process().children(recursive=True)
     for child in children:
         with contextlib.suppress(psutil.NoSuchProcess):

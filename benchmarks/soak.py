@@ -1,14 +1,14 @@
-"""Half an hour of everything that can happen to a hub, and the proof that nothing was lost.
+"""Soak test of the hub: half an hour of failures, and a check that no event was lost.
 
 Run it from the repository root: ``python -m benchmarks.soak [MINUTES]``. Publishers run tasks, engines
-answer, listeners come, resume, go, and do not read; publishers and engines are killed; the server is
-killed once and stopped once, and starts again in the same folders. An auditor listens from the first to
-the last event, over all restarts. The verdict:
+answer, listeners connect, resume, disconnect, or do not read; publishers and engines are killed; the server
+is killed once and stopped once, and restarted in the same folders. An auditor listens from the first to the
+last event, across all restarts. The test checks that
 
-- no terminal event, result or follow-up is lost or comes twice, for the auditor and for all who resume;
+- no terminal event, result or follow-up is lost or duplicated, for the auditor and all resuming listeners;
 - tasks of killed publishers end as failed, and no others do;
 - every query gets exactly one response or error, ENGINE_LOST when its engine is killed;
-- the server's memory and its file descriptors stay where they were once it has settled.
+- the server's memory and its file descriptors do not grow after a warm-up.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from tests.server.live_server import Server, is_listening, start_server
 
 SETTLE_SECONDS = 300.0
 WORKERS, ENGINES, RESUMERS, VISITORS, DEAF, ASKERS = 4, 2, 4, 8, 3, 3
-RESTARTS = {0.4: signal.SIGKILL, 0.7: signal.SIGTERM}  # when, as a share of the run
+RESTARTS = {0.4: signal.SIGKILL, 0.7: signal.SIGTERM}  # time as a fraction of the run
 KILL_SECONDS = (5.0, 10.0)  # between two killed publishers or engines
 GRACE_SECONDS = 10.0  # RagkitApp.publisher_grace_seconds
 REPLY_SECONDS = 60.0
@@ -56,7 +56,7 @@ decode: Any = msgspec.json.Decoder().decode
 
 @dataclass(slots=True)
 class Service:
-    """The server through its lives."""
+    """The server across restarts."""
 
     server: Server
     environment: dict[str, str]
@@ -67,7 +67,7 @@ class Service:
         return Address(f"http://127.0.0.1:{self.server.port}/", TOKEN)
 
     def sample(self) -> Sample | None:
-        """Note what it uses now, unless it is away."""
+        """Record its current resource use, unless it is down."""
         try:
             process = psutil.Process(self.server.process.pid)
             living = sum(one.status == psutil.CONN_ESTABLISHED for one in process.net_connections("tcp"))
@@ -82,7 +82,7 @@ class Service:
         self.server.process.wait(START_SECONDS)
 
     def start_again(self) -> None:
-        """Start it as it was started first: on the same port, in the same folders."""
+        """Restart it on the same port and in the same folders."""
         self.lives.append([])
         with self.server.log_path.open("ab") as log:
             self.server.process = subprocess.Popen(
@@ -97,13 +97,13 @@ class Service:
 
 @dataclass(slots=True)
 class Kernels:
-    """The publishers and engines that live, and what becomes of those that are killed."""
+    """The running publishers and engines, and the records of all publishers."""
 
     service: Service
     folder: Path
     workers: list[tuple[Path, subprocess.Popen[bytes]]] = field(default_factory=list)
     engines: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    ledgers: dict[Path, bool] = field(default_factory=dict)  # with whether it was killed
+    ledgers: dict[Path, bool] = field(default_factory=dict)  # record -> whether its publisher was killed
     _numbers: Any = field(default_factory=lambda: itertools.count(1))
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
@@ -119,7 +119,7 @@ class Kernels:
             )  # fmt: skip
 
     def fill(self) -> None:
-        """Start as many as there should be."""
+        """Start processes until the wanted number is running."""
         while len(self.workers) < WORKERS:
             path = self.folder / f"worker{next(self._numbers)}.txt"
             path.touch()
@@ -135,12 +135,12 @@ class Kernels:
         process.wait()
 
     def kill_engine(self) -> None:
-        process = self.engines.pop()  # the newest, which is the one that is asked
+        process = self.engines.pop()  # the newest, which answers the queries
         process.kill()
         process.wait()
 
     def finish(self) -> None:
-        """Let all end by themselves."""
+        """Let all processes end normally."""
         processes = [*(process for _, process in self.workers), *self.engines]
         for process in processes:
             assert process.stdin is not None
@@ -155,7 +155,7 @@ class Kernels:
 
 
 async def listen(service: Service, record: Record, seconds: float) -> None:
-    """Listen for a while on one connection, and go on from where the record ends."""
+    """Listen on one connection for ``seconds``, resuming after the last event of the record."""
     resume = f"?epoch={record.epoch}&seq={record.seq}" if record.epoch else ""
     with contextlib.suppress(TimeoutError, *LOST):
         async with asyncio.timeout(seconds), await dial(service.address, f"api/v1/ws{resume}", right="read") as socket:
@@ -197,7 +197,7 @@ async def ignore(service: Service) -> None:
 
 
 async def ask(service: Service, asker: int, replies: Counter[str]) -> None:
-    """Ask one question after the other; count what comes of each."""
+    """Ask questions one after the other; count their outcomes."""
     numbers = itertools.count(1)
     while True:
         asked = False
@@ -238,7 +238,7 @@ def _outcome(message: dict[str, Any], id: str) -> str:
 
 
 async def disturb(kernels: Kernels) -> None:
-    """Kill a publisher or an engine now and then, in turn, and start another."""
+    """Kill a publisher and an engine alternately at intervals, and start replacements."""
     for kill in itertools.cycle((kernels.kill_engine, kernels.kill_worker)):
         await asyncio.sleep(random.uniform(*KILL_SECONDS))
         kill()
@@ -270,7 +270,7 @@ async def watch(service: Service, auditor: Record, every: float) -> None:
 
 
 async def until(condition: Callable[[], object], seconds: float) -> None:
-    """Wait for a condition, and no longer than that."""
+    """Wait for a condition, at most ``seconds``."""
     for _ in range(round(10 * seconds)):
         if condition():
             return
@@ -278,7 +278,7 @@ async def until(condition: Callable[[], object], seconds: float) -> None:
 
 
 async def run(service: Service, kernels: Kernels, seconds: float) -> list[str]:
-    """Run it all; return what was not as it should be."""
+    """Run the soak test; return the problems found."""
     broadcasts = Broadcasts()
     auditor, resumers = Record(broadcasts), [Record(broadcasts) for _ in range(RESUMERS)]
     visits: list[Record] = []
@@ -286,7 +286,7 @@ async def run(service: Service, kernels: Kernels, seconds: float) -> list[str]:
     every = min(10.0, seconds / 60)
     async with asyncio.TaskGroup() as group:
         auditing = group.create_task(audit(service, auditor))
-        await until(lambda: auditor.connections, START_SECONDS)  # it misses nothing
+        await until(lambda: auditor.connections, START_SECONDS)  # before any event
         kernels.fill()
         watching = group.create_task(watch(service, auditor, every))
         listeners = [
@@ -300,7 +300,7 @@ async def run(service: Service, kernels: Kernels, seconds: float) -> list[str]:
         await asyncio.sleep(seconds)
         disturbing.cancel()
         await restarting
-        for task in listeners[-ASKERS:]:  # they would be asking engines that leave
+        for task in listeners[-ASKERS:]:  # before their engines end
             task.cancel()
         await asyncio.to_thread(kernels.finish)
         ledgers = [Ledger.read(path, killed=killed) for path, killed in kernels.ledgers.items()]
@@ -317,16 +317,17 @@ async def run(service: Service, kernels: Kernels, seconds: float) -> list[str]:
     problems += [f"a visitor saw: {problem}" for record in visits for problem in record.problems()]
     problems += judge_replies(replies)
     if left is not None and left.connections:
-        problems.append(f"{left.connections} connections are left after everybody has gone")
+        problems.append(f"{left.connections} connections are open after all clients have disconnected")
     noted, killed = sum(len(ledger.noted) for ledger in ledgers), sum(ledger.killed for ledger in ledgers)
     print(
-        f"\n{len(ledgers)} publishers, {killed} of them killed, noted {noted:,} events that must not be lost. "
-        f"The auditor saw {auditor.events:,} events, {len(auditor.said):,} of them such, over "
-        f"{auditor.connections} connections, which left out {auditor.skipped:,}; {len(auditor.failed)} tasks failed."
+        f"\n{len(ledgers)} publishers, {killed} of them killed, recorded {noted:,} events that must not be lost. "
+        f"The auditor saw {auditor.events:,} events, {len(auditor.said):,} of these, over "
+        f"{auditor.connections} connections, with {auditor.skipped:,} superseded events omitted; "
+        f"{len(auditor.failed)} tasks failed."
     )
     print(
-        f"{sum(record.connections for record in resumers)} resumptions, which were spared "
-        f"{sum(record.skipped for record in resumers):,} superseded events; {len(visits)} visits."
+        f"{sum(record.connections for record in resumers)} resumed connections, with "
+        f"{sum(record.skipped for record in resumers):,} superseded events omitted; {len(visits)} visits."
     )
     print("Replies: " + ", ".join(f"{count:,} {outcome}" for outcome, count in replies.most_common()))
     return problems + judge_use(service.lives, min(SETTLE_SECONDS, seconds / 5))

@@ -1,4 +1,4 @@
-"""The pages under docs/ name what there is, and their links lead somewhere."""
+"""The pages under docs/ match the code, and their links are valid."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PAGES = sorted([*DOCS.glob("*.md"), *ROOT.glob("*.md")])
 
 
 def first_column(page: Path) -> set[str]:
-    """The first cell of every table row of a page, without its code marks."""
+    """Return the first cell of every table row of a page, without backticks."""
     text = page.read_text(encoding="utf-8")
     return {cell.strip().strip("`") for cell in re.findall(r"^\|([^|]+)\|", text, re.MULTILINE)}
 
@@ -42,7 +42,7 @@ def test_architecture_shows_the_layers_of_the_packages() -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
-def test_files_that_are_named_exist(page: Path) -> None:
+def test_files_that_are_mentioned_exist(page: Path) -> None:
     folders = "benchmarks|data|docs|frontend|notebooks|ragkit|ragkit_server|server_extension|tests"
     named = re.findall(rf"`((?:{folders})/[\w./-]*)`", page.read_text(encoding="utf-8"))
     places = (ROOT, ROOT / "server_extension")
@@ -57,7 +57,7 @@ def test_dependencies_gives_every_dependency_a_reason() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_are_valid(page: Path) -> None:
     targets = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
     broken = []
     for target in targets:
@@ -71,6 +71,6 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that GitHub gives a page's headings."""
+    """Return GitHub's anchors for the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

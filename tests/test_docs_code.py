@@ -2,15 +2,15 @@
 
 =========  ====================================================================================================
 python     run, all blocks of a page in order in one namespace, with a few documents of data/
-text       right below Python: what it prints. Else commands of ragkit (checked as those of bash), or the files of a run
-bash       commands of ragkit and of this Python are run; of others, targets, options, paths and extras must exist
-sql        run by DuckDB
-json       parsed; test_protocol_docs.py decodes those of protocol.md
-js         its syntax, by Node.js; tests/frontend runs the clients
+text       after Python: its output. Otherwise commands of ragkit (checked like bash), or the files of a run
+bash       commands of ragkit and of this Python are run; for others, targets, options, paths and extras must exist
+sql        run with DuckDB
+json       parsed; test_protocol_docs.py decodes the examples of protocol.md
+js         syntax check by Node.js; tests/frontend runs the clients
 (none)     a drawing
 =========  ====================================================================================================
 
-A block that cannot be run has the reason in a comment before it: ``<!-- not run: ... -->``.
+A block that cannot be run has a comment before it with the reason: ``<!-- not run: ... -->``.
 """
 
 from __future__ import annotations
@@ -53,18 +53,18 @@ def of(*languages: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("block", chosen, ids=str)
 
 
-def test_every_block_is_checked_or_says_why_not() -> None:
+def test_every_block_is_checked_or_has_a_reason() -> None:
     assert [str(block) for block in BLOCKS if block.language not in CHECKED and not block.not_run] == []
     assert [(str(block), block.not_run) for block in BLOCKS if block.not_run and len(block.not_run) < 20] == []
     assert sum(bool(block.not_run) for block in BLOCKS) <= 3, "few blocks cannot be run"
 
 
-# ------------------------------------------------------------------------------- what is run
+# ------------------------------------------------------------------------------- execution
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The Jupyter server of the pages, with an engine that answers at once."""
+    """The Jupyter server for the pages, with an engine that answers at once."""
     command = [f"--RagkitApp.engine_command={word}" for word in (sys.executable, str(FAKE_ENGINE))]
     server = start_server(
         tmp_path_factory.mktemp("server"), *command, "--RagkitApp.index=indexes/handbook",
@@ -76,7 +76,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def llm() -> Iterator[RawServer]:
-    """The OpenAI-compatible server of the pages."""
+    """The OpenAI-compatible server for the pages."""
 
     def answer(connection: Connection) -> None:
         connection.start_stream()
@@ -89,7 +89,7 @@ def llm() -> Iterator[RawServer]:
 
 
 def write_notebook(folder: Path) -> None:
-    """The notebook that docs/runs.md sweeps."""
+    """Write the notebook that docs/runs.md sweeps."""
     parameters = nbformat.v4.new_code_cell("chunk_size, retriever = 128, 'bm25'", metadata={"tags": ["parameters"]})
     record = nbformat.v4.new_code_cell(
         "import pandas as pd, ragkit\nragkit.record(ndcg=chunk_size / 1000, ranks=pd.DataFrame({'rank': [1, 2, 1]}))"
@@ -99,7 +99,7 @@ def write_notebook(folder: Path) -> None:
 
 
 def copy_data(folder: Path) -> None:
-    """A few pages of the handbook, and the questions that they answer: enough, and embedded in seconds."""
+    """Copy a few pages of the handbook and the questions that they answer, which are embedded in seconds."""
     shutil.copytree(ROOT / "data", folder / "data")
     kept = ("bm25.md", "reranking.md", "fr/bm25-en-pratique.md", "fr/recherche-en-francais.md")
     for path in (folder / "data" / "handbook").rglob("*.md"):
@@ -140,7 +140,7 @@ def test_a_page_runs(page: Path, tmp_path: Path, server: Server, llm: RawServer)
         code = code.replace(json.dumps(shown)[1:-1], json.dumps(real)[1:-1])
     (tmp_path / "blocks.json").write_text(code, encoding="utf-8")
     done = subprocess.run(
-        # README's output is what the model that ships with ragkit finds; the others need no model.
+        # The output in README needs the default model; the other pages use the hash embedder.
         [sys.executable, "-m", "tests.support.pages", "blocks.json", *["--hash-embedder"][page.name == "README.md" :]],
         cwd=tmp_path,
         env=environment(tmp_path, server, HF_HUB_OFFLINE="1"),
@@ -170,7 +170,7 @@ def test_a_configuration_file_is_read(block: Block, tmp_path: Path) -> None:
 
 
 @of("bash")
-def test_a_shell_block_is_right(block: Block) -> None:
+def test_a_shell_block_is_valid(block: Block) -> None:
     code = re.sub(r"<(this repository|your fork|ce dépôt)>", "URL", block.code)  # for the reader to fill in
     subprocess.run(["bash", "-n"], input=code, text=True, check=True)
     if not runs_in_a_shell(block):
@@ -179,7 +179,7 @@ def test_a_shell_block_is_right(block: Block) -> None:
 
 
 @of("text")
-def test_a_list_of_commands_is_right(block: Block) -> None:
+def test_a_list_of_commands_is_valid(block: Block) -> None:
     if not block.is_output and not lists_a_run(block):
         commands = [text for line in block.code.splitlines() for text in re.split(r"\s{2,}", line) if text]
         named = [text for text in commands if text.startswith("ragkit ")]
@@ -188,8 +188,8 @@ def test_a_list_of_commands_is_right(block: Block) -> None:
             check_command(text.split())
 
 
-def test_inline_commands_are_right() -> None:
-    """Those in single backticks, in all pages."""
+def test_inline_commands_are_valid() -> None:
+    """Check commands in single backticks, in all pages."""
     for page in PAGES:
         text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
         for command in re.findall(r"`((?:ragkit|make|pip|conda|jupyter) [^`]+)`", text):

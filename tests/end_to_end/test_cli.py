@@ -1,4 +1,4 @@
-"""The commands as people run them: real processes, a real Jupyter server, the model that ships with ragkit."""
+"""The commands as users run them: real processes, a real Jupyter server, the default embedding model."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with documents in ``docs`` and their index in ``indexes/docs``, made by the command."""
+    """A folder with documents in ``docs`` and their index in ``indexes/docs``, created by the command."""
     desk = tmp_path_factory.mktemp("desk")
     write_pages(desk / "docs")
     (desk / "docs" / "empty.md").write_text("")
@@ -56,7 +56,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def foreign_index(folder: Path) -> None:
-    """An index that the command line cannot open, because its embedder is another."""
+    """Create an index that the command line cannot open, because of its different embedder."""
     publisher = Publisher(server=Found("http://127.0.0.1:9/"), journal_folder=folder.parent / "journal")
     engine = RAGEngine(folder, embedder=HashEmbedder(), publisher=publisher, progress=False)
     engine.index(write_pages(folder.parent / "pages"))
@@ -75,14 +75,14 @@ def test_help_and_version_load_nothing_heavy() -> None:
         done = subprocess.run(
             [sys.executable, "-c", program.format(option)], capture_output=True, text=True, timeout=60, check=True
         )
-        told, _, modules = done.stdout.rstrip("\n").rpartition("\n")
+        text, _, modules = done.stdout.rstrip("\n").rpartition("\n")
         assert not {name.split(".")[0] for name in modules.split()} & {
             "torch", "chromadb", "sentence_transformers", "transformers", "openai", "numpy", "websockets",
         }  # fmt: skip
         if option == "--version":
-            assert told == f"ragkit {package.__version__}"
+            assert text == f"ragkit {package.__version__}"
         else:
-            assert all(name in told for name in ("index", "ask", "serve", "watch", "doctor"))
+            assert all(name in text for name in ("index", "ask", "serve", "watch", "doctor"))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_help_and_version_load_nothing_heavy() -> None:
         ("doctor", "--api-key-env", "NO_SUCH_VARIABLE"),
     ],
 )
-def test_a_command_that_makes_no_sense(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_invalid_commands(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     done = ragkit(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert "Error: " in done.stderr
@@ -113,7 +113,7 @@ def test_a_command_that_makes_no_sense(tmp_path: Path, arguments: tuple[str, ...
         (("serve", "nope"), "There is no index at 'nope'"),
     ],
 )
-def test_what_cannot_work_says_so_on_stderr(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
+def test_input_errors_are_reported_on_stderr(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
     done = ragkit(*arguments, cwd=tmp_path)
     assert done.returncode == 1
     assert words in done.stderr
@@ -121,7 +121,7 @@ def test_what_cannot_work_says_so_on_stderr(tmp_path: Path, arguments: tuple[str
     assert not list(tmp_path.glob("*index*"))
 
 
-def test_everything_failed(tmp_path: Path) -> None:
+def test_all_documents_failed(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "empty.md").write_text("")
     (tmp_path / "docs" / "broken.pdf").write_bytes(b"%PDF-1.4 and no more")
@@ -132,12 +132,12 @@ def test_everything_failed(tmp_path: Path) -> None:
     assert "No document could be read from 'docs'" in done.stderr
 
 
-def test_an_index_of_another_embedder_and_how_to_make_it_anew(tmp_path: Path) -> None:
+def test_an_index_of_another_embedder_can_be_rebuilt(tmp_path: Path) -> None:
     foreign_index(tmp_path / "index")
     done = ragkit("ask", "What?", "--index", "index", cwd=tmp_path)
     assert done.returncode == 1
     assert "Here: ragkit index FOLDER --index index --rebuild" in done.stderr
-    # A slip in the path must not cost the index.
+    # A typo in the path must not delete the index.
     assert ragkit("index", "nope", "--index", "index", "--rebuild", cwd=tmp_path).returncode == 1
     assert (tmp_path / "index" / "index.db").exists()
     done = ragkit("index", "pages", "--index", "index", "--rebuild", cwd=tmp_path)
@@ -145,7 +145,7 @@ def test_an_index_of_another_embedder_and_how_to_make_it_anew(tmp_path: Path) ->
     assert "4 added" in done.stdout
 
 
-# ---------------------------------------------------------------------------- which index is meant
+# ---------------------------------------------------------------------------- index selection
 
 
 def make_index(folder: Path) -> Path:
@@ -154,7 +154,7 @@ def make_index(folder: Path) -> Path:
     return folder
 
 
-def test_which_index_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_index_selection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAGKIT_INDEX", raising=False)
     with pytest.raises(InputError, match="There is none"):
@@ -171,7 +171,7 @@ def test_which_index_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         existing_index(None)
 
 
-def test_where_an_index_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_of_a_new_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     docs = write_pages(tmp_path / "docs")
     assert default_index(docs) == default_index(docs / "bm25.md") == Path("indexes/docs")
     monkeypatch.chdir(docs)
@@ -194,14 +194,14 @@ def test_ask_answers_with_sources_and_questions(desk: Path) -> None:
 
 def test_ask_in_french_as_json(desk: Path) -> None:
     done = ragkit("ask", "Quelle taille de passage choisir ?", "--json", "--no-follow-ups", cwd=desk)
-    told = json.loads(done.stdout)
-    assert "deux cents mots" in told["answer"]
-    assert told["sources"][0]["document_id"] == "fr/decoupage.md"
-    assert (told["language"], told["abstained"], told["follow_up_questions"]) == ("fr", False, [])
+    reply = json.loads(done.stdout)
+    assert "deux cents mots" in reply["answer"]
+    assert reply["sources"][0]["document_id"] == "fr/decoupage.md"
+    assert (reply["language"], reply["abstained"], reply["follow_up_questions"]) == ("fr", False, [])
 
 
 def test_ask_streams_what_a_model_writes_to_a_terminal(desk: Path) -> None:
-    """It is on the screen before the model has ended; what it says cannot command the terminal."""
+    """Text is shown before the model has finished; control characters in it do not reach the terminal."""
     seen = bytearray()
     first_is_there: list[bool] = []
 
@@ -233,7 +233,7 @@ def test_ask_streams_what_a_model_writes_to_a_terminal(desk: Path) -> None:
             while True:
                 try:
                     seen += os.read(leader, 4096)
-                except OSError:  # Linux's way to say that nobody writes any more
+                except OSError:  # on Linux: no process has the terminal open any more
                     break
         os.close(leader)
     assert process.returncode == 0, seen
@@ -241,13 +241,13 @@ def test_ask_streams_what_a_model_writes_to_a_terminal(desk: Path) -> None:
     text = seen.decode().replace("\r\n", "\n")
     assert "\x1b[2J" not in text
     assert r"Start \x1b[2Jwith k1 = 1.2 [1] and no more [9]." in text
-    # [9] names no passage: the answer that stands has no such marker.
+    # [9] matches no passage, so the final answer has no such marker.
     assert r"Start \x1b[2Jwith k1 = 1.2 [1] and no more." in text
     assert "Sources\n[1] BM25" in text
     assert "Authorization: Bearer sk-secret" in llm.connections[0].headers.replace("authorization", "Authorization")
 
 
-def test_ask_tells_what_is_wrong_with_the_model(desk: Path) -> None:
+def test_ask_reports_problems_of_the_model(desk: Path) -> None:
     done = ragkit("ask", QUESTION, "--llm", "m", "--base-url", "http://127.0.0.1:9/v1", cwd=desk)
     assert done.returncode == 1
     assert "Error: " in done.stderr
@@ -257,7 +257,7 @@ def test_ask_tells_what_is_wrong_with_the_model(desk: Path) -> None:
 # -------------------------------------------------------------------------------- on the server
 
 
-def test_index_is_seen_live_and_ctrl_c_keeps_what_was_done(server: Server, tmp_path: Path) -> None:
+def test_index_publishes_progress_and_ctrl_c_keeps_finished_work(server: Server, tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     for n in range(400):
         words = " ".join(f"word{n * i % 97}" for i in range(25))
@@ -271,22 +271,22 @@ def test_index_is_seen_live_and_ctrl_c_keeps_what_was_done(server: Server, tmp_p
                 status = await asyncio.to_thread(indexing.end, signal.SIGINT)
                 assert status == 130, indexing.lines
                 assert "Stopped. What was indexed is kept; the same command goes on." in indexing.lines
-            while (told := await receive_type(listener, "indexing_progress"))["state"] == "running":
+            while (event := await receive_type(listener, "indexing_progress"))["state"] == "running":
                 pass
-            return told
+            return event
 
-    told = asyncio.run(work())
-    assert told["state"] == "cancelled"
-    assert 0 < told["documents_done"] < 400
-    assert told["origin"] | {"run_id": ""} == {"kind": "cli", "name": "ragkit index", "run_id": ""}
-    for n in range(300):  # enough is enough: going on is what matters
+    event = asyncio.run(work())
+    assert event["state"] == "cancelled"
+    assert 0 < event["documents_done"] < 400
+    assert event["origin"] | {"run_id": ""} == {"kind": "cli", "name": "ragkit index", "run_id": ""}
+    for n in range(300):  # fewer files are enough: this tests only the resumption
         (tmp_path / "docs" / f"{399 - n:03}.md").unlink()
     done = ragkit("index", "docs", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.search(r"[1-9]\d* unchanged", done.stdout)
 
 
-def test_serve_answers_on_the_socket_until_it_is_told_to_end(server: Server, desk: Path) -> None:
+def test_serve_answers_on_the_socket_until_it_is_stopped(server: Server, desk: Path) -> None:
     async def work() -> None:
         async with server.open() as listener:
             with running("serve", cwd=desk, server=server) as serving:
@@ -305,7 +305,7 @@ def test_serve_answers_on_the_socket_until_it_is_told_to_end(server: Server, des
     asyncio.run(work())
 
 
-def test_serve_gives_up_where_it_is_not_let_in(server: Server, desk: Path) -> None:
+def test_serve_fails_when_it_is_not_authorized(server: Server, desk: Path) -> None:
     url = f"http://127.0.0.1:{server.port}{server.base_url}"
     done = ragkit("serve", cwd=desk, RAGKIT_URL=url, RAGKIT_TOKEN="wrong-token-1234")
     assert done.returncode == 1
@@ -327,7 +327,7 @@ def test_the_servers_own_engine_answers_and_ends_with_it(desk: Path, tmp_path: P
         assert reply["content"]["sources"]
         (child,) = psutil.Process(server.process.pid).children()
         assert "serve" in child.cmdline()
-        server.process.kill()  # no chance to end anything itself
+        server.process.kill()  # without a chance to stop its children
         child.wait(30)
     finally:
         server.stop()

@@ -75,7 +75,7 @@ def test_questions_during_indexing_are_answered(tmp_path: Path, folder: Path) ->
     assert asked > 0
 
 
-def test_another_process_is_seen_and_does_not_disturb(tmp_path: Path, folder: Path) -> None:
+def test_changes_of_another_process_are_seen(tmp_path: Path, folder: Path) -> None:
     index = open_index(tmp_path)
     index.update(folder)
     cache = IndexPassages(index)
@@ -95,7 +95,7 @@ for number in range(3):
     assert process.returncode == 0
     hits = retrieve("zebra2 written elsewhere", cache.get(), retriever=Dense(), k=1)
     assert hits[0].document.id == "other.md"
-    # And what this process then writes lands beside it.
+    # This process can then write, too.
     (folder / "mine.md").write_text("# Mine\n\nWritten here at last.\n")
     assert index.update(folder).added == 1
     index.vector_store.refresh()

@@ -1,4 +1,4 @@
-"""The handbook and its questions: what they promise, and that they still fit each other."""
+"""The handbook and its questions are complete and consistent with each other."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def rows(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (QUESTIONS / name).read_text(encoding="utf-8").splitlines()]
 
 
-def test_pages_are_as_many_and_as_long_as_they_should_be() -> None:
+def test_number_and_length_of_pages() -> None:
     assert len(PAGES) == 30
     assert sum(name.startswith("fr/") for name in PAGES) == 5
     for name, text in PAGES.items():
@@ -30,14 +30,14 @@ def test_pages_are_as_many_and_as_long_as_they_should_be() -> None:
         assert len(re.findall(r"^## ", text, re.M)) >= 4, name
 
 
-def test_every_link_between_pages_leads_somewhere() -> None:
+def test_every_link_between_pages_is_valid() -> None:
     for name, text in PAGES.items():
         for target in re.findall(r"\]\(([^)#\s]+\.md)", text):
             assert (HANDBOOK / name).parent.joinpath(target).resolve().is_relative_to(HANDBOOK), (name, target)
             assert (HANDBOOK / name).parent.joinpath(target).exists(), (name, target)
 
 
-def test_every_span_stands_where_it_says() -> None:
+def test_every_span_is_at_its_offsets() -> None:
     for row in rows("spans.jsonl"):
         for span in row["spans"]:
             assert PAGES[span["document_id"]][span["start"] : span["end"]] == span["text"], row["_id"]
@@ -53,13 +53,13 @@ def test_there_are_enough_questions_of_each_kind() -> None:
     assert len({query["text"] for query in queries.values()}) == len(queries)
 
 
-def test_judgements_follow_from_the_spans() -> None:
+def test_judgements_match_the_spans() -> None:
     lines = (QUESTIONS / "qrels.tsv").read_text(encoding="utf-8").splitlines()[1:]
     judged = {tuple(line.split("\t")) for line in lines}
     assert judged == {(row["_id"], span["document_id"], "1") for row in rows("spans.jsonl") for span in row["spans"]}
 
 
-def test_anchoring_again_changes_nothing_and_names_what_is_lost(tmp_path: Path) -> None:
+def test_anchor_is_idempotent_and_lists_missing_spans(tmp_path: Path) -> None:
     for folder in ("handbook/fr", "questions"):
         (tmp_path / folder).mkdir(parents=True)
     for name, text in PAGES.items():

@@ -1,4 +1,4 @@
-"""Killed at any step and started again, an index ends exactly as an undisturbed run would; see `tests.killing`."""
+"""After a kill at any step and a restart, an index equals that of an uninterrupted run; see `tests.support.killing`."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def killing(*arguments: str) -> str:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("scenario", "fewest"), [("first run", 14), ("changes", 20), ("rebuild", 20)])
 def test_a_crash_before_and_after_every_durable_step(scenario: str, fewest: int) -> None:
-    said = killing("points", scenario)
-    found = re.search(r"(\d+) points", said)
+    output = killing("points", scenario)
+    found = re.search(r"(\d+) points", output)
     assert found
     assert int(found[1]) >= fewest
 
 
 @pytest.mark.timeout(1_600)
 def test_killed_at_random() -> None:
-    """RAGKIT_KILLS says how often: 200 take about four minutes."""
-    said = killing("random", str(KILLS), "1")
-    killed = re.findall(r"^(\d+) times killed: as an undisturbed run$", said, re.MULTILINE)
+    """RAGKIT_KILLS sets the number of kills: 200 take about four minutes."""
+    output = killing("random", str(KILLS), "1")
+    killed = re.findall(r"^(\d+) times killed: as an undisturbed run$", output, re.MULTILINE)
     assert int(killed[-1]) >= KILLS

@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, and the figures that their prose gives are the figures that they print."""
+"""The notebooks run from top to bottom, and the figures in their text match the figures that they print."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FIGURE = re.compile(r"\d+\.\d{2,}")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The notebooks beside the data, as in the project, where they may leave indexes and runs."""
+    """A folder with the notebooks and the data, as in the project, in which they may write indexes and runs."""
     root = tmp_path_factory.mktemp("project")
     shutil.copytree(ROOT / "data", root / "data")
     shutil.copytree(ROOT / "notebooks", root / "notebooks", ignore=shutil.ignore_patterns(".*"))
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def execute(notebook: Path) -> Any:
-    """Run a notebook under papermill, without a server to talk to, and return it with its outputs."""
+    """Run a notebook under papermill, without a server, and return it with its outputs."""
     root = notebook.parent.parent
     left_out = ("RAGKIT_LLM_URL", "RAGKIT_URL", "RAGKIT_TOKEN", "RAGKIT_RUNS", "JUPYTER_SERVER_URL", "JPY_PARENT_PID")
     environment = {name: value for name, value in os.environ.items() if name not in left_out}
@@ -56,7 +56,7 @@ def execute(notebook: Path) -> Any:
 
 
 def printed(book: Any) -> str:
-    """What code cells show."""
+    """Return the text of all cell outputs."""
     texts = []
     for cell in book.cells:
         for output in cell.get("outputs", ()):
@@ -67,8 +67,8 @@ def printed(book: Any) -> str:
 
 def compare_retrievers(root: Path, text: str) -> None:
     assert "handbook: 100 questions, baseline BM25" in text
-    assert "computed: {}" in text, "another measure ranks nothing anew"
-    assert "computed: {'retrieve': 100, 'latency': 1}" in text, "another system is all that is ranked"
+    assert "computed: {}" in text, "another measure must reuse the rankings"
+    assert "computed: {'retrieve': 100, 'latency': 1}" in text, "only the new system must be ranked"
     report = (root / "runs" / "retrievers" / "report.html").read_text(encoding="utf-8")
     assert "BM25 over pages" in report
     runs = sorted((root / "runs" / "retrievers").glob("*.run"))
@@ -86,7 +86,7 @@ def chunking(root: Path, text: str) -> None:
 
 def answers(root: Path, text: str) -> None:
     assert "12 questions, baseline three quotes" in text
-    assert "computed: {'follow-ups': " in text, "answers are not made again for another measure"
+    assert "computed: {'follow-ups': " in text, "another measure must reuse the answers"
     assert re.search(r"calls, likely 0\.\d+ and at most 0\.\d+", text)
     assert "No model was asked" in text
 
@@ -105,7 +105,7 @@ CHECKS: Mapping[str, Callable[[Path, str], None]] = {
     "04_answers_and_citations": answers,
     "05_papermill_sweep": papermill_sweep,
 }
-SAYS_FIGURES = {"02_compare_retrievers", "03_chunking"}
+STATES_FIGURES = {"02_compare_retrievers", "03_chunking"}
 
 
 @pytest.mark.timeout(600)
@@ -115,15 +115,15 @@ def test_notebook(folder: Path, name: str) -> None:
     text = printed(book)
     if name in CHECKS:
         CHECKS[name](folder, text)
-    if name in SAYS_FIGURES:
+    if name in STATES_FIGURES:
         prose = " ".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
-        said = set(FIGURE.findall(prose))
+        stated = set(FIGURE.findall(prose))
         shown = [float(number) for number in FIGURE.findall(text)]
-        assert len(said) > 5
-        assert {f for f in said if all(f"{x:.{len(f.partition('.')[2])}f}" != f for x in shown)} == set()
+        assert len(stated) > 5
+        assert {f for f in stated if all(f"{x:.{len(f.partition('.')[2])}f}" != f for x in shown)} == set()
 
 
-def test_notebooks_are_kept_without_outputs() -> None:
+def test_notebooks_are_committed_without_outputs() -> None:
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         book = nbformat.read(path, as_version=4)
         assert [cell.id for cell in book.cells if cell.get("outputs") or cell.get("execution_count")] == [], path.name

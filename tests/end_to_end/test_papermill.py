@@ -69,7 +69,7 @@ def listen(server: Server) -> ClientConnection:
 
 
 def collect(socket: ClientConnection, wanted: set[str], *, one: bool = False) -> list[dict[str, Any]]:
-    """Everything until each wanted kind has come; a snapshot's contents count. ``one``: the next message."""
+    """Receive messages until each wanted type has arrived, also within a snapshot. ``one``: only the next message."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     seen: list[dict[str, Any]] = []
     while wanted:
@@ -104,7 +104,7 @@ def test_with_a_running_server_it_is_on_the_socket_under_its_own_origin(tmp_path
     server = start_server(tmp_path)
     try:
         with listen(server) as socket:
-            # Nothing but the runtime folder tells where the server is: its root contains the notebook.
+            # The server can be found only through the runtime folder: its root contains the notebook.
             run(
                 notebook,
                 {"JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"), "RAGKIT_JOURNAL_DIR": str(tmp_path / "journal")},
@@ -154,7 +154,7 @@ def test_two_kernels_and_three_listeners(tmp_path: Path, notebook: Path) -> None
         assert [m["time"] for m in own] == sorted(m["time"] for m in own)
 
 
-def test_without_a_server_it_waits_in_a_journal_that_the_next_server_adopts_once(
+def test_without_a_server_events_wait_in_a_journal_that_the_next_server_adopts_once(
     tmp_path: Path, notebook: Path
 ) -> None:
     (tmp_path / "runtime").mkdir()

@@ -1,4 +1,4 @@
-"""Killed at any moment and started again, an experiment ends as an undisturbed one would; see `tests.resuming`."""
+"""After a kill at any moment and a restart, an experiment has the same result; see `tests.support.resuming`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 @pytest.mark.timeout(1_000)
 def test_killed_at_random() -> None:
-    """RAGKIT_KILLS says how often."""
+    """RAGKIT_KILLS sets the number of kills."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.resuming", str(KILLS), "1"],
         cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=900, check=False,

@@ -1,4 +1,4 @@
-"""Panel and widget for everybody: axe-core finds no violation in any view and theme, and the keyboard is enough."""
+"""Accessibility of panel and widget: axe-core finds no violation in any view and theme, and the keyboard is enough."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VIEWS = ["Activity", "Ask", "Experiments"]
 ALL_VIEWS = 'live = Live(engine, views=("activity", "ask", "experiments"))\nlive'
 ASK = {"rk-log", "rk-marker", "summary", "rk-link", "rk-chip", "rk-question", "rk-select", "rk-button rk-primary"}
 
-# A proxy that lets no WebSocket of ours through, while `cut`.
+# Acts as a proxy that blocks our WebSockets while `cut` is true.
 PROXY = """
 const sockets = []
 let isCut = false
@@ -49,8 +49,8 @@ def batch(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="module")
 def lab(browser: Browser, server: Server, batch: Publisher) -> Iterator[Lab]:
-    """JupyterLab with all that the views can show, in the panel and in a widget under a cell."""
-    with browser.new_context(viewport={"width": 1500, "height": 2000}) as context:  # all of it is in sight
+    """JupyterLab with all kinds of content in the views, in the panel and in a widget under a cell."""
+    with browser.new_context(viewport={"width": 1500, "height": 2000}) as context:  # everything is visible
         context.set_default_timeout(2000 * DEADLINE_SECONDS)
         context.add_init_script(PROXY)
         lab = Lab(context.new_page(), server)
@@ -75,7 +75,7 @@ def lab(browser: Browser, server: Server, batch: Publisher) -> Iterator[Lab]:
 
 
 def show_tasks(lab: Lab, batch: Publisher) -> None:
-    """Tasks that run, have failed with a reason and with files that could not be read, and have ended."""
+    """Publish tasks that are running, failed (with unreadable files), and done."""
     failures = [{"source": f"scan-{i}.pdf", "reason": "There is no text in it."} for i in range(3)]
     batch.publish(task("unknown", documents_done=3))
     batch.publish(task("queued", "queued"))
@@ -113,11 +113,11 @@ def ask(view: Locator, question: str = QUESTION) -> None:
 
 @pytest.fixture(scope="module")
 def axe(lab: Lab) -> Page:
-    """The page, with axe-core in it."""
+    """The page with axe-core loaded."""
     if not AXE.exists():
         pytest.skip("no axe-core: `make test` fetches it where npm is installed")
     lab.page.add_script_tag(path=AXE)
-    # Lab's body has no height and hides what overflows: axe would take all that is in it for hidden.
+    # JupyterLab's body has no height and hides overflow, so axe would treat all content as hidden.
     lab.page.add_style_tag(content="body { height: 100vh }")
     return lab.page
 
@@ -130,13 +130,13 @@ def theme(lab: Lab, axe: Page, request: pytest.FixtureRequest) -> str:
 
 
 def violations(page: Page) -> list[str]:
-    """What axe says against panel and widget; what Lab shows around them is not ours."""
+    """Return axe's violations in panel and widget, without the rest of JupyterLab."""
     found = page.evaluate(
         "([include, values]) => axe.run({ include }, { runOnly: { type: 'tag', values } })", [PLACES, RULES]
     )
     judged = {each["id"]: len(each["nodes"]) for each in found["passes"]}
-    assert judged["color-contrast"] > 20  # it did see the texts
-    assert found["incomplete"] == []  # and could judge all of them
+    assert judged["color-contrast"] > 20  # it did check the texts
+    assert found["incomplete"] == []  # and had no undecided cases
     return [
         f"{each['id']}: {node['html']} {node['failureSummary']}"
         for each in found["violations"]
@@ -173,7 +173,7 @@ def test_axe_finds_nothing_when_the_connection_is_lost(lab: Lab, theme: str) -> 
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_tabs_are_chosen_with_arrows_home_and_end(lab: Lab, place: str) -> None:
+def test_tabs_are_selected_with_arrows_home_and_end(lab: Lab, place: str) -> None:
     live = lab.page.locator(place)
     live.get_by_role("tab", name="Activity").click()
     keys = [("ArrowRight", "Ask"), ("End", "Experiments"), ("ArrowRight", "Activity"), ("ArrowLeft", "Experiments")]
@@ -188,7 +188,7 @@ def test_tabs_are_chosen_with_arrows_home_and_end(lab: Lab, place: str) -> None:
 
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("place", PLACES)
-def test_the_tab_key_reaches_all_that_can_be_used_and_shows_where_it_is(lab: Lab, place: str, view: str) -> None:
+def test_the_tab_key_reaches_every_control_with_a_visible_focus(lab: Lab, place: str, view: str) -> None:
     live = lab.page.locator(place)
     live.get_by_role("tab", name=view).click()
     stops = []
@@ -213,8 +213,8 @@ def test_the_tab_key_reaches_all_that_can_be_used_and_shows_where_it_is(lab: Lab
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_one_asks_reads_and_asks_again_without_a_mouse(lab: Lab, place: str) -> None:
-    lab.run_cell(2)  # an engine is on offer again
+def test_asking_and_following_up_work_without_a_mouse(lab: Lab, place: str) -> None:
+    lab.run_cell(2)  # an engine is available again
     live, keyboard = lab.page.locator(place), lab.page.keyboard
     cells = lab.page.locator(".jp-Cell").count()
     live.get_by_role("tab", name="Ask").click()
@@ -223,7 +223,7 @@ def test_one_asks_reads_and_asks_again_without_a_mouse(lab: Lab, place: str) -> 
     box.focus()
     keyboard.type("How do I choose k1")
     keyboard.press("Shift+Enter")
-    keyboard.type("and b?")  # a and b are keys of notebooks, too
+    keyboard.type("and b?")  # a and b are also notebook shortcuts
     expect(box).to_have_value("How do I choose k1\nand b?")
     expect(asked).to_have_count(before)
     keyboard.press("Enter")

@@ -1,4 +1,4 @@
-"""A real browser: the plain client that existing applications are, which pages may connect, how an answer behaves."""
+"""A real browser: a plain client as in existing applications, origin checks, and the HTML of an answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.server.live_server import TOKEN, Server, start_server
 from tests.support.browser import http_url, log_in, open_page, serve_folder, start_browser
 from tests.support.corpora import write_pages
 
-# All that a client has to do.
+# A minimal client.
 PLAIN_CLIENT = """<!doctype html><meta charset="utf-8"><title>plain client</title><script>
 var state = "connecting", messages = []
 var ws = new WebSocket(new URLSearchParams(location.search).get("ws"))
@@ -27,7 +27,7 @@ ws.onclose = () => { state = state === "open" ? "lost" : "refused" }
 ws.onmessage = (event) => { messages.push(JSON.parse(event.data)) }
 </script>"""
 
-CROSS_ORIGIN = "Blocking Cross Origin WebSocket Attempt"  # docs/browser.md sends people to look for these two
+CROSS_ORIGIN = "Blocking Cross Origin WebSocket Attempt"  # docs/browser.md refers to these two log messages
 NO_CREDENTIALS = "Couldn't authenticate WebSocket connection"
 
 
@@ -52,7 +52,7 @@ def static(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def other_origin(static: Path) -> Iterator[str]:
-    """The same page, served from another port: an application under development."""
+    """Serve the same page on another port, like an application under development."""
     with serve_folder(static) as origin:
         yield origin
 
@@ -68,7 +68,7 @@ def server(static: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 
 @pytest.fixture(scope="module")
 def open_server(other_origin: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One that lets the application in."""
+    """A server that allows the origin of the application."""
     server = start_server(
         tmp_path_factory.mktemp("open"), f"--ServerApp.allow_origin={other_origin}", base_url="/user/x/"
     )
@@ -77,7 +77,7 @@ def open_server(other_origin: str, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def connect(page: Page, server: Server, *, origin: str = "", token: str = "") -> str:
-    """Open the plain client, from the server's own origin unless told; return what became of its socket."""
+    """Open the plain client, by default from the server's own origin; return the state of its socket."""
     socket = server.url("api/v1/ws") + (f"?token={token}" if token else "")
     client = f"{origin}/client.html" if origin else http_url(server, "static/client.html")
     page.goto(f"{client}?ws={quote(socket, safe='')}")
@@ -86,13 +86,13 @@ def connect(page: Page, server: Server, *, origin: str = "", token: str = "") ->
 
 
 def message(page: Page, *types: str) -> dict[str, Any]:
-    """The first message of one of these types."""
+    """Return the first message of one of these types."""
     found = page.wait_for_function("types => messages.find(message => types.includes(message.type))", arg=list(types))
     return dict(found.json_value())
 
 
 def is_live(page: Page, server: Server, folder: Path) -> bool:
-    """Whether what somebody publishes reaches the page."""
+    """Return whether a published event reaches the page."""
     publisher = connected(server, folder)
     questions = [f"Is this {secrets.token_hex(4)}?", "Where is the corpus?", "Et en français ?"]
     publisher.publish(FollowUpQuestions(questions=questions))
@@ -133,7 +133,7 @@ def test_a_plain_client_asks(page: Page, server: Server, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("logged_in", [False, True], ids=["token", "cookie"])
 def test_another_origin_is_refused(page: Page, server: Server, other_origin: str, logged_in: bool) -> None:
-    if logged_in:  # what a page could abuse: browsers send a host's cookies to all its ports
+    if logged_in:  # a page could abuse this: browsers send a host's cookies to all its ports
         log_in(page, server)
     before = server.log().count(CROSS_ORIGIN)
     assert connect(page, server, origin=other_origin, token="" if logged_in else TOKEN) == "refused"
@@ -148,7 +148,7 @@ def test_an_allowed_origin_needs_a_token(page: Page, open_server: Server, other_
     assert is_live(page, open_server, tmp_path)
 
 
-def test_nobody_gets_in_without_credentials(page: Page, server: Server) -> None:
+def test_a_client_without_credentials_is_refused(page: Page, server: Server) -> None:
     before = server.log().count(NO_CREDENTIALS)
     assert connect(page, server) == "refused"
     assert server.log().count(NO_CREDENTIALS) == before + 1
@@ -161,17 +161,17 @@ HOSTILE = """<script>hack("script")</script><img src="x:" onerror="hack('onerror
 
 
 def show(page: Page, html: str) -> list[str]:
-    """Show this in a page, click what can be clicked, and return what ran."""
+    """Show HTML in a page, click everything, and return which scripts ran."""
     setup = "var hacked = new Set(), hack = what => hacked.add(what)"
     page.set_content(f"<!doctype html><title>answer</title><script>{setup}</script>{html}")
     for link in page.locator("a").all():
         link.click()
-    page.wait_for_timeout(200)  # for what runs late
+    page.wait_for_timeout(200)  # for delayed execution
     return sorted(page.evaluate("[...hacked]"))
 
 
-def test_hostile_documents_run_nothing(page: Page) -> None:
-    assert show(page, HOSTILE) == ["link", "onerror", "script"]  # or the rest would prove nothing
+def test_hostile_documents_execute_nothing(page: Page) -> None:
+    assert show(page, HOSTILE) == ["link", "onerror", "script"]  # proves that the test detects execution
     answer = answered(f"{HOSTILE} [1]", hit(HOSTILE, title=HOSTILE, source=HOSTILE))
     answer.pending_follow_ups.set_result((HOSTILE,))
     assert show(page, answer._repr_html_()) == []

@@ -1,4 +1,4 @@
-"""The front end's sources and what is built from them, as far as that can be seen without a browser."""
+"""The front end's sources and built files, without a browser."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tests.conftest import ROOT
 SOURCES = ROOT / "frontend" / "src"
 
 
-def test_the_messages_are_those_of_events() -> None:
+def test_the_typescript_messages_are_up_to_date() -> None:
     assert messages.TARGET.read_text(encoding="utf-8") == messages.generate(), "run `make frontend`"
 
 
-def test_every_dependency_has_its_reason() -> None:
+def test_every_dependency_has_a_reason() -> None:
     package = json.loads((ROOT / "frontend" / "package.json").read_text(encoding="utf-8"))
     page = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
     for name in {**package["dependencies"], **package["devDependencies"]}:
@@ -33,8 +33,8 @@ def test_nothing_is_set_as_html() -> None:
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", source)
 
 
-def test_a_package_is_made_without_node_and_brings_the_panel(tmp_path: Path) -> None:
-    environment = os.environ | {"PATH": str(Path(sys.executable).parent)}  # there is no npm there
+def test_a_package_is_built_without_node_and_contains_the_panel(tmp_path: Path) -> None:
+    environment = os.environ | {"PATH": str(Path(sys.executable).parent)}  # without npm
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)],
         env=environment, check=True, timeout=240, capture_output=True,

@@ -1,4 +1,4 @@
-"""The side panel and the widget in a real JupyterLab: what a person sees."""
+"""The side panel and the widget in a real JupyterLab: what the user sees."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def root(server: Server) -> Path:
-    """The server's root, with nothing in it."""
+    """The server's root, emptied."""
     root = server.journal_dir.parent / "root"
     for path in root.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -80,7 +80,7 @@ def _kernels(page: Page) -> list[str]:
 
 
 def publisher(server: Server, folder: Path, name: str = "batch.ipynb") -> Publisher:
-    """A batch run in this process."""
+    """A publisher in this process that acts as a batch run."""
     origin = Origin(kind="papermill", name=name, run_id=secrets.token_hex(4))
     return Publisher(server=HubAddress(http_url(server), TOKEN), origin=origin, journal_folder=folder)
 
@@ -92,7 +92,7 @@ def task(id: str, state: str = "running", **keys: object) -> IndexingProgress:
 # ------------------------------------------------------------------------------------------- live
 
 
-def test_an_indexing_in_a_cell_is_live_in_panel_and_widget(lab: Lab, root: Path) -> None:
+def test_panel_and_widget_show_indexing_in_a_cell_live(lab: Lab, root: Path) -> None:
     files = write_corpus(root / "docs", 60)
     (root / "hold").touch()
     write_notebook(lab.server, "live.ipynb", SETUP, "live = Live(engine)\nlive", INDEX)
@@ -118,12 +118,12 @@ def test_an_indexing_in_a_cell_is_live_in_panel_and_widget(lab: Lab, root: Path)
     lab.screenshot("live-done")
     lab.panel.get_by_role("button", name="live.ipynb").click()
     expect(lab.page.locator(".jp-NotebookPanel")).to_be_visible()
-    # It is folded away by and by, and nothing of it is lost.
+    # It is collapsed after a while, and all its details are kept.
     lab.panel.get_by_text("1 finished task").click(timeout=30_000)
     expect(lab.panel.locator(".rk-compact")).to_contain_text("Indexing index")
 
 
-def test_files_that_cannot_be_read_are_told_with_their_reasons(lab: Lab, root: Path) -> None:
+def test_files_that_cannot_be_read_are_listed_with_their_reasons(lab: Lab, root: Path) -> None:
     write_corpus(root / "docs", 3)
     (root / "docs" / "broken.pdf").write_bytes(b"%PDF-1.7 and nothing more")
     write_notebook(lab.server, "failures.ipynb", SETUP, INDEX)
@@ -138,7 +138,7 @@ def test_files_that_cannot_be_read_are_told_with_their_reasons(lab: Lab, root: P
 
 
 @pytest.mark.parametrize("dies", [False, True])
-def test_a_closed_tab_misses_nothing_and_a_kernel_that_ends_ends_its_tasks(lab: Lab, root: Path, dies: bool) -> None:
+def test_a_closed_tab_misses_nothing_and_the_tasks_of_an_ended_kernel_end(lab: Lab, root: Path, dies: bool) -> None:
     write_corpus(root / "docs", 60)
     (root / "hold").touch()
     pid = "import os; _ = Path('pid').write_text(str(os.getpid()))"
@@ -150,14 +150,14 @@ def test_a_closed_tab_misses_nothing_and_a_kernel_that_ends_ends_its_tasks(lab: 
     expect(bar).to_have_attribute("aria-valuenow", re.compile("^[1-9]"))
     before = bar.get_attribute("aria-valuenow")
 
-    # Another tab: it shows the same at once.
+    # Another tab shows the same at once.
     context = lab.page.context
     lab.page.close()
     lab.page = context.new_page()
     lab.open()
     expect(lab.panel.get_by_role("progressbar", name="Indexing index")).to_have_attribute("aria-valuenow", before or "")
 
-    # Restarted by the user, a kernel is interrupted first: it says so itself. One that dies says nothing.
+    # A restart by the user interrupts the kernel first, so it reports the end itself. A dead kernel reports nothing.
     state = lab.panel.locator(".rk-state").first
     if dies:
         os.kill(int((root / "pid").read_text()), signal.SIGKILL)
@@ -171,7 +171,7 @@ def test_a_closed_tab_misses_nothing_and_a_kernel_that_ends_ends_its_tasks(lab: 
     lab.screenshot("kernel-died" if dies else "kernel-restarted")
 
 
-def test_a_restarted_server_is_found_again_and_nothing_is_missing(
+def test_the_panel_reconnects_to_a_restarted_server_and_misses_nothing(
     page: Page, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("restart")
@@ -198,7 +198,7 @@ def test_a_restarted_server_is_found_again_and_nothing_is_missing(
         server.stop()
 
 
-def test_the_panel_says_what_is_wrong_and_what_to_do(lab: Lab) -> None:
+def test_the_panel_shows_the_problem_and_the_solution(lab: Lab) -> None:
     lab.open()
     expect(lab.panel).to_contain_text("Live")
     lab.page.context.set_offline(True)
@@ -217,7 +217,7 @@ def test_questions_are_answered_by_the_notebooks_own_engine(lab: Lab, root: Path
     lab.open("ask.ipynb")
     for number in range(3):
         lab.run_cell(number)
-    # As a person does it, with the cursor in the notebook: what is typed next goes into the question.
+    # With the cursor in the notebook, as for a real user: the command moves the focus to the question field.
     lab.page.locator(".jp-Cell").first.click()
     lab.page.keyboard.press("Control+Shift+C")
     lab.page.locator(".lm-CommandPalette-input").fill("Ask your documents")
@@ -229,7 +229,7 @@ def test_questions_are_answered_by_the_notebooks_own_engine(lab: Lab, root: Path
     answer = lab.panel.locator(".rk-answer")
     expect(answer).to_contain_text("1.2")
 
-    # A citation opens its passage, and the passage its file.
+    # A citation opens its passage, and the passage opens its file.
     answer.locator(".rk-marker").first.click()
     expect(answer.locator("mark").first).to_be_visible()
     expect(answer.locator("mark").first).to_contain_text("1.2")
@@ -251,7 +251,7 @@ def test_questions_are_answered_by_the_notebooks_own_engine(lab: Lab, root: Path
     expect(lab.panel.locator(".rk-asked").last).to_have_text(question)
     expect(lab.panel.locator(".rk-answer")).to_have_count(2)
 
-    # The engine is changed in a cell: the new one answers.
+    # After the engine is changed in a cell, the new one answers.
     lab.execute("docmanager:open", path="ask.ipynb")
     lab.run_cell(3)
     box.fill(QUESTION)
@@ -259,7 +259,7 @@ def test_questions_are_answered_by_the_notebooks_own_engine(lab: Lab, root: Path
     expect(lab.panel.locator(".rk-answer").last).to_contain_text("Quite another one.")
     expect(lab.panel.locator(".rk-answer").last.locator(".rk-marker")).to_have_text("1")
 
-    # What was asked is there after a reload.
+    # The questions are still there after a reload.
     lab.page.reload()
     lab.page.wait_for_function("window.jupyterapp")
     lab.page.evaluate("() => jupyterapp.restored")
@@ -287,7 +287,7 @@ def test_an_answer_streams_and_can_be_stopped(lab: Lab, root: Path) -> None:
     expect(lab.panel.get_by_role("button", name="Ask", exact=True)).to_be_visible()
 
 
-def test_an_engine_is_chosen_by_name(lab: Lab, root: Path) -> None:
+def test_an_engine_can_be_selected_by_name(lab: Lab, root: Path) -> None:
     write_pages(root / "docs")
     two = """
 for name in ("first", "second"):
@@ -327,8 +327,8 @@ def test_without_an_engine_it_says_what_to_run(lab: Lab, root: Path) -> None:
 
 
 @pytest.mark.parametrize("served", [True, False], ids=["socket", "kernel"])
-def test_the_widget_asks_and_python_sees_what(lab: Lab, root: Path, served: bool) -> None:
-    """Over the socket, or where the page reaches no server (VS Code, Colab), through the kernel."""
+def test_the_widget_asks_and_python_sees_the_answer(lab: Lab, root: Path, served: bool) -> None:
+    """Over the socket, or through the kernel where the page cannot reach a server (VS Code, Colab)."""
     write_pages(root / "docs")
     seen = 'print(live.question, "|", live.answer["answer"], "|", live.follow_up)'
     name = f"widget-{served}.ipynb"
@@ -361,7 +361,7 @@ def test_the_widget_asks_and_python_sees_what(lab: Lab, root: Path, served: bool
 # ------------------------------------------------------------------------------------ experiments
 
 
-def test_rows_of_an_experiment_land_in_the_leaderboard(lab: Lab, tmp_path: Path) -> None:
+def test_the_leaderboard_shows_the_rows_of_an_experiment(lab: Lab, tmp_path: Path) -> None:
     batch = publisher(lab.server, tmp_path, "sweep.ipynb")
     lab.open()
     lab.show("Experiments")
@@ -379,7 +379,7 @@ def test_rows_of_an_experiment_land_in_the_leaderboard(lab: Lab, tmp_path: Path)
     expect(lab.panel.locator("tbody")).to_contain_text("0.6451")
     expect(lab.panel).to_contain_text("75 %")
     lab.screenshot("experiments")
-    lab.open()  # a late joiner has it, too
+    lab.open()  # a page that is opened later shows it, too
     lab.show("Experiments")
     expect(lab.panel.locator("tbody tr")).to_have_count(3)
     batch.publish(ExperimentProgress(task_id="x", experiment="sweep", state="done", cells_done=4, cells_total=4))
@@ -389,7 +389,7 @@ def test_rows_of_an_experiment_land_in_the_leaderboard(lab: Lab, tmp_path: Path)
 # ---------------------------------------------------------------------------------------- hostile
 
 
-def test_what_documents_and_models_say_runs_nothing(lab: Lab, root: Path, tmp_path: Path) -> None:
+def test_text_of_documents_and_models_is_never_executed(lab: Lab, root: Path, tmp_path: Path) -> None:
     batch = publisher(lab.server, tmp_path, HOSTILE)
     write_pages(root / "docs")
     (root / "docs" / "hostile.md").write_text(f"# {HOSTILE}\n\n## {HOSTILE}\n\nThe usual k1 is {HOSTILE}.\n")
@@ -419,7 +419,7 @@ def test_what_documents_and_models_say_runs_nothing(lab: Lab, root: Path, tmp_pa
             marker.click()
     lab.show("Experiments")
     expect(lab.panel.locator("td").first).to_contain_text("hack")
-    lab.page.wait_for_timeout(500)  # for what runs late
+    lab.page.wait_for_timeout(500)  # for delayed execution
     assert lab.page.evaluate("hacked") == []
     for view in (lab.panel, lab.widget):
         assert view.locator("a, img, script, iframe, mjx-container").count() == 0
@@ -430,7 +430,7 @@ def test_what_documents_and_models_say_runs_nothing(lab: Lab, root: Path, tmp_pa
 # ---------------------------------------------------------------------------------- French, places
 
 
-def test_it_speaks_french(page: Page, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_panel_is_in_french(page: Page, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("french")
     settings = folder / "settings" / "@jupyterlab" / "translation-extension"
     settings.mkdir(parents=True)
@@ -467,7 +467,7 @@ def test_every_text_is_in_french() -> None:
     for path in (ROOT / "frontend" / "src").glob("*.ts"):
         source = path.read_text(encoding="utf-8")
         texts |= {found[1:-1] for found in re.findall(rf"\b(?:__|_n)\(\s*{string}", source)}
-        # Texts that are handed on before they are translated.
+        # Texts that are passed as variables and translated later.
         texts |= {found[1:-1] for found in re.findall(string, source) if re.fullmatch(r".%1 (of %2 )?\w+.", found)}
     plurals = {"%1 finished tasks", "%1 tasks"}
     assert texts - plurals - set(catalogue) == set()
@@ -478,7 +478,7 @@ def test_every_text_is_in_french() -> None:
             assert all(found == marks[0] for found in marks), text
 
 
-def test_the_panel_is_where_one_wants_it_and_in_the_status_bar(lab: Lab, tmp_path: Path) -> None:
+def test_the_panel_can_move_and_has_a_status_bar_item(lab: Lab, tmp_path: Path) -> None:
     lab.open()
     status = lab.page.locator(".rk-status")
     expect(status).to_have_text("ragkit: nothing runs")
@@ -512,7 +512,7 @@ def test_notebook_7_has_the_panel(page: Page, tmp_path: Path, tmp_path_factory: 
         page.wait_for_function("window.jupyterapp")
         page.evaluate("() => jupyterapp.restored")
         page.evaluate("() => jupyterapp.commands.execute('ragkit:activity')")
-        # A server that is stopped while it starts a kernel does not end.
+        # A server that is stopped while it starts a kernel would not end.
         page.wait_for_function("jupyterapp.serviceManager.kernels.running().next().value?.execution_state === 'idle'")
         batch = publisher(server, tmp_path)
         batch.publish(task("t", chunks_done=3, chunks_total=10))

@@ -1,4 +1,4 @@
-"""A thousand tasks in the side panel: it shows a bounded part of them, and goes on answering. No times here."""
+"""A thousand tasks in the side panel: it shows a bounded number of them, and stays responsive. Measures no times."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.server.live_server import TOKEN
 from tests.support.lab import Lab, http_url
 
 TASKS, STEPS = 1_000, 9
-NODES = 25  # at most, of one row
+NODES = 25  # maximum per row
 
 
 def test_a_thousand_tasks_and_ten_thousand_events(lab: Lab, tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_a_thousand_tasks_and_ten_thousand_events(lab: Lab, tmp_path: Path) -> N
     for step in range(STEPS):
         for i in range(TASKS):
             batch.publish(task(f"t{i}", documents_done=step, documents_total=STEPS, chunks_done=step))
-        assert batch.flush(60)  # so that none waits long enough for a newer one to replace it
+        assert batch.flush(60)  # so that no event is superseded while it waits
     assert hub(lab)["seq"] == STEPS * TASKS
     expect(status).to_have_text("ragkit: 1000 tasks")
     expect(activity.locator(".rk-task")).to_have_count(200)
@@ -35,13 +35,13 @@ def test_a_thousand_tasks_and_ten_thousand_events(lab: Lab, tmp_path: Path) -> N
     expect(activity.locator("[data-task=t999]")).to_contain_text(f"{STEPS - 1} of {STEPS} documents")
     assert nodes(lab) < (200 + 5) * NODES
 
-    # The page answers.
+    # The page responds.
     lab.show("Experiments")
     expect(lab.panel.get_by_role("tabpanel", name="Experiments")).to_be_visible()
     lab.show("Activity")
     expect(activity.locator(".rk-task")).to_have_count(200)
 
-    # They end: the last hundred are kept, and half of those are shown. The bars of what was seen stay for a while.
+    # They end: the last hundred are kept, and half of those are shown. Visible bars stay for a while.
     for i in range(TASKS):
         batch.publish(task(f"t{i}", "done", documents_done=STEPS, documents_total=STEPS))
     batch.close(60)
@@ -55,7 +55,7 @@ def test_a_thousand_tasks_and_ten_thousand_events(lab: Lab, tmp_path: Path) -> N
 
 
 def hub(lab: Lab) -> Any:
-    """How the hub stands."""
+    """Return the status of the hub."""
     headers = {"Authorization": f"token {TOKEN}"}
     return lab.page.request.get(http_url(lab.server, "api/v1/status"), headers=headers).json()
 

@@ -1,4 +1,4 @@
-"""The example in docs/react, in a real browser, on a real server; React comes from npm and not from the CDN."""
+"""The example in docs/react, in a real browser, with a real server; React comes from npm instead of the CDN."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ expect.set_options(timeout=1000 * DEADLINE_SECONDS)
 EXAMPLE = ROOT / "docs" / "react"
 REACT = Path(sys.prefix, "share", "react")
 
-# npm has React in CommonJS, for bundlers; the CDN makes modules of it. These are the builds that complain.
+# npm has React as CommonJS, for bundlers; the CDN converts it to modules. These are the development builds.
 BUILDS = {
     "react": "react/cjs/react.development.js",
     "scheduler": "scheduler/cjs/scheduler.development.js",
@@ -43,7 +43,7 @@ CDN = {
 
 
 def all_of_react() -> str:
-    """One module of all that is CommonJS."""
+    """Return one module with all CommonJS files."""
     text = "const all = {}, require = (name) => all[name], process = { env: {} }; export default all\n"
     for name, path in BUILDS.items():
         code = (REACT / path).read_text(encoding="utf-8")
@@ -98,7 +98,7 @@ def publisher(server: Server, tmp_path: Path) -> Iterator[Publisher]:
 
 @pytest.fixture
 def page(browser: Browser, server: Server, origin: str) -> Iterator[Page]:
-    """The example; nothing may fail in it, and React may not complain."""
+    """The example page; fails on any error or warning of React."""
     complaints: list[str] = []
     with open_page(browser) as page:
         page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -107,11 +107,11 @@ def page(browser: Browser, server: Server, origin: str) -> Iterator[Page]:
         page.goto(f"{origin}/#token={TOKEN}")
         expect(page.get_by_role("status")).to_have_text("open")
         yield page
-    # React's development build mounts everything twice, so the first socket is closed while it opens.
+    # React's development build mounts every component twice, so the first socket is closed while it opens.
     assert [line for line in complaints if "closed before the connection is established" not in line] == []
 
 
-def test_it_shows_what_happens(page: Page, publisher: Publisher) -> None:
+def test_it_shows_broadcasts(page: Page, publisher: Publisher) -> None:
     publisher.publish(IndexingProgress(task_id="t", index="handbook", state="running", chunks_done=3))
     publisher.publish(FollowUpQuestions(questions=["What is BM25?", "What is fusion?"]))
     questions = page.get_by_role("list", name="Ask next").get_by_role("button")
@@ -120,12 +120,12 @@ def test_it_shows_what_happens(page: Page, publisher: Publisher) -> None:
     expect(progress).to_have_text(["handbook: running, 3 of ?"])
     publisher.publish(IndexingProgress(task_id="t", index="handbook", state="done", chunks_done=9, chunks_total=9))
     expect(progress).to_have_text(["handbook: done, 9 of 9"])
-    page.reload()  # the snapshot says the same
+    page.reload()  # the snapshot restores the same state
     expect(questions).to_have_text(["What is BM25?", "What is fusion?"])
     expect(progress).to_have_text(["handbook: done, 9 of 9"])
 
 
-def test_a_gap_replaces_what_it_knew(page: Page) -> None:
+def test_a_gap_replaces_the_state(page: Page) -> None:
     def talk(socket: WebSocketRoute) -> None:
         for text in ("Old?", "New?"):
             followed = {"type": "follow_up_questions", "questions": [text]}
@@ -141,7 +141,7 @@ def test_it_asks(page: Page, server: Server, publisher: Publisher, tmp_path: Pat
     answer = page.get_by_role("region", name="Answer")
     publisher.publish(FollowUpQuestions(questions=[QUESTION]))
     page.get_by_role("button", name=QUESTION).click()
-    expect(answer).to_contain_text("engine.serve()")  # nobody answers yet, and it says what to do
+    expect(answer).to_contain_text("engine.serve()")  # no engine yet, and the message says what to do
 
     engine = make(tmp_path, publisher, llm=ScriptedLLM(["Start with ", "k1 = 1.2. ", "[1]"], delay_seconds=0.3))
     engine.index(write_pages(tmp_path / "docs"))
@@ -158,7 +158,7 @@ def test_it_asks(page: Page, server: Server, publisher: Publisher, tmp_path: Pat
         )
         page.get_by_role("button", name="Ask", exact=True).click()
         expect(text).to_have_text("Start with k1 = 1.2. [1]")
-        assert "Start with k1 = 1.2. " in page.evaluate("seen")  # while it was made
+        assert "Start with k1 = 1.2. " in page.evaluate("seen")  # while it was generated
         expect(answer.get_by_role("listitem")).to_have_text(["BM25"])
         expect(page.get_by_role("group")).to_be_enabled()
 
@@ -176,7 +176,7 @@ MOUNT = """async ([url, token]) => {
 }"""
 
 
-def test_another_on_message_needs_no_other_connection_and_unmounting_ends_it(
+def test_a_new_on_message_keeps_the_connection_and_unmounting_closes_it(
     page: Page, server: Server, publisher: Publisher
 ) -> None:
     sockets: list[WebSocket] = []
@@ -193,16 +193,16 @@ def test_another_on_message_needs_no_other_connection_and_unmounting_ends_it(
     assert [socket.is_closed() for socket in sockets] == [False]
     page.evaluate("root.unmount()")
     eventually(lambda: page.wait_for_timeout(50) or sockets[0].is_closed())
-    page.wait_for_timeout(1_000)  # more than the first pause
+    page.wait_for_timeout(1_000)  # longer than the first back-off
     assert len(sockets) == 1
-    expect(page.get_by_role("status")).to_have_text("open")  # the example's own goes on
+    expect(page.get_by_role("status")).to_have_text("open")  # the example's own socket stays open
 
 
-def test_its_addresses_are_those_that_the_test_answers() -> None:
+def test_the_addresses_in_the_example_are_those_that_the_test_serves() -> None:
     assert set(re.findall(r'"(https://[^"]+)"', (EXAMPLE / "index.html").read_text())) == {*CDN, HTM}
 
 
-# A component as existing applications have it: a bare WebSocket, opened when it is mounted, closed in the clean-up.
+# A component as in existing applications: a bare WebSocket, opened on mount and closed on clean-up.
 COMPONENT = """
 import React, { useEffect } from "react";
 export default function WebSocketHandler({ onMessage }) {

@@ -1,4 +1,4 @@
-"""The client of the socket, frontend/src/client/socket.ts, in a real browser: what it makes of all that can happen."""
+"""The socket client, frontend/src/client/socket.ts, in a real browser, under all kinds of failures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.browser import http_url, log_in, open_page, serve_folder, sta
 from tests.support.corpora import write_pages
 from tests.support.hub import eventually
 
-# The client, and what the tests want to see of it. A `begin` without a url is the page's own server's.
+# The client, and what the tests observe of it. Without a url, `begin` connects to the server of the page.
 CLIENT = """<!doctype html><meta charset="utf-8"><title>client</title><script>
 var messages = [], states = [], asked = {}, stop = new AbortController(), socket
 </script><script type="module">
@@ -60,7 +60,7 @@ window.failUntilPausesAreLong = (options) =>
     },
   })
 
-// The state is told again when the reason has been found.
+// The state is reported again when the cause has been found.
 window.pauses = () => {
   const waits = states.filter(({ status }) => status === 'waiting')
   return waits.filter(({ retryAt }, n) => retryAt !== waits[n - 1]?.retryAt).map(({ retryAt, at }) => retryAt - at)
@@ -70,7 +70,7 @@ window.pauses = () => {
 
 @dataclass
 class Client:
-    """A page with the client in it."""
+    """A page with the client."""
 
     page: Page
 
@@ -78,14 +78,14 @@ class Client:
         self.page.evaluate("options => begin(options)", options | ({} if url is None else {"url": url}))
 
     def wait(self, condition: str, arg: Any = None) -> Any:
-        """Wait until this is true in the page; return it."""
+        """Wait until an expression is true in the page; return its value."""
         return self.page.wait_for_function(condition, arg=arg).json_value()
 
     def get(self, expression: str) -> Any:
         return self.page.evaluate(expression)
 
     def wait_open(self) -> None:
-        """Wait for a connection, and for the state that comes first."""
+        """Wait for a connection and for the first snapshot."""
         self.wait("socket.state.status === 'open' && socket.since")
 
     def wait_problem(self, problem: str) -> None:
@@ -95,11 +95,11 @@ class Client:
         self.page.evaluate("arguments => ask(...arguments)", [name, question, options])
 
     def outcome(self, name: str) -> dict[str, Any]:
-        """What became of a question: `answer` or `error`, and the `pieces` that came before."""
+        """Return the outcome of a question: `answer` or `error`, and the `pieces` before it."""
         return dict(self.wait("name => (asked[name].answer || asked[name].error) && asked[name]", name))
 
     def questions(self) -> list[str]:
-        """The follow-up questions that have come, one each."""
+        """Return the first question of each follow-up event received."""
         return list(self.get("messages.filter(({ type }) => type === 'follow_up_questions').map(m => m.questions[0])"))
 
     def wait_question(self, question: str) -> dict[str, Any]:
@@ -114,10 +114,12 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """A page in which nothing may fail that nobody catches."""
+    """A page that must not have uncaught errors."""
     errors: list[Any] = []
     with open_page(browser) as page:
-        page.on("pageerror", lambda error: errors.append(error))  # playwright marks what it is given
+        page.on(
+            "pageerror", lambda error: errors.append(error)
+        )  # a lambda, because playwright sets attributes on the callback
         yield page
     assert errors == []
 
@@ -145,7 +147,7 @@ def other_origin(static: Path) -> Iterator[str]:
 
 @pytest.fixture
 def client(page: Page, server: Server) -> Client:
-    """A page of the server; it is not logged in."""
+    """A page of the server that is not logged in."""
     page.goto(http_url(server, "static/client.html"))
     return Client(page)
 
@@ -159,7 +161,7 @@ def publisher(server: Server, tmp_path: Path) -> Iterator[Publisher]:
 
 @pytest.fixture
 def start(server: Server, tmp_path: Path) -> Iterator[StartServer]:
-    """Start a server that lets pages of the other in; the second time it is the same one started again."""
+    """Start a server that allows pages of the other origin; a second call restarts the same server."""
     port = free_port()
     started: list[Server] = []
 
@@ -175,7 +177,7 @@ def start(server: Server, tmp_path: Path) -> Iterator[StartServer]:
 
 @contextlib.contextmanager
 def misbehaving(talk: Callable[[ServerConnection], None], port: int = 0) -> Iterator[str]:
-    """A server that does with each connection what it is told; yields its address."""
+    """A server that calls ``talk`` with each connection; yields its address."""
 
     def handle(connection: ServerConnection) -> None:
         with contextlib.suppress(ConnectionClosed):
@@ -199,7 +201,7 @@ def snapshot(seq: int, epoch: str = "e") -> dict[str, Any]:
 
 
 def listen(connection: ServerConnection) -> None:
-    """Be a good server with nothing to tell."""
+    """Act as a correct server without events."""
     for frame in connection:
         match json.loads(frame):
             case {"type": "subscribe"}:
@@ -211,7 +213,7 @@ def listen(connection: ServerConnection) -> None:
 # ------------------------------------------------------------------------------------ connecting
 
 
-def test_first_comes_the_state_and_then_what_happens(client: Client, server: Server, publisher: Publisher) -> None:
+def test_the_snapshot_comes_first_and_then_the_events(client: Client, server: Server, publisher: Publisher) -> None:
     before, after = f"Before {secrets.token_hex(4)}?", f"After {secrets.token_hex(4)}?"
     publisher.publish(FollowUpQuestions(questions=[before]))
     assert publisher.flush()
@@ -241,7 +243,7 @@ def test_an_address_can_be_written_in_many_ways(client: Client, server: Server, 
 
 
 @pytest.mark.parametrize("how", ["kill", "stop"])
-def test_a_restart_of_the_server_loses_and_doubles_nothing(
+def test_a_restart_of_the_server_neither_loses_nor_duplicates_events(
     client: Client, start: StartServer, tmp_path: Path, how: str
 ) -> None:
     server = start()
@@ -257,7 +259,7 @@ def test_a_restart_of_the_server_loses_and_doubles_nothing(
     client.begin(http_url(server), token=TOKEN)
     client.wait_open()
     client.wait_question(publish(20))
-    publish(20)  # some of them come before, some after
+    publish(20)  # some of them arrive before the restart, some after
     getattr(server, how)()
     publish(20)
     client.wait_problem("unreachable")
@@ -273,7 +275,7 @@ def test_a_restart_of_the_server_loses_and_doubles_nothing(
     assert not client.get("messages.some(({ type }) => type === 'gap')")
 
 
-def test_topics_are_all_that_comes_also_after_a_reconnection(
+def test_only_chosen_topics_arrive_also_after_a_reconnection(
     client: Client, start: StartServer, tmp_path: Path
 ) -> None:
     server = start()
@@ -292,7 +294,7 @@ def test_topics_are_all_that_comes_also_after_a_reconnection(
     client.page.context.set_offline(True)
     publish("Meanwhile?")
     server = start()
-    assert publisher.flush(20)  # so it is there before the page, and is sent before the topics are known
+    assert publisher.flush(20)  # so that it is published before the page opens, and sent before the topics are known
     client.page.context.set_offline(False)
     client.wait_question("Meanwhile?")
     publish("After?")
@@ -302,24 +304,24 @@ def test_topics_are_all_that_comes_also_after_a_reconnection(
     assert set(client.get("messages.map(({ type }) => type)")) == {"snapshot", "follow_up_questions"}
 
 
-def test_what_comes_again_is_told_once_and_a_gap_begins_anew(client: Client) -> None:
+def test_a_repeated_event_is_delivered_once_and_a_gap_resets_the_state(client: Client) -> None:
     paths: list[str] = []
 
     def talk(connection: ServerConnection) -> None:
-        def tell(seq: int, epoch: str = "e") -> None:
+        def send_event(seq: int, epoch: str = "e") -> None:
             say(connection, type="follow_up_questions", epoch=epoch, seq=seq, questions=[f"{epoch}{seq}"])
 
         paths.append(connection.request.path if connection.request else "")
         if len(paths) == 1:
             say(connection, **snapshot(5))
-            tell(6)
+            send_event(6)
         elif len(paths) == 2:
-            tell(6)
-            tell(7)
+            send_event(6)
+            send_event(7)
         else:
             say(connection, type="gap", snapshot=snapshot(2, "f"))
-            tell(2, "f")
-            tell(3, "f")
+            send_event(2, "f")
+            send_event(3, "f")
             listen(connection)
 
     with misbehaving(talk) as url:
@@ -330,7 +332,7 @@ def test_what_comes_again_is_told_once_and_a_gap_begins_anew(client: Client) -> 
     assert paths == ["/api/v1/ws", "/api/v1/ws?epoch=e&seq=6", "/api/v1/ws?epoch=e&seq=7"]
 
 
-def test_pauses_grow_and_vary(client: Client) -> None:
+def test_back_off_grows_with_jitter(client: Client) -> None:
     client.page.evaluate("url => failUntilPausesAreLong({ url })", f"http://127.0.0.1:{free_port()}/")
     client.wait("pauses().length === 12")
     parts = [pause / min(30_000, 500 * 2**n) for n, pause in enumerate(client.get("pauses()"))]
@@ -347,7 +349,7 @@ def test_pauses_grow_and_vary(client: Client) -> None:
         "socket.wake()",
     ],
 )
-def test_what_wakes_it_ends_the_pause(client: Client, event: str) -> None:
+def test_a_wake_up_event_ends_the_back_off(client: Client, event: str) -> None:
     port = free_port()
     client.page.evaluate("url => failUntilPausesAreLong({ url })", f"ws://127.0.0.1:{port}/")
     client.wait("pauses().length === 12")
@@ -355,7 +357,7 @@ def test_what_wakes_it_ends_the_pause(client: Client, event: str) -> None:
         hide = "hidden => Object.defineProperty(document, 'hidden', { value: hidden, configurable: true })"
         client.page.evaluate(hide, True)
         client.get("void document.dispatchEvent(new Event('visibilitychange'))")
-        assert client.get("socket.state.status") == "waiting"  # a page that is hidden can wait
+        assert client.get("socket.state.status") == "waiting"  # a hidden page does not reconnect at once
         client.page.evaluate(hide, False)
         client.get(f"void {event}")
         client.wait_open()
@@ -363,7 +365,7 @@ def test_what_wakes_it_ends_the_pause(client: Client, event: str) -> None:
 
 
 @pytest.mark.parametrize("found_by", ["heartbeat", "wake"])
-def test_a_connection_that_only_looks_alive_is_found(client: Client, found_by: str) -> None:
+def test_a_dead_connection_is_detected(client: Client, found_by: str) -> None:
     paths: list[str] = []
 
     def talk(connection: ServerConnection) -> None:
@@ -374,22 +376,22 @@ def test_a_connection_that_only_looks_alive_is_found(client: Client, found_by: s
         for _ in connection:
             pass  # no pong
 
-    # The answer may take longer than the pause between two questions.
+    # The reply may take longer than the interval between two pings.
     heartbeat = {"heartbeat": {"heartbeatSeconds": 0.5}, "wake": {}}[found_by]
     with misbehaving(talk) as url:
         client.begin(url, timeoutSeconds=2, **heartbeat)
         client.wait_open()
         if found_by == "wake":
-            client.page.wait_for_timeout(1_100)  # what has just been heard needs no question
+            client.page.wait_for_timeout(1_100)  # a recent message makes a ping unnecessary
             client.get("void window.dispatchEvent(new Event('online'))")
         client.wait_problem("silent")
         client.wait("states.filter(({ status }) => status === 'open').length === 2")
-        client.page.wait_for_timeout(4_500)  # one that answers is left alone
+        client.page.wait_for_timeout(4_500)  # a connection that responds is kept
         assert client.get("socket.state.status") == "open"
     assert paths == ["/api/v1/ws", "/api/v1/ws?epoch=e&seq=7"]
 
 
-def test_a_server_that_does_not_finish_the_handshake_is_given_up(client: Client) -> None:
+def test_an_unfinished_handshake_times_out(client: Client) -> None:
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as deaf:
         client.begin(f"ws://127.0.0.1:{deaf.getsockname()[1]}/", timeoutSeconds=0.5)
         client.wait_problem("unreachable")
@@ -417,7 +419,7 @@ def test_ask_streams_and_answers(client: Client, server: Server, publisher: Publ
     assert len(outcome["pieces"]) > 1
     assert outcome["answer"]["sources"][0]["document_id"] == "bm25.md"
     ids = client.get("messages.filter(({ type }) => type.startsWith('response')).map(({ id }) => id)")
-    assert set(ids) == {"mine"}  # onMessage gets them too
+    assert set(ids) == {"mine"}  # onMessage receives them, too
 
 
 def test_ask_can_be_stopped(client: Client, server: Server, publisher: Publisher, tmp_path: Path) -> None:
@@ -434,13 +436,13 @@ def test_ask_can_be_stopped(client: Client, server: Server, publisher: Publisher
         assert client.outcome("the same")["error"]["code"] == "DUPLICATE_ID"
         client.get("asked.question.stop.abort()")
         assert client.outcome("question")["error"]["code"] == "CANCELLED"
-        # The engine has stopped as well, or it would go on for a minute and a half.
+        # The engine has stopped as well; otherwise it would continue for a minute and a half.
         assert client.get("messages.some(({ type, id }) => type === 'error' && id === 'twice')")
         client.page.evaluate("signal => ask('never', 'Why?', { signal: AbortSignal.abort() })")
         assert client.outcome("never")["error"]["code"] == "CANCELLED"
 
 
-def test_a_question_waits_for_a_connection_and_does_not_outlive_it(
+def test_a_question_waits_for_a_connection_and_fails_when_it_ends(
     client: Client, start: StartServer, tmp_path: Path
 ) -> None:
     server = start()
@@ -464,7 +466,7 @@ def test_a_question_waits_for_a_connection_and_does_not_outlive_it(
     client.wait_problem("unreachable")
     assert client.get("asked.waits.error") is None
     start()
-    assert client.outcome("waits")["error"]["code"] == "NO_ENGINE"  # so it has arrived
+    assert client.outcome("waits")["error"]["code"] == "NO_ENGINE"  # so it was sent
 
 
 # ---------------------------------------------------------------------------------------- ending
@@ -474,7 +476,7 @@ EVENTS = {"abort", "online", "pageshow", "visibilitychange"}
 
 
 def listeners(page: Page, expression: str) -> list[str]:
-    """The types of events that an object of the page is listened to for; Playwright listens as well, to others."""
+    """Return the event types for which an object of the page has listeners, without those of Playwright."""
     session = page.context.new_cdp_session(page)
     found = session.send("Runtime.evaluate", {"expression": expression})
     answer = session.send("DOMDebugger.getEventListeners", {"objectId": found["result"]["objectId"]})
@@ -482,7 +484,7 @@ def listeners(page: Page, expression: str) -> list[str]:
     return sorted(listener["type"] for listener in answer["listeners"] if listener["type"] in EVENTS)
 
 
-def test_a_signal_ends_it(client: Client) -> None:
+def test_a_signal_closes_the_socket(client: Client) -> None:
     opened = 0
     gone = threading.Event()
 
@@ -511,13 +513,13 @@ def test_a_signal_ends_it(client: Client) -> None:
         client.ask("too late")
         assert client.outcome("too late")["error"]["code"] == "CONNECTION_LOST"
         client.get("socket.wake(), socket.start(), socket.close()")
-        client.page.wait_for_timeout(1_500)  # more than the first pause
+        client.page.wait_for_timeout(1_500)  # longer than the first back-off
         assert opened == 1
         assert client.get("states.map(({ status }) => status)") == ["connecting", "open", "closed"]
 
 
 @pytest.mark.parametrize("when", ["connecting", "open", "waiting"])
-def test_a_signal_ends_it_at_any_time(client: Client, when: str) -> None:
+def test_a_signal_closes_the_socket_at_any_time(client: Client, when: str) -> None:
     opened = 0
 
     def talk(connection: ServerConnection) -> None:
@@ -546,14 +548,14 @@ def test_a_signal_ends_it_at_any_time(client: Client, when: str) -> None:
 # ------------------------------------------------------------------------------------- diagnosis
 
 
-def test_diagnosis_of_a_server_that_is_not_there(client: Client) -> None:
+def test_diagnosis_of_an_unreachable_server(client: Client) -> None:
     client.begin(f"http://127.0.0.1:{free_port()}/")
     client.wait_problem("unreachable")
     assert client.get("[...new Set(states.map(({ problem }) => problem))]") == [None, "unreachable"]
 
 
 def test_diagnosis_of_a_server_without_ragkit(page: Page, server: Server, other_origin: str) -> None:
-    page.goto(f"{other_origin}/client.html")  # the code is imported from one server, the socket is another's
+    page.goto(f"{other_origin}/client.html")  # the code comes from one server, the socket is on another
     client = Client(page)
     client.begin()
     client.wait_problem("no_ragkit")
@@ -565,7 +567,7 @@ def test_diagnosis_of_a_wrong_token(client: Client, server: Server) -> None:
     assert client.get("socket.state.status") != "open"
 
 
-def test_diagnosis_of_a_page_that_may_not_come_in(page: Page, server: Server, other_origin: str) -> None:
+def test_diagnosis_of_a_page_that_is_not_allowed(page: Page, server: Server, other_origin: str) -> None:
     page.goto(f"{other_origin}/client.html")
     client = Client(page)
     client.begin(http_url(server), token=TOKEN)
@@ -603,7 +605,7 @@ PAGE = (ROOT / "docs" / "browser.md").read_text(encoding="utf-8")
 
 
 def open_example(page: Page, server: Server, static: Path, origin: str) -> list[str]:
-    """Open the example of docs/browser.md; return what it will have logged."""
+    """Open the example of docs/browser.md; return the list of its log messages."""
     (code,) = re.findall(r"^```js\n(import .*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     assert len([line for line in code.splitlines() if line]) <= 8
     assert code.count("http://localhost:8000/") == 2
@@ -652,10 +654,10 @@ def test_every_problem_is_explained() -> None:
     assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == problems
 
 
-# ------------------------------------------------------------------------------------- the worst
+# ------------------------------------------------------------------------------------- robustness
 
 
-def test_nothing_that_comes_or_is_thrown_ends_it(client: Client) -> None:
+def test_neither_invalid_messages_nor_exceptions_close_the_socket(client: Client) -> None:
     def talk(connection: ServerConnection) -> None:
         for frame in ["", "no JSON", "{", "null", "5", '"text"', "[]", "{}", '{"type": 5}', '{"type": "new"}', b"\x00"]:
             connection.send(frame)
