@@ -242,7 +242,7 @@ class Retrieval:
         self._results = results
         # A user-defined retriever may use anything of Passages; for ragkit's own, the source shows what they use.
         given = None if is_own(retriever) else code_version(Passages)
-        code = [code_version(each) for each in (Ranking, batches)]
+        code = [code_version(each) for each in (Ranking, windows)]
         self.key = hash_values("retrieve", identity(retriever), given, code, chunked.key)
 
     def known(self, queries: Sequence[SearchQuery]) -> dict[str, Ranking]:
@@ -299,7 +299,7 @@ class Retrieval:
         return self._results.get([key]).get(key)
 
 
-def batches(queries: Sequence[SearchQuery]) -> Iterator[Sequence[SearchQuery]]:
+def windows(queries: Sequence[SearchQuery]) -> Iterator[Sequence[SearchQuery]]:
     """Split the distinct queries into batches."""
     distinct = list(dict.fromkeys(queries))
     for start in range(0, len(distinct), BATCH_QUERIES):

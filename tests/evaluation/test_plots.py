@@ -139,7 +139,7 @@ def test_tradeoff_plots_the_pareto_front() -> None:
     assert list(zip(*front.get_data(), strict=True)) == [(1.0, 0.3), (50.0, 0.6), (50.0, 0.6)]
     assert [dot.get_marker() for dot in dots].count("D") == 3
     assert axes.get_xscale() == "log"
-    assert axes.get_xlabel() == "retrieval per question (ms)\nnot drawn, for want of a number: lost"
+    assert axes.get_xlabel() == "retrieval per question (ms)\nnot plotted, because a value is missing: lost"
     assert plots.tradeoff(costs(["a", "b"]), measure="nDCG@10", cost="cost").axes[0].get_xscale() == "linear"
 
 
