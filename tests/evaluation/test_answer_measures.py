@@ -187,9 +187,9 @@ def test_the_language_is_the_datasets_or_else_the_answers() -> None:
 
 
 def test_an_abstention_on_an_answerable_query_scores_zero() -> None:
-    said = abstention("fr")
-    answer = answered(said, language="fr")
-    assert F1.score(query(said), answer, ()) == ExactMatch.score(query(said), answer, ()) == 0
+    text = abstention("fr")
+    answer = answered(text, language="fr")
+    assert F1.score(query(text), answer, ()) == ExactMatch.score(query(text), answer, ()) == 0
 
 
 @pytest.mark.parametrize(

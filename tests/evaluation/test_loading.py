@@ -232,7 +232,7 @@ def test_trec_files(tmp_path: Path) -> None:
 
 @pytest.fixture
 def ir_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The library, with a folder of its own and no network."""
+    """ir_datasets with a temporary folder and without network."""
     monkeypatch.setenv("IR_DATASETS_HOME", str(tmp_path / "home"))
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
@@ -389,7 +389,7 @@ def test_digests_change_with_the_content() -> None:
         assert (changed.queries_digest() != dataset.queries_digest()) == (field == "queries")
 
 
-def test_what_was_given_may_change() -> None:
+def test_a_dataset_copies_its_arguments() -> None:
     qrels = {"q0": {"a": 1}}
     dataset = Dataset("made", made().documents, [Query("q0", "what?")], qrels)
     before = dataset.digest()

@@ -92,8 +92,8 @@ class Titled:
     llm: Any
 
     def chunk(self, document: Document, **options: Any) -> list[Chunk]:
-        said = self.llm.complete([{"role": "user", "content": document.text}])
-        return [Chunk(document.id, 0, len(document.text), document.text, (said,))]
+        reply = self.llm.complete([{"role": "user", "content": document.text}])
+        return [Chunk(document.id, 0, len(document.text), document.text, (reply,))]
 
 
 def test_results_of_a_stand_in_are_not_cached(dataset: Dataset, tmp_path: Path) -> None:

@@ -258,7 +258,7 @@ def test_docstrings_names_of_variables_and_places_do_not_count() -> None:
 
 
 def test_an_editable_package_counts_by_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its version stays the same while it is developed."""
+    """The version of an editable package stays the same while its code changes."""
 
     class Editable:
         def read_text(self, name: str) -> str | None:

@@ -107,8 +107,8 @@ def test_the_key_depends_on_messages_model_settings_and_repeat(results: ResultCa
         (1, llm, {"max_tokens": 5}),
     ):
         before = llm.asked.total()
-        said = [replies(results, repeat=repeat).recorded(model).complete(MESSAGES, **options) for _ in range(2)]
-        assert said[0] == said[1]
+        texts = [replies(results, repeat=repeat).recorded(model).complete(MESSAGES, **options) for _ in range(2)]
+        assert texts[0] == texts[1]
         assert llm.asked.total() == before + 1
 
 
@@ -160,16 +160,16 @@ def test_usage_and_seconds_are_cached_with_the_text(results: ResultCache) -> Non
 
 def test_concurrent_equal_requests_are_coalesced(results: ResultCache) -> None:
     llm = Counted(seconds=0.2)
-    said: list[str] = []
+    texts: list[str] = []
     threads = [
-        threading.Thread(target=lambda: said.append(replies(results).recorded(llm).complete(MESSAGES)))
+        threading.Thread(target=lambda: texts.append(replies(results).recorded(llm).complete(MESSAGES)))
         for _ in range(8)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert said == ["reply 1"] * 8
+    assert texts == ["reply 1"] * 8
 
 
 def test_waiting_for_an_equal_request_can_be_cancelled(results: ResultCache) -> None:
@@ -200,10 +200,10 @@ def test_invalid_replies_are_skipped_and_kept(results: ResultCache, error: Excep
 
     def attempt(of: Replies, readable: str) -> str:
         def work() -> str:
-            said = of.recorded(llm).complete(MESSAGES)
-            if said != readable:
+            text = of.recorded(llm).complete(MESSAGES)
+            if text != readable:
                 raise error
-            return said
+            return text
 
         return of.read(work)
 

@@ -68,7 +68,7 @@ def test_a_capital_letter_a_wide_space_and_a_full_stop(tmp_path: Path) -> None:
 
 
 class WantsMetadata(SentenceChunker):
-    """Raises for the plain document too, by which it is found whether any document fails."""
+    """A chunker that also fails for the plain document that is used to test whether any document works."""
 
     def chunk(self, document: Document, *, embedder: Embedder) -> list[Chunk]:
         document.metadata["chapter"]

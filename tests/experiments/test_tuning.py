@@ -213,7 +213,7 @@ def test_of_equal_systems_the_first_is_best(few: Dataset, tmp_path: Path) -> Non
     assert found.trials["train"].nunique() == 1
     assert found.best == found.baseline
     assert found.test.names == [f"baseline: {found.baseline.name}"]
-    assert "No other was better than the baseline." in repr(found)
+    assert "No system was better than the baseline." in repr(found)
 
 
 def test_a_separate_test_set_and_a_given_baseline(few: Dataset, tmp_path: Path) -> None:
