@@ -1,4 +1,4 @@
-"""Judged data, measures, significance tests, plots."""
+"""Evaluation: datasets with judgements, measures, significance tests, plots."""
 
 import lazy_loader
 

@@ -1,17 +1,17 @@
-"""Measures of answers: what they cite, whether they are right, whether they abstain where they should.
+"""Measures of answers: citations, correctness and abstention.
 
-`CitationRecall` is the share of a query's gold spans that are cited, and `CitationPrecision` the share of citations
-that are right. What a citation holds is what the answer quotes of its passage word for word, else the whole passage. A
-span is cited if the citations together hold at least half of its characters. A citation is right if it holds at least
-half of a span, or lies at least half within spans.
+`CitationRecall` is the fraction of a query's gold spans that are cited, `CitationPrecision` the fraction of citations
+that are correct. A citation covers the text that the answer quotes verbatim from its passage, or else the whole
+passage. A span is cited if the citations together cover at least half of its characters. A citation is correct if it
+covers at least half of a span, or at least half of its text lies within spans.
 
-`ExactMatch` and `F1` compare with right answers in words as SQuAD does (Rajpurkar et al. 2016, "SQuAD: 100,000+
-Questions for Machine Comprehension of Text"), the best of several counting: in lower case, without punctuation and
-articles, and F1 on words as often as both hold them. French articles are le, la, les, l', un, une, des and du; other
-elisions (d'eau) are two words. Accents stay: they tell words apart, and SQuAD keeps them.
+`ExactMatch` and `F1` compare the answer with reference answers as SQuAD does (Rajpurkar et al. 2016, "SQuAD: 100,000+
+Questions for Machine Comprehension of Text"): in lower case, without punctuation and articles; F1 on multisets of
+words; with several reference answers, the best value counts. French articles are le, la, les, l', un, une, des and du;
+other elisions (d'eau) are two words. Accents are kept, as in SQuAD, because they distinguish words.
 
-`Abstention` is 1 for an answer that abstains where the documents hold no answer, `Answered` 1 for one that does not
-where they hold one.
+`Abstention` is 1 if the answer abstains on a query that the documents do not answer; `Answered` is 1 if it does not
+abstain on a query that they do answer.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ Place = tuple[str, int, int]
 _NEEDS = {
     "CitationPrecision": "gold spans. Add a spans.jsonl",
     "CitationRecall": "gold spans. Add a spans.jsonl",
-    "ExactMatch": "right answers in words. Give queries 'answers', or add a qa.jsonl",
-    "F1": "right answers in words. Give queries 'answers', or add a qa.jsonl",
+    "ExactMatch": "reference answers. Add 'answers' to queries, or a qa.jsonl",
+    "F1": "reference answers. Add 'answers' to queries, or a qa.jsonl",
     "Abstention": 'queries that the documents do not answer. Mark some with "answerable": false',
-    "Answered": 'queries that the documents surely answer. Mark some with "answerable": true, or add a spans.jsonl',
+    "Answered": 'queries that are known to be answerable. Mark some with "answerable": true, or add a spans.jsonl',
 }
 
-# -------------------------------------------------------------------------------------- declared
+# ----------------------------------------------------------------------------------- declarations
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AnswerMeasure:
-    """A measure of one answer, from 0 to 1. ``str`` of it is its notation, which is its name.
+    """A measure of an answer, from 0 to 1; ``str`` of it is its notation.
 
     Attributes:
-        name: Which one; the module's docstring defines them.
+        name: The measure; the module's docstring defines them.
     """
 
     name: Literal["CitationPrecision", "CitationRecall", "ExactMatch", "F1", "Abstention", "Answered"]
@@ -63,10 +63,10 @@ class AnswerMeasure:
         return self.name
 
     def applies(self, query: Query, spans: Sequence[GoldSpan]) -> bool:
-        """Tell whether there is anything to compare an answer with.
+        """Return whether the query has the gold data that the measure needs.
 
         Args:
-            query: With its right answers, and whether it is answerable.
+            query: The query, with its reference answers and whether it is answerable.
             spans: Its gold spans.
         """
         match self.name:
@@ -80,15 +80,14 @@ class AnswerMeasure:
                 return query.answerable is True or (query.answerable is None and bool(spans))
 
     def score(self, query: Query, answer: Answer, spans: Sequence[GoldSpan]) -> float | None:
-        """Measure one answer.
+        """Score one answer.
 
-        An abstention where there is an answer, and an answer without citations, have recall, exact match and F1 of 0:
-        nothing right was said. Their citation precision is not 0 but unknown, as nothing wrong was cited either; the
-        other measures show what that cost.
+        An abstention on an answerable query has citation recall, exact match and F1 of 0, and an answer without
+        citations has citation recall 0. Their citation precision is None rather than 0: nothing wrong was cited.
 
         Args:
-            query: What was asked.
-            answer: What was answered.
+            query: The query.
+            answer: The answer.
             spans: The query's gold spans.
 
         Returns:
@@ -98,11 +97,11 @@ class AnswerMeasure:
             return None
         match self.name:
             case "CitationPrecision":
-                right = [_is_right(places, spans) for places in _cited(answer)]
-                return sum(right) / len(right) if right else None
+                correct = [_is_correct(places, spans) for places in _cited(answer)]
+                return sum(correct) / len(correct) if correct else None
             case "CitationRecall":
                 places = [place for of_one in _cited(answer) for place in of_one]
-                return sum(_holds_half(places, span) for span in spans) / len(spans)
+                return sum(_covers_half(places, span) for span in spans) / len(spans)
             case "ExactMatch" | "F1":
                 if answer.abstained:
                     return 0.0
@@ -115,7 +114,7 @@ class AnswerMeasure:
                 return float(not answer.abstained)
 
     def check_gold(self, dataset: Dataset) -> None:
-        """Make sure that the measure applies to a query of a dataset.
+        """Check that the measure applies to at least one query of a dataset.
 
         Raises:
             InputError: It applies to none; the message says what to add.
@@ -126,13 +125,13 @@ class AnswerMeasure:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FollowUpCheck:
-    """What is to be said for a follow-up question.
+    """The assessment of one follow-up question.
 
     Attributes:
-        question: As it was proposed.
+        question: The follow-up question.
         answerable: Whether the corpus answers it.
-        new: Whether it is another question than the one that was asked.
-        distinct: Whether it is another question than those before it.
+        new: Whether it differs from the original question.
+        distinct: Whether it differs from the follow-up questions before it.
     """
 
     question: str
@@ -142,19 +141,18 @@ class FollowUpCheck:
 
     @property
     def good(self) -> bool:
-        """Whether all of it can be said."""
+        """Whether all three conditions hold."""
         return self.answerable and self.new and self.distinct
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FollowUpQuality:
-    """The share of the follow-up questions that a reader is to have which are good; "FollowUps", "FollowUps@5" in text.
+    """The fraction of the wanted follow-up questions that are good; "FollowUps" or "FollowUps@5" as text.
 
-    Two questions are the same in other words if they share more than three quarters of the index terms of the one that
-    has fewer.
+    Two questions count as the same if they share more than three quarters of the index terms of the shorter one.
 
     Attributes:
-        wanted: How many are to be had. Those after them do not count: the best come first.
+        wanted: The number of follow-up questions that are wanted. Only the first ``wanted`` ones count.
     """
 
     wanted: int = 3
@@ -171,13 +169,13 @@ class FollowUpQuality:
     def check(
         self, query: Query, follow_ups: Sequence[str], *, answerable: Callable[[str], bool], language: str
     ) -> tuple[FollowUpCheck, ...]:
-        """Look at the questions that count.
+        """Assess the first ``wanted`` follow-up questions.
 
         Args:
-            query: What was asked.
-            follow_ups: What is proposed, best first.
-            answerable: Tells whether the corpus answers a question; called once for each that has index terms.
-            language: ISO 639-1 code of all of them.
+            query: The original question.
+            follow_ups: The follow-up questions, best first.
+            answerable: Returns whether the corpus answers a question; called once for each that has index terms.
+            language: ISO 639-1 code of the questions.
         """
         checks = []
         asked = set(tokenize(query.text, language))
@@ -198,7 +196,7 @@ class FollowUpQuality:
     def score_questions(
         self, query: Query, follow_ups: Sequence[str], *, answerable: Callable[[str], bool], language: str
     ) -> float:
-        """Return the share of `wanted` that is there and good; see `check`."""
+        """Return the number of good questions divided by `wanted`; see `check`."""
         checks = self.check(query, follow_ups, answerable=answerable, language=language)
         return sum(check.good for check in checks) / self.wanted
 
@@ -213,29 +211,29 @@ ANSWER_MEASURES: Mapping[str, AnswerMeasure | FollowUpQuality] = {
     str(each): each
     for each in (CitationPrecision, CitationRecall, ExactMatch, F1, Abstention, Answered, FollowUpQuality())
 }
-"""What a notation without a cutoff names."""
+"""The measures by their notation without a cutoff."""
 
 
-# -------------------------------------------------------------------------------------- computed
+# ------------------------------------------------------------------------------------ computation
 
 
 def evaluate_answers(
     measures: Iterable[str | AnswerMeasure], dataset: Dataset, answers: Mapping[str, Answer]
 ) -> pd.DataFrame:
-    """Measure answers from anywhere, for example from `RAGEngine.ask`.
+    """Evaluate answers from any source, for example from `RAGEngine.ask`.
 
     Args:
         measures: For example ``["CitationRecall", "F1"]``.
-        dataset: What is right.
-        answers: Query id -> answer. A query without one is an error: its value is NaN, never 0. Answers to other
-            queries are left alone.
+        dataset: The dataset with the gold data.
+        answers: Query id -> answer. A missing answer counts as an error: the value is NaN, never 0. Answers to unknown
+            queries are ignored.
 
     Returns:
-        One row a query and measure, columns ``query_id``, ``measure`` and ``value``, as `ragkit.evaluation.evaluate`
-        has them. A measure that does not apply to a query has no row for it.
+        One row per query and measure, columns ``query_id``, ``measure`` and ``value``, as in
+        `ragkit.evaluation.evaluate`. A measure that does not apply to a query has no row for it.
 
     Raises:
-        InputError: No such measure; no gold for it; answers none of which is for a query of the dataset.
+        InputError: A measure does not exist or has no gold data, or no answer is for a query of the dataset.
         MissingExtraError: pandas is not installed.
     """
     declared = [ANSWER_MEASURES.get(each, each) if isinstance(each, str) else each for each in measures]
@@ -244,7 +242,7 @@ def evaluate_answers(
     for measure in dict.fromkeys(declared):
         if not isinstance(measure, AnswerMeasure):
             known = ", ".join(name for name, each in ANSWER_MEASURES.items() if isinstance(each, AnswerMeasure))
-            raise InputError(f"'{measure!s:.100}' cannot be computed from answers alone. These can: {known}.")
+            raise InputError(f"'{measure!s:.100}' cannot be computed from answers alone. These measures can: {known}.")
         measure.check_gold(dataset)
         for query in dataset.queries:
             spans = dataset.spans.get(query.id, ())
@@ -258,27 +256,27 @@ def evaluate_answers(
 
 
 def frame_of(rows: Iterable[tuple[str, str, float]]) -> pd.DataFrame:
-    """Return scores as a table: ``query_id``, ``measure``, ``value``."""
+    """Return scores as a DataFrame: ``query_id``, ``measure``, ``value``."""
     with needs("pandas", extra="eval"):
         import pandas as pd
     return pd.DataFrame(rows, columns=["query_id", "measure", "value"])
 
 
 def exact_match(one: str, other: str, *, language: str) -> float:
-    """Return 1 if two texts have the same words, else 0; the module's docstring says what counts as one.
+    """Return 1 if two texts have the same words, else 0; the module's docstring defines words.
 
     Args:
-        one: Any text, without citation markers.
-        other: Likewise.
-        language: ISO 639-1 code of both: the articles of French are left out for "fr", those of English for all others.
+        one: A text without citation markers.
+        other: Another such text.
+        language: ISO 639-1 code of both: French articles are removed for "fr", English ones for all other languages.
     """
     return float(_words(one, language) == _words(other, language))
 
 
 def f1(one: str, other: str, *, language: str) -> float:
-    """Return the harmonic mean of how many of each text's words the other has; see `exact_match`.
+    """Return the F1 of the words of two texts; see `exact_match`.
 
-    Of two texts without words it is 1, of one 0, as in SQuAD 2.0 (Rajpurkar, Jia and Liang 2018).
+    It is 1 if both texts have no words and 0 if one has none, as in SQuAD 2.0 (Rajpurkar, Jia and Liang 2018).
     """
     words, others = _words(one, language), _words(other, language)
     if not (words and others):
@@ -287,7 +285,7 @@ def f1(one: str, other: str, *, language: str) -> float:
 
 
 def language_of(query: Query, answer: Answer) -> str:
-    """Return the language of a question: the judged set's word for it, else the answer's."""
+    """Return the language of a question as the dataset states it, or else the answer's language."""
     return query.language if query.language != "und" else answer.language
 
 
@@ -304,29 +302,29 @@ def _words(text: str, language: str) -> list[str]:
 
 
 def _cited(answer: Answer) -> list[list[Place]]:
-    """What each citation holds; nothing where the citations are only what the model was given."""
+    """Return the text that each citation covers; nothing if the answer itself has no citation markers."""
     if answer.abstained or not answer.cited:
         return []
     return [[(c.document_id, *ends) for ends in c.quotes or ((c.start, c.end),)] for c in answer.citations]
 
 
-def _is_right(places: list[Place], spans: Sequence[GoldSpan]) -> bool:
+def _is_correct(places: list[Place], spans: Sequence[GoldSpan]) -> bool:
     size = covered(places)
     within = shared(places, [(span.document_id, span.start, span.end) for span in spans])
-    return 0 < size <= 2 * within or any(_holds_half(places, span) for span in spans)
+    return 0 < size <= 2 * within or any(_covers_half(places, span) for span in spans)
 
 
-def _holds_half(places: list[Place], span: GoldSpan) -> bool:
+def _covers_half(places: list[Place], span: GoldSpan) -> bool:
     return 2 * shared(places, [(span.document_id, span.start, span.end)]) >= span.end - span.start
 
 
 def shared(places: list[Place], others: list[Place]) -> int:
-    """Count the characters that lie in both."""
+    """Count the characters in both lists of places."""
     return covered(places) + covered(others) - covered(places + others)
 
 
 def covered(places: Iterable[Place]) -> int:
-    """Count the characters that lie in at least one place."""
+    """Count the characters in at least one place."""
     count = 0
     document, reached = "", 0
     for document_id, start, end in sorted(places):

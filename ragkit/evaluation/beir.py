@@ -1,4 +1,4 @@
-"""Judged sets in the layout of BEIR, with gold spans: read and written."""
+"""Read and write datasets in the layout of BEIR, extended by gold spans."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from ragkit.files import refused
 
 
 def save_dataset(dataset: Dataset, folder: str | Path) -> Path:
-    """Write a judged set, whole or not at all, so that `load_dataset` reads the same: its digest does not change.
+    """Write a dataset atomically, so that `load_dataset` returns a dataset with the same digest.
 
-    ``corpus.jsonl`` holds the documents with their headings and pages, ``queries.jsonl`` the questions with their
-    answers, ``qrels/test.tsv`` the judgements, and ``spans.jsonl`` the gold spans with their words. Where a document
-    was read from is not kept.
+    ``corpus.jsonl`` has the documents with their headings and pages, ``queries.jsonl`` the questions with their
+    answers, ``qrels/test.tsv`` the judgements, and ``spans.jsonl`` the gold spans with their text. The sources of
+    documents are not saved.
 
     Args:
-        dataset: The set.
-        folder: Where to; a new folder, or an empty one.
+        dataset: The dataset.
+        folder: A new or empty folder.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: There is something already, or the set cannot be written so that it reads the same: an id with a
-            tab, a question that is judged by nothing.
-        RagkitError: The disk refused.
+        InputError: The folder is not empty, or the dataset cannot be read back unchanged: for example, an id contains a
+            tab, or a question has no judgements.
+        RagkitError: The files cannot be written.
     """
     folder = Path(folder).expanduser()
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError(f"There is something at '{folder}' already. Name a new folder.")
+            raise InputError(f"'{folder}' already exists and is not an empty folder. Choose a new folder.")
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
             written = Path(temporary) / "dataset"
@@ -48,9 +48,9 @@ def save_dataset(dataset: Dataset, folder: str | Path) -> Path:
             try:
                 lost = _lost(dataset, read_beir(written).to_dataset())
             except InputError as error:
-                raise InputError(f"'{dataset.name}' would not be read again as it is: {error}") from error
+                raise InputError(f"'{dataset.name}' could not be read back unchanged: {error}") from error
             if lost:
-                raise InputError(f"'{dataset.name}' would not be read again as it is: {lost}. Change that first.")
+                raise InputError(f"'{dataset.name}' could not be read back unchanged: {lost}. Change that first.")
             if folder.exists():
                 folder.rmdir()
             shutil.move(written, folder)
@@ -67,14 +67,14 @@ def _write(dataset: Dataset, folder: Path) -> None:
     _write_text(folder / "qrels" / "test.tsv", "query-id\tcorpus-id\tscore\n" + "".join(lines))
     texts = {document.id: document.text for document in dataset.documents}
     spans = [
-        {"_id": query_id, "spans": [{**dataclasses.asdict(span), "text": _words(span, texts)} for span in found]}
+        {"_id": query_id, "spans": [{**dataclasses.asdict(span), "text": _span_text(span, texts)} for span in found]}
         for query_id, found in dataset.spans.items()
     ]
     if spans:
         _write_rows(folder / "spans.jsonl", spans)
 
 
-def _words(span: GoldSpan, texts: Mapping[str, str]) -> str:
+def _span_text(span: GoldSpan, texts: Mapping[str, str]) -> str:
     return texts[span.document_id][span.start : span.end]
 
 
@@ -110,15 +110,18 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _lost(dataset: Dataset, found: Dataset) -> str:
-    """Say what a set has lost by being written and read again; nothing if it is the same."""
+    """Describe what changed when a dataset was written and read back; empty if nothing did."""
     if found.digest() == dataset.digest():
         return ""
     kept = {document.digest() for document in found.documents}
     if lost := [document.id for document in dataset.documents if document.digest() not in kept]:
-        return f"the document '{lost[0]}': a title is one line, a text holds no NUL, and its lines end in \\n"
+        return (
+            f"the document '{lost[0]}': a title must be one line, and a text must not contain NUL and must end its "
+            "lines with \\n"
+        )
     if lost := [query.id for query in dataset.queries if query not in found.queries]:
-        return f"the query '{lost[0]}': whatever the documents may answer needs judgements"
-    return "ids or judgements: no id holds a tab, a line break or white space at its ends"
+        return f"the query '{lost[0]}': an answerable query needs judgements"
+    return "ids or judgements: an id must not contain a tab or a line break, or start or end with white space"
 
 
 def read_beir(folder: Path, corpus: Any = None, split: str | None = None, language: str | None = None) -> Judgements:
@@ -131,7 +134,7 @@ def read_beir(folder: Path, corpus: Any = None, split: str | None = None, langua
     if file is not None and file.parent != folder:
         spans = {query_id: found for query_id, found in spans.items() if query_id in qrels}
     if not (qrels or spans):
-        raise InputError(f"'{folder}' holds no judgements: put a qrels.tsv, qrels/test.tsv or spans.jsonl there.")
+        raise InputError(f"'{folder}' has no judgements. Add a qrels.tsv, qrels/test.tsv or spans.jsonl.")
     answers: dict[str, tuple[str, ...]] = {}
     for where, row in read_rows(folder / "qa.jsonl", optional=True):
         query_id = _known(row, asked, where)
@@ -148,7 +151,7 @@ def _qrels_file(folder: Path, split: str | None) -> Path | None:
     if split is None and len(files) < 2:
         return next(iter(files.values()), None)
     if (wanted := split or "test") not in files:
-        there = f"There are: {', '.join(files)}." if files else "There is none; leave split out."
+        there = f"There are: {', '.join(files)}." if files else "There are none; omit split=."
         raise InputError(f"'{folder}' has no qrels/{wanted}.tsv. {there}")
     return files[wanted]
 
@@ -156,14 +159,14 @@ def _qrels_file(folder: Path, split: str | None) -> Path | None:
 def _known(row: Mapping[str, Any], asked: Collection[str], where: str) -> str:
     query_id = row_id(row, where)
     if query_id not in asked:
-        raise InputError(f"{where}: there is no query '{query_id}' in queries.jsonl. Add it, or take the line out.")
+        raise InputError(f"{where}: there is no query '{query_id}' in queries.jsonl. Add it or remove the line.")
     return query_id
 
 
 def _spans(path: Path, documents: Mapping[str, Document], asked: Collection[str]) -> Spans:
     """Read rows ``{"_id", "spans": [{"document_id", "start", "end", "text"}]}``.
 
-    Or, where all of a row's spans are in its ``doc_id``, ``{"_id", "doc_id", "spans": [[start, end, text]]}``.
+    If all spans of a row are in one document, also ``{"_id", "doc_id", "spans": [[start, end, text]]}``.
     """
     spans: Spans = {}
     for where, row in read_rows(path, optional=True):
@@ -176,18 +179,18 @@ def _spans(path: Path, documents: Mapping[str, Document], asked: Collection[str]
                 case [int(start), int(end), *rest]:
                     document_id, words = str(row.get("doc_id")), rest[0] if rest else None
                 case _:
-                    raise InputError(f"{where}: a span of '{query_id}' lacks a document, a start or an end.")
+                    raise InputError(f"{where}: a span of '{query_id}' lacks a document_id, start or end.")
             if (document := documents.get(document_id)) is None:
                 raise InputError(f"{where}: a span of '{query_id}' is in '{document_id}', which is not in the corpus.")
             if not 0 <= start < end <= len(document.text):
                 raise InputError(
-                    f"{where}: a span of '{query_id}' goes from {start} to {end}, and '{document_id}' from 0 to "
-                    f"{len(document.text)}."
+                    f"{where}: a span of '{query_id}' goes from {start} to {end}, but '{document_id}' has "
+                    f"{len(document.text)} characters."
                 )
             if words is not None and document.text[start:end] != words:
                 raise InputError(
-                    f"{where}: a span of '{query_id}' does not stand where it says: '{document_id}' has "
-                    f"{document.text[start:end]!r:.100} from {start} to {end}. Correct it, or give the right corpus."
+                    f"{where}: the text of a span of '{query_id}' does not match: '{document_id}' has "
+                    f"{document.text[start:end]!r:.100} from {start} to {end}. Correct it, or pass the right corpus."
                 )
             spans.setdefault(query_id, []).append(GoldSpan(document_id, start, end))
     return spans

@@ -1,13 +1,13 @@
-"""Answers judged by a language model.
+"""LLM judges of answers.
 
-`Faithfulness` is the share of an answer's statements that the passages support, as in ragas (Es et al. 2023, "RAGAS:
+`Faithfulness` is the fraction of an answer's statements that the passages support, as in ragas (Es et al. 2023, "RAGAS:
 Automated Evaluation of Retrieval Augmented Generation"), but in one call: the judge lists the statements and decides
-on each. `Relevance` is how far the answer addresses the question, from 1 to 5 and scaled to 0..1; whether it is true
+on each. `Relevance` is how well the answer addresses the question, graded from 1 to 5 and scaled to 0..1; correctness
 does not count.
 
-A judge is a model, too: it is asked several times, each reply is kept, and `summary` tells mean and spread. A reply
-that cannot be read is an error and never a score. Question, passages and answer are untrusted; they stand between
-marked lines, as in `ragkit.llm`.
+Judges are not deterministic: each answer is judged several times, every reply is kept, and `summary` returns mean and
+standard deviation. A reply that cannot be parsed is an error, never a score. Question, passages and answer are
+untrusted; they are fenced by marked lines, as in `ragkit.llm`.
 """
 
 from __future__ import annotations
@@ -84,11 +84,11 @@ Réponds uniquement en JSON, sous cette forme, la raison en quelques mots :
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Judgement:
-    """What a judge made of an answer, once.
+    """One judgement of an answer.
 
     Attributes:
         score: From 0 to 1.
-        reply: What the judge said, as it was said.
+        reply: The raw reply of the judge.
     """
 
     score: float
@@ -97,15 +97,15 @@ class Judgement:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Judge:
-    """A model that judges answers; see `Faithfulness` and `Relevance`.
+    """An LLM judge of answers; see `Faithfulness` and `Relevance`.
 
     Attributes:
-        llm: The model.
-        repeats: How often it is to be asked about one answer. It names no other judgement, so that more repeats are
-            more of the same.
+        llm: The judge model.
+        repeats: How many times each answer is judged. It is not part of the judge's identity, so that raising it reuses
+            the earlier judgements.
 
     Raises:
-        InputError: The model can only answer prompts, or `repeats` is less than 1.
+        InputError: The model is not generative, or `repeats` is less than 1.
     """
 
     llm: GenerativeLLM
@@ -119,35 +119,35 @@ class Judge:
         return type(self).__name__
 
     def applies(self, query: Query, answer: Answer) -> bool:
-        """Tell whether there is anything to judge: an abstention states nothing.
+        """Return whether there is anything to judge: not for an abstention.
 
-        Whether it was right, `ragkit.evaluation.answer_measures.Abstention` and `Answered` say.
+        `ragkit.evaluation.answer_measures.Abstention` and `Answered` measure whether an abstention was correct.
         """
         return not answer.abstained
 
     def messages(self, query: Query, answer: Answer) -> list[dict[str, str]]:
-        """Return the chat messages for the judge; the same answer gives the same ones."""
+        """Return the chat messages for the judge; the same answer gives the same messages."""
         raise NotImplementedError
 
     def judge(self, query: Query, answer: Answer, *, cancelled: Callable[[], bool] = never) -> Judgement:
-        """Ask the judge once.
+        """Judge an answer once.
 
         Args:
-            query: What was asked.
-            answer: What was answered, with its passages.
-            cancelled: Asked many times a second; True stops the work.
+            query: The query.
+            answer: The answer, with its passages.
+            cancelled: Polled many times a second; True stops the call.
 
         Raises:
-            OperationCancelled: ``cancelled`` said so.
-            InputError: The answer abstained; see `applies`.
-            LLMResponseError: The reply cannot be read, or names no statement.
-            LLMError: There is no reply.
+            OperationCancelled: ``cancelled`` returned True.
+            InputError: The answer is an abstention; see `applies`.
+            LLMResponseError: The reply cannot be parsed, or lists no statement.
+            LLMError: The model did not reply.
         """
         raise NotImplementedError
 
 
 class Faithfulness(Judge):
-    """Whether an answer says only what its passages say; all that were retrieved count, cited or not."""
+    """The fraction of an answer's statements that its passages support; all retrieved passages count, cited or not."""
 
     __slots__ = ()
 
@@ -157,14 +157,14 @@ class Faithfulness(Judge):
         return _messages(_FAITHFULNESS, query, answer, passages)
 
     def judge(self, query: Query, answer: Answer, *, cancelled: Callable[[], bool] = never) -> Judgement:
-        """See `Judge.judge`: supported statements over all."""
+        """See `Judge.judge`; the score is supported statements / all statements."""
         reply = _reply(self, query, answer, cancelled)
         statements = _read(reply, _Statements, self.llm).statements
         return Judgement(sum(each.supported for each in statements) / len(statements), reply.raw)
 
 
 class Relevance(Judge):
-    """How far an answer addresses its question."""
+    """How well an answer addresses its question."""
 
     __slots__ = ()
 
@@ -173,13 +173,13 @@ class Relevance(Judge):
         return _messages(_RELEVANCE, query, answer, [])
 
     def judge(self, query: Query, answer: Answer, *, cancelled: Callable[[], bool] = never) -> Judgement:
-        """See `Judge.judge`: (grade - 1) / 4."""
+        """See `Judge.judge`; the score is (grade - 1) / 4."""
         reply = _reply(self, query, answer, cancelled)
         return Judgement((_read(reply, _Grade, self.llm).score - 1) / 4, reply.raw)
 
 
 def summary(judgements: Sequence[Judgement]) -> tuple[float, float]:
-    """Return mean and standard deviation (with n - 1) of repeated judgements; NaN for what too few cannot tell."""
+    """Return mean and sample standard deviation (n - 1) of repeated judgements; NaN where there are too few."""
     scores = [judgement.score for judgement in judgements]
     mean = statistics.fmean(scores) if scores else math.nan
     return mean, statistics.stdev(scores) if len(scores) > 1 else math.nan
@@ -189,7 +189,7 @@ def _messages(
     instructions: dict[str, str], query: Query, answer: Answer, passages: list[tuple[str, str]]
 ) -> list[dict[str, str]]:
     language = language_of(query, answer)
-    # Markers are numbered by citation and passages by rank: together they would mislead.
+    # Citation markers are removed: their numbers differ from those of the passages, which are ranks.
     text, mark = fenced([("QUESTION", query.text), *passages, ("ANSWER", without_citations(answer.text))])
     system = "\n\n".join(texts.get(language, texts["en"]) for texts in (instructions, _DATA))
     return [
@@ -201,7 +201,7 @@ def _messages(
 def _reply(judge: Judge, query: Query, answer: Answer, cancelled: Callable[[], bool]) -> Reply:
     if not judge.applies(query, answer):
         raise InputError(
-            f"The answer to '{query.id}' is an abstention: there is nothing to judge. Ask applies() first."
+            f"The answer to '{query.id}' is an abstention: there is nothing to judge. Check applies() first."
         )
     messages = judge.messages(query, answer)
     return ask(judge.llm, messages, asker=str(judge), max_tokens=_MAX_TOKENS, cancelled=cancelled)
@@ -210,7 +210,7 @@ def _reply(judge: Judge, query: Query, answer: Answer, cancelled: Callable[[], b
 # ---------------------------------------------------------------------------------------- replies
 
 
-# A model that repeats the form of the request, with its "...", has not judged.
+# A reply that only repeats the JSON example of the request, with its "...", must not parse.
 
 
 class _Statement(msgspec.Struct, frozen=True):
@@ -228,7 +228,7 @@ class _Grade(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if isinstance(self.reason, str) and self.reason.strip() in ("...", "…"):
-            raise ValueError("its reason is that of the form")
+            raise ValueError("its reason is the placeholder of the request")
 
 
 _Kind = TypeVar("_Kind", _Statements, _Grade)

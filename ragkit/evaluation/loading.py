@@ -1,4 +1,4 @@
-"""Reading judged sets: the layout of BEIR, TREC's files, sets of ir_datasets, tables of pandas."""
+"""Load datasets: the layout of BEIR, TREC files, ir_datasets, pandas DataFrames."""
 
 from __future__ import annotations
 
@@ -41,31 +41,31 @@ def load_dataset(
     name: str | None = None,
     language: str | None = None,
 ) -> Dataset:
-    """Read a judged set. Queries without judgements are left out, but for those marked ``"answerable": false``.
+    """Load a dataset. Queries without judgements are left out, unless they are marked ``"answerable": false``.
 
     Args:
         source: One of
 
             - a folder in the layout of BEIR: ``corpus.jsonl``, ``queries.jsonl``, ``qrels.tsv`` or
-              ``qrels/<split>.tsv``, and where there are any ``spans.jsonl`` (gold spans) and ``qa.jsonl`` (answers);
+              ``qrels/<split>.tsv``, and optionally ``spans.jsonl`` (gold spans) and ``qa.jsonl`` (answers);
             - a file of TREC topics, or of lines ``id<tab>query``, with ``qrels`` and ``corpus``;
-            - ``"ir_datasets:NAME"``, a set that ir_datasets knows and may download;
-            - a DataFrame with a row a judgement and ``corpus``: columns ``query`` and ``document_id``, and where there
-              are any ``grade`` (else 1), ``query_id``, ``language``, ``answers``, and ``start`` and ``end`` of a gold
-              span. A row without a document is a query that the documents do not answer. PyTerrier's names are
-              understood, too: ``qid``, ``docno``, ``label``; and its topics (``qid``, ``query``) with ``qrels``.
-        corpus: The documents, where ``source`` does not hold them: a ``corpus.jsonl``, a folder or file of any kind
-            that ragkit reads (a document's id is then its path below that folder), a DataFrame with columns ``id``,
-            ``text`` and perhaps ``title``, or documents.
-        qrels: Judgements for TREC topics, a file (see `ragkit.evaluation.trec.read_qrels`) or a DataFrame with columns
+            - ``"ir_datasets:NAME"``, a dataset of ir_datasets, which may download it;
+            - a DataFrame with one row per judgement, and ``corpus``. Columns: ``query`` and ``document_id``, and
+              optionally ``grade`` (1 if missing), ``query_id``, ``language``, ``answers``, and ``start`` and ``end`` of
+              a gold span. A row without a document is a query that the documents do not answer. PyTerrier's column
+              names ``qid``, ``docno``, ``label`` work too, and so do its topics (``qid``, ``query``) with ``qrels``.
+        corpus: The documents, if ``source`` does not contain them: a ``corpus.jsonl``, a folder or file in any format
+            that ragkit reads (the id of a document is then its path relative to the folder), a DataFrame with columns
+            ``id``, ``text`` and optionally ``title``, or `Document` objects.
+        qrels: Judgements for topics: a file (see `ragkit.evaluation.trec.read_qrels`) or a DataFrame with columns
             ``qid``, ``docno`` and ``label``.
-        split: Which ``qrels/<split>.tsv``; if None, ``qrels.tsv``, or else "test".
-        name: What it is called; made of the source's name if None.
-        language: ISO 639-1 code of the documents; guessed for each that does not say, if None.
+        split: Selects ``qrels/<split>.tsv``; if None, ``qrels.tsv``, or else "test".
+        name: The name of the dataset; made from the source's name if None.
+        language: ISO 639-1 code of the documents; if None, guessed for each document that does not state it.
 
     Raises:
         DocumentError: A file is not text.
-        InputError: Something is missing or damaged; the message names the file and the line.
+        InputError: A file or a value is missing or invalid; the message names the file and the line.
         MissingExtraError: ir_datasets is not installed.
     """
     is_named = isinstance(source, str) and source.startswith(IR_DATASETS)
@@ -74,10 +74,10 @@ def load_dataset(
         raise SourceNotFoundError(path)
     is_folder = path is not None and path.is_dir()
     if split is not None and not is_folder:
-        raise InputError("split= names a qrels/<split>.tsv in a folder, and this is none. Leave it out.")
+        raise InputError("split= selects a qrels/<split>.tsv in a folder, but this source is not a folder. Omit it.")
     is_judged = is_folder or is_named or (is_frame(source) and "document_id" in with_our_columns(source).columns)
     if qrels is not None and is_judged:
-        raise InputError("qrels= goes with a file of queries, and this has judgements of its own. Leave it out.")
+        raise InputError("qrels= is for a source of queries only, but this source has judgements. Omit it.")
     if is_named:
         found = _ir_dataset(str(source).removeprefix(IR_DATASETS), corpus, language)
     elif path is None:
@@ -91,7 +91,7 @@ def load_dataset(
 
 def _trec(path: Path, corpus: Any, qrels: Any, language: str | None) -> Judgements:
     if qrels is None or corpus is None:
-        raise InputError(f"'{path}' is a file of queries. Name the rest: load_dataset(topics, qrels=..., corpus=...).")
+        raise InputError(f"'{path}' is a file of queries. Pass the rest: load_dataset(topics, qrels=..., corpus=...).")
     queries = [Query(query_id, text) for query_id, text in read_topics(path).items()]
     judged = _qrels(qrels)
     return Judgements(path.stem, read_corpus(corpus, language), queries, judged)
@@ -104,7 +104,7 @@ def _ir_dataset(name: str, corpus: Any, language: str | None) -> Judgements:
     try:
         data = ir_datasets.load(name)
         if lacking := [part for part in ("docs", "queries", "qrels") if not getattr(data, f"has_{part}")()]:
-            raise InputError(f"'{where}' has no {lacking[0]}. Give one that has docs, queries and qrels.")
+            raise InputError(f"'{where}' has no {lacking[0]}. Choose a dataset with docs, queries and qrels.")
         if corpus is None:
             rows = (
                 {"_id": d.doc_id, "text": _text_of(d), "title": getattr(d, "title", None)} for d in data.docs_iter()
@@ -117,17 +117,17 @@ def _ir_dataset(name: str, corpus: Any, language: str | None) -> Judgements:
     except RagkitError:
         raise
     except KeyError as error:
-        raise InputError(f"ir_datasets knows no set '{name}'. https://ir-datasets.com lists them.") from error
-    except Exception as error:  # it downloads: anything that a network, a server or a disk can do
+        raise InputError(f"ir_datasets has no dataset '{name}'. See the list at https://ir-datasets.com.") from error
+    except Exception as error:  # downloads can raise many kinds of network and disk errors
         raise InputError(
-            f"ir_datasets could not give '{name}': {type(error).__name__}: {one_line(str(error))[:300]}. If it has to "
-            "download it, make sure that there is a network; then ask again."
+            f"ir_datasets could not load '{name}': {type(error).__name__}: {one_line(str(error))[:300]}. If it has to "
+            "download it, check the network connection and try again."
         ) from error
     return Judgements(name, read_corpus(corpus, language), queries, qrels)
 
 
 def _text_of(document: Any) -> str:
-    """The text without the title, which has a place of its own; sets name and divide their texts as they like."""
+    """Return the text without the title, which is a separate field; fields differ between datasets."""
     text = getattr(document, "text", None)
     return text if isinstance(text, str) else str(document.default_text())
 
@@ -139,7 +139,7 @@ def _qrels(given: str | Path | pd.DataFrame) -> Qrels:
     for number, row in enumerate(frame_rows(with_our_columns(given)), start=1):
         where = f"row {number} of the judgements"
         if missing := [name for name in ("query_id", "document_id", "grade") if row.get(name) is None]:
-            raise InputError(f"{where}: no {missing[0]}. A frame of judgements has columns qid, docno and label.")
+            raise InputError(f"{where}: no {missing[0]}. A DataFrame of judgements needs columns qid, docno and label.")
         judge(qrels, row_id({"_id": row["query_id"]}, where), row_id({"_id": row["document_id"]}, where), row["grade"],
               where=where)  # fmt: skip
     return qrels
@@ -160,8 +160,8 @@ def _frame(frame: pd.DataFrame, corpus: Any, language: str | None) -> Judgements
     if not is_frame(frame) or not {"query", "document_id"} <= set(frame.columns) or corpus is None:
         there = f", not {', '.join(map(str, frame.columns))}" if is_frame(frame) else ""
         raise InputError(
-            f"Judgements are a folder, a file, or a DataFrame with columns 'query' and 'document_id'{there}; and a "
-            "DataFrame needs corpus=, for example a folder of documents."
+            f"The source must be a folder, a file, or a DataFrame with columns 'query' and 'document_id'{there}; a "
+            "DataFrame also needs corpus=, for example a folder of documents."
         )
     queries: dict[str, Query] = {}
     qrels: Qrels = {}
@@ -174,7 +174,9 @@ def _frame(frame: pd.DataFrame, corpus: Any, language: str | None) -> Judgements
         )
         query = row_query({**row, "_id": given, "id": None, "text": row["query"]}, where)
         if queries.setdefault(query.id, query).text != query.text:
-            raise InputError(f"{where}: '{query.id}' is another query further up. Give each query one id.")
+            raise InputError(
+                f"{where}: the id '{query.id}' already belongs to another query. Give each query its own id."
+            )
         if row["document_id"] is None:
             continue
         document_id = row_id({"_id": row["document_id"]}, where)
@@ -189,5 +191,7 @@ def _frame(frame: pd.DataFrame, corpus: Any, language: str | None) -> Judgements
 
 def _offset(value: Any, where: str) -> int:
     if not isinstance(value, int | float) or not float(value).is_integer():
-        raise InputError(f"{where}: {value!r:.40} is no offset. A span needs a whole 'start' and 'end', in characters.")
+        raise InputError(
+            f"{where}: {value!r:.40} is not an offset. A span needs integers 'start' and 'end', in characters."
+        )
     return int(value)

@@ -1,16 +1,17 @@
-"""Measures of retrieval: declared in the field's notation, and computed by the field's own programs.
+"""Retrieval measures, in the notation of ir_measures and computed by standard programs.
 
-``nDCG@10``, ``R@100``, ``RR@10``, ``AP`` and all the others of ir_measures look at documents; trec_eval computes most
-of them. `SpanRecall`, `SpanPrecision` and `SpanIoU` look at the first k passages, as in Smith and Troynikov,
-"Evaluating Chunking Strategies for Retrieval" (Chroma, 2024), in characters where they count tokens: with E the
-characters of a query's gold spans and R those of the k passages,
+``nDCG@10``, ``R@100``, ``RR@10``, ``AP`` and all other measures of ir_measures evaluate rankings of documents;
+trec_eval computes most of them. `SpanRecall`, `SpanPrecision` and `SpanIoU` evaluate the first k passages, as in Smith
+and Troynikov, "Evaluating Chunking Strategies for Retrieval" (Chroma, 2024), but count characters instead of tokens:
+with E the characters of a query's gold spans and R those of the k passages,
 
     recall = |E and R| / |E|      precision = |E and R| / |R|      IoU = |E and R| / (|E| + |R| - |E and R|)
 
-What two passages share counts twice in |R|, so overlap has its price. A character of two gold spans counts once in |E|.
+Characters that two passages share count twice in |R|, so that overlap is penalised. A character in two gold spans
+counts once in |E|.
 
-Measures of answers (`ragkit.evaluation.answer_measures`, `ragkit.evaluation.judges`) are named and checked here, too,
-and computed there.
+Measures of answers are parsed and checked here too, but computed in `ragkit.evaluation.answer_measures` and
+`ragkit.evaluation.judges`.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ class Ranked:
     """A retrieved passage. A ranking is a list of them, best first.
 
     Attributes:
-        document_id: The document that it stands in.
-        score: The retriever's; higher is better.
-        start: Where the passage begins, in characters of `Document.text`.
-        end: Where it ends. Span measures alone look at both.
+        document_id: The document that contains the passage.
+        score: The retriever's score; higher is better.
+        start: The start of the passage, in characters of `Document.text`. Only span measures use the offsets.
+        end: The end of the passage.
     """
 
     document_id: str
@@ -51,16 +52,16 @@ class Ranked:
     end: int = 0
 
 
-# -------------------------------------------------------------------------------------- declared
+# ----------------------------------------------------------------------------------- declarations
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SpanMeasure:
-    """A measure on spans, written like those of ir_measures: ``SpanRecall @ 5`` in Python, "SpanRecall@5" in text.
+    """A measure of gold spans, written like a measure of ir_measures: ``SpanRecall @ 5``, or "SpanRecall@5" as text.
 
     Attributes:
-        name: Which one; the module's docstring defines them.
-        cutoff: How many passages count; all if None.
+        name: The measure; the module's docstring defines them.
+        cutoff: The number of passages that count; all if None.
     """
 
     name: Literal["SpanRecall", "SpanPrecision", "SpanIoU"]
@@ -77,7 +78,7 @@ class SpanMeasure:
 
 
 def _check_cutoff(cutoff: Any, measure: object) -> None:
-    # trec_eval ends the whole process, a notebook's kernel, over a cutoff of 0.
+    # trec_eval exits the whole process (and with it a notebook's kernel) for a cutoff of 0.
     if cutoff is not None:
         require_count(f"The cutoff of '{measure}'", cutoff, most=_MAX_CUTOFF)
 
@@ -96,17 +97,17 @@ Measure: TypeAlias = "SpanMeasure | AnswerMeasure | FollowUpQuality | Judge | ir
 
 
 def parse_measure(measure: str | Measure) -> Measure:
-    """Return the measure that a text names.
+    """Parse the notation of a measure.
 
     Args:
-        measure: ``"nDCG@10"``, ``"P(rel=2)@5"``, ``"SpanRecall@5"``, ``"F1"``, ...; a measure is checked and returned
-            as it is. Those that a model judges are always given as such: ``Faithfulness(llm)``.
+        measure: ``"nDCG@10"``, ``"P(rel=2)@5"``, ``"SpanRecall@5"``, ``"F1"``, ...; a measure object is checked
+            and returned. LLM judges must be objects: ``Faithfulness(llm)``.
 
     Returns:
-        A measure; ``str`` of it is its notation.
+        The measure; ``str`` of it is its notation.
 
     Raises:
-        InputError: There is no such measure, or it cannot be computed here; the message lists what there is.
+        InputError: There is no such measure, or it cannot be computed; the message lists the measures.
         MissingExtraError: ir_measures is not installed.
     """
     if isinstance(measure, (SpanMeasure, *_OF_ANSWERS)):
@@ -116,11 +117,11 @@ def parse_measure(measure: str | Measure) -> Measure:
     if isinstance(found, (SpanMeasure, *_OF_ANSWERS)):
         return cast(Measure, found)
     if not isinstance(found, library.Measure):
-        raise InputError(f"{measure!r:.100} is no measure. {_there_is(library)}")
+        raise InputError(f"{measure!r:.100} is not a measure. {_available(library)}")
     _check_cutoff(found.params.get("cutoff"), measure)
     try:
         library.calc_aggregate([found], {"query": {"right": 1, "wrong": 0}}, {"query": {"wrong": 2.0, "right": 1.0}})
-    except Exception as error:  # whatever ir_measures, trec_eval and the others say to a measure that is none
+    except Exception as error:  # ir_measures and its providers raise various exceptions
         raise InputError(
             f"'{measure}' cannot be computed: an option is wrong or missing (it takes "
             f"{', '.join(found.SUPPORTED_PARAMS) or 'none'}; a cutoff is written '@10'), or it needs a package that is "
@@ -130,8 +131,8 @@ def parse_measure(measure: str | Measure) -> Measure:
 
 
 def _parsed(text: str, library: Any) -> Any:
-    """Read ``Name(option=value)@cutoff``, as ir_measures does: its own parser needs what Python 3.14 has no longer."""
-    wrong = f"'{text[:100]}' is no measure. {_there_is(library)}"
+    """Parse ``Name(option=value)@cutoff`` as ir_measures does; its own parser does not run on Python 3.14."""
+    wrong = f"'{text[:100]}' is not a measure. {_available(library)}"
     try:
         node = ast.parse(text.strip(), mode="eval").body
         options: dict[Any, Any] = {}  # None stands for "**"
@@ -146,7 +147,7 @@ def _parsed(text: str, library: Any) -> Any:
     name = node.id if isinstance(node, ast.Name) else ""
     if name in _JUDGES:
         raise InputError(
-            f"'{name}' needs a model that judges: give {name}(llm), from ragkit.evaluation.judges, instead of a text."
+            f"'{name}' needs a judge model: pass {name}(llm), from ragkit.evaluation.judges, instead of a string."
         )
     declared: Any = _OWN.get(name) or library.measures.registry.get(name)
     without_cutoff = isinstance(declared, AnswerMeasure) and cutoff is not None
@@ -157,11 +158,11 @@ def _parsed(text: str, library: Any) -> Any:
     return declared if cutoff is None else declared @ cutoff
 
 
-def _there_is(library: Any) -> str:
+def _available(library: Any) -> str:
     names = sorted({measure.NAME for measure in library.measures.registry.values()} | set(_OWN))
     return (
-        f"Write for example 'nDCG@10', 'R@100', 'AP', 'SpanRecall@5' or 'F1'. There are: {', '.join(names)}; and with "
-        f"a model that judges, {' and '.join(_JUDGES)}."
+        f"Examples: 'nDCG@10', 'R@100', 'AP', 'SpanRecall@5', 'F1'. The measures are: {', '.join(names)}; and with a "
+        f"judge model, {' and '.join(_JUDGES)}."
     )
 
 
@@ -171,14 +172,14 @@ def _ir_measures() -> Any:
     return ir_measures
 
 
-# -------------------------------------------------------------------------------------- computed
+# ------------------------------------------------------------------------------------ computation
 
 
 def check_gold(measures: Iterable[Measure], dataset: Dataset) -> None:
-    """Make sure that a dataset has what measures compare with.
+    """Check that a dataset has the gold data that measures need.
 
     Raises:
-        InputError: It has not.
+        InputError: Gold data is missing.
     """
     for measure in measures:
         if isinstance(measure, AnswerMeasure):
@@ -186,8 +187,8 @@ def check_gold(measures: Iterable[Measure], dataset: Dataset) -> None:
         elif isinstance(measure, SpanMeasure):
             if not dataset.spans:
                 raise InputError(
-                    f"'{measure}' needs gold spans, and '{dataset.name}' has none. Add a spans.jsonl, or measure "
-                    "documents: 'nDCG@10'."
+                    f"'{measure}' needs gold spans, and '{dataset.name}' has none. Add a spans.jsonl, or use a "
+                    "measure of documents such as 'nDCG@10'."
                 )
         elif not isinstance(measure, _OF_ANSWERS) and not dataset.qrels:
             raise InputError(f"'{measure}' needs judgements (qrels), and '{dataset.name}' has none. Add a qrels.tsv.")
@@ -196,35 +197,35 @@ def check_gold(measures: Iterable[Measure], dataset: Dataset) -> None:
 def evaluate(
     measures: Iterable[str | Measure], dataset: Dataset, rankings: Mapping[str, Sequence[Ranked]] | pd.DataFrame
 ) -> pd.DataFrame:
-    """Measure rankings.
+    """Evaluate rankings.
 
-    Every query of the dataset that has gold for a measure counts for it: one that has no ranking, or an empty one, is
-    like one for which nothing right was found. Rankings of other queries are left alone.
+    Every query of the dataset with gold data for a measure counts: a query without a ranking is evaluated as if nothing
+    relevant had been found. Rankings of unknown queries are ignored.
 
-    A document stands in a ranking where its first passage does, with that passage's score. The scores go to trec_eval
-    as they are: the order of the list does not count there, scores are 32-bit numbers, and documents with equal scores
-    are ordered by their ids, the last first. (``RR@k`` is MS MARCO's: there the first comes first.)
+    The rank and score of a document are those of its first passage. trec_eval receives the scores unchanged: it ignores
+    the order of the list, stores scores as 32-bit floats, and sorts documents with equal scores by descending id.
+    (``RR@k`` is computed as for MS MARCO, which sorts them by ascending id.)
 
     Args:
-        measures: Of rankings; see `parse_measure`.
-        dataset: What is right.
-        rankings: Query id -> passages, best first; or a DataFrame as PyTerrier has them: a row a document, columns
+        measures: Measures of rankings; see `parse_measure`.
+        dataset: The dataset with the gold data.
+        rankings: Query id -> passages, best first; or a DataFrame as in PyTerrier: one row per document, columns
             ``qid``, ``docno`` and ``score``.
 
     Returns:
-        One row a query and measure, columns ``query_id``, ``measure`` (its notation) and ``value``: by measures as
-        they were given, then by queries as the dataset has them.
+        One row per query and measure, columns ``query_id``, ``measure`` (its notation) and ``value``; in the order of
+        the given measures, then of the dataset's queries.
 
     Raises:
-        InputError: No such measure, or one of answers; no gold for it; rankings none of which is for a query of the
-            dataset; a score that is no finite number; span measures for passages without offsets.
+        InputError: A measure does not exist, is a measure of answers, or has no gold data; no ranking is for a query of
+            the dataset; a score is not finite; or passages have no offsets for a span measure.
         MissingExtraError: ir_measures or pandas is not installed.
     """
     declared = list(dict.fromkeys(parse_measure(measure) for measure in measures))
     if of_answers := [measure for measure in declared if isinstance(measure, _OF_ANSWERS)]:
         raise InputError(
-            f"'{of_answers[0]}' measures answers, and these are rankings. ragkit.evaluation.evaluate_answers() "
-            "measures answers; an Experiment measures both."
+            f"'{of_answers[0]}' measures answers, and these are rankings. Use ragkit.evaluation.evaluate_answers() for "
+            "answers, or an Experiment for both."
         )
     check_gold(declared, dataset)
     if is_frame(rankings):
@@ -249,7 +250,7 @@ def evaluate(
 def _ranked(frame: Any) -> dict[str, list[Ranked]]:
     frame = with_our_columns(frame)
     if missing := {"query_id", "document_id", "score"} - set(frame.columns):
-        raise InputError(f"A frame of rankings needs columns qid, docno and score; '{min(missing)}' is missing.")
+        raise InputError(f"A DataFrame of rankings needs columns qid, docno and score; '{min(missing)}' is missing.")
     rankings: dict[str, list[Ranked]] = {}
     for row in frame_rows(frame):
         rankings.setdefault(str(row["query_id"]), []).append(Ranked(str(row["document_id"]), float(row["score"])))
@@ -271,12 +272,12 @@ def _by_documents(
         if scores:
             run[query_id] = scores
     try:
-        # What the run lacks, ir_measures adds with each measure's value for an empty ranking, which is 0.
+        # For queries that are missing in the run, ir_measures adds the value of an empty ranking, which is 0.
         found = list(_ir_measures().evaluator(measures, dataset.qrels).iter_calc(run))
-    except Exception as error:  # Accuracy, for one, divides by the number of documents that are not relevant
+    except Exception as error:  # Accuracy, for example, divides by the number of non-relevant documents
         raise InputError(
             f"ir_measures cannot compute {', '.join(map(str, measures))} for '{dataset.name}': {error!r:.200}. "
-            "Take measures out to find the one."
+            "Remove measures to find the one that fails."
         ) from error
     return {(metric.query_id, metric.measure): float(metric.value) for metric in found}
 
@@ -284,10 +285,10 @@ def _by_documents(
 def _by_spans(measure: SpanMeasure, dataset: Dataset, query_id: str, ranking: Sequence[Ranked]) -> float:
     gold = [(span.document_id, span.start, span.end) for span in dataset.spans[query_id]]
     passages = [(p.document_id, p.start, p.end) for p in ranking[: measure.cutoff]]
-    # One without characters may be a document that has only a title.
+    # A single empty passage may be a document that has only a title.
     if any(start > end for _, start, end in passages) or (passages and all(a == b for _, a, b in passages)):
         raise InputError(
-            f"The ranking for query '{query_id}' holds a passage without offsets, and '{measure}' needs them: "
+            f"The ranking for query '{query_id}' has a passage without offsets, which '{measure}' needs: "
             "Ranked(document_id, score, start, end)."
         )
     wanted, size = covered(gold), sum(end - start for _, start, end in passages)

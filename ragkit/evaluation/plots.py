@@ -1,9 +1,9 @@
-"""Pictures of an experiment: who leads, on which queries, and at what cost.
+"""Plots of an experiment: leaderboard, differences per query, and quality against cost.
 
-Each function returns a `Figure`, which a notebook shows when it is the last value of a cell and which
-`figure.savefig("leaderboard.pdf")` keeps. Nothing global is touched: no pyplot, no current figure, no style. So
-pictures come out the same in a notebook, in a script without a screen and in a thread, and whatever the user's own
-matplotlib settings are. Colours are those of Okabe and Ito (2008), which colour-blind people can tell apart.
+Each function returns a `Figure`, which a notebook displays as the last value of a cell and which
+`figure.savefig("leaderboard.pdf")` saves. No global state of matplotlib is used (pyplot, current figure, style), so
+that plots look the same in a notebook, a headless script and a thread, whatever the user's matplotlib settings are. The
+colours are those of Okabe and Ito (2008), which colour-blind people can distinguish.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BLUE, VERMILION, INK, GREY, PALE = "#0072B2", "#D55E00", "#222222", "#8a8a8a", "#e6e6e6"
-FONT = "DejaVu Sans"  # comes with matplotlib
+FONT = "DejaVu Sans"  # included in matplotlib
 TEXT: dict[str, Any] = {
     "color": INK, "fontfamily": FONT, "fontsize": 9, "parse_math": False, "usetex": False,
 }  # fmt: skip
 _DPI = 200
-_POINTS_PER_INCH = 96  # of a notebook's page
+_PIXELS_PER_INCH = 96  # of a notebook page
 _LINE_INCHES = 0.165
 _NAME_WIDTH = 44
 _NAME_CHARACTERS = 88
-_LOG_FROM = 20.0  # times: a cost axis that spans more is logarithmic
+_LOG_RATIO = 20.0  # a cost axis with a larger ratio of maximum to minimum is logarithmic
 _UNITS = {
     "latency_ms": "retrieval per question (ms)",
     "answer_ms": "answering per question (ms)",
@@ -50,29 +50,29 @@ _UNITS = {
 
 
 class Figure(matplotlib.figure.Figure):
-    """A matplotlib figure that a notebook shows without pyplot having been imported."""
+    """A matplotlib figure that notebooks display even if pyplot was not imported."""
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         png = io.BytesIO()
         self.savefig(png, format="png", dpi=_DPI, facecolor="white", transparent=False)
-        width, height = (round(inches * _POINTS_PER_INCH) for inches in self.get_size_inches())
+        width, height = (round(inches * _PIXELS_PER_INCH) for inches in self.get_size_inches())
         return png.getvalue(), {"width": width, "height": height}
 
 
 def leaderboard(queries: pd.DataFrame, *, measure: str, baseline: str | None = None) -> Figure:
-    """Draw each system's mean with its 95% bootstrap interval, the best on top.
+    """Plot the mean of each system with its 95% bootstrap interval, best on top.
 
     Args:
-        queries: Long form: the columns ``system``, ``query_id``, ``measure`` and ``value``. NaN is left out.
-        measure: Which measure to draw, for example ``"nDCG@10"``.
-        baseline: The system to mark, and to draw a line through.
+        queries: Long form, with columns ``system``, ``query_id``, ``measure`` and ``value``. NaN is ignored.
+        measure: The measure to plot, for example ``"nDCG@10"``.
+        baseline: The system to highlight, with a vertical line at its mean.
 
     Raises:
-        InputError: A column, the measure or the baseline is not there, or a system has two values for a query.
+        InputError: A column, the measure or the baseline does not exist, or a system has two values for a query.
     """
     wide = _wide(queries, measure)
     if baseline is not None:
-        _known(baseline, wide.columns, "system")
+        _require(baseline, wide.columns, "system")
     means = wide.mean().sort_values(ascending=False, kind="stable", na_position="last")
     counts = wide[means.index].count()
     names = [
@@ -90,10 +90,10 @@ def leaderboard(queries: pd.DataFrame, *, measure: str, baseline: str | None = N
         axes.plot([low, high], [row, row], color=colour, linewidth=2.5, solid_capstyle="round", zorder=2)
         axes.plot([mean], [row], "D" if marked else "o", color=colour, markerfacecolor="white" if marked else colour,
                   markersize=6, zorder=3)  # fmt: skip
-        said = "no value" if np.isnan(mean) else _number(mean)
+        label = "no value" if np.isnan(mean) else _number(mean)
         if not np.isnan(low):
-            said += f"  [{_number(low)}, {_number(high)}]"
-        axes.text(1.03, row, said, transform=axes.get_yaxis_transform(), va="center", **TEXT)
+            label += f"  [{_number(low)}, {_number(high)}]"
+        axes.text(1.03, row, label, transform=axes.get_yaxis_transform(), va="center", **TEXT)
         if marked:
             axes.axvline(mean, color=colour, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     axes.set_ylim(height, 0)
@@ -105,28 +105,28 @@ def leaderboard(queries: pd.DataFrame, *, measure: str, baseline: str | None = N
 
 
 def differences(queries: pd.DataFrame, *, measure: str, system: str, baseline: str) -> Figure:
-    """Draw on which queries a system is better or worse than the baseline, and by how much.
+    """Plot the difference between a system and the baseline on each query.
 
-    Queries are sorted by their difference. The line is the mean difference, the band its 95% bootstrap interval.
+    Queries are sorted by difference. The line is the mean difference, the band its 95% bootstrap interval.
 
     Args:
-        queries: As for `leaderboard`.
-        measure: Which measure to draw.
-        system: One system; where it is better, the difference is positive.
-        baseline: The other.
+        queries: See `leaderboard`.
+        measure: The measure to plot.
+        system: The system; the difference is positive where it is better.
+        baseline: The system to compare with.
 
     Raises:
-        InputError: A column, the measure or a system is not there, a system has two values for a query, or no
-            query has a value of both.
+        InputError: A column, the measure or a system does not exist, a system has two values for a query, or no query
+            has values of both.
     """
     wide = _wide(queries, measure)
     for name in (system, baseline):
-        _known(name, wide.columns, "system")
+        _require(name, wide.columns, "system")
     if system == baseline:
-        raise InputError(f"{system!r} does not differ from itself. Give two systems.")
+        raise InputError(f"{system!r} cannot be compared with itself. Name two systems.")
     (row,) = compare(wide[[baseline, system]], baseline=baseline).to_dict("records")
     if not row["n"]:
-        raise InputError(f"No query has a {measure} of both {system!r} and {baseline!r}, so there is nothing to draw.")
+        raise InputError(f"No query has a {measure} of both {system!r} and {baseline!r}, so there is nothing to plot.")
     found = paired_differences(wide[system], wide[baseline])
     found = np.sort(found[~np.isnan(found)])[::-1]
 
@@ -142,7 +142,7 @@ def differences(queries: pd.DataFrame, *, measure: str, system: str, baseline: s
     axes.axhline(row["difference"], color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
     axes.set_xlim(0.5, len(found) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10], min_n_ticks=1))
-    axes.set_xlabel("queries that both have a value for, sorted by difference", **TEXT)
+    axes.set_xlabel("queries with values of both, sorted by difference", **TEXT)
     axes.set_ylabel(f"difference in {label_of(measure)}", **TEXT)
     left_out = f", {row['left_out']} left out" if row["left_out"] else ""
     axes.set_title(
@@ -156,26 +156,26 @@ def differences(queries: pd.DataFrame, *, measure: str, system: str, baseline: s
 
 
 def tradeoff(systems: pd.DataFrame, *, measure: str, cost: str = "latency_ms") -> Figure:
-    """Draw quality against cost, and the Pareto front: systems that no other beats in one without losing in the other.
+    """Plot quality against cost, with the Pareto front: the systems that no other system dominates.
 
     Args:
-        systems: One row a system: the column ``system``, one column a measure, and columns of costs.
-        measure: The column that says how good it is; more is better.
-        cost: The column that says what it costs, for example ``latency_ms``, ``tokens`` or ``cost``; less is better.
+        systems: One row per system: a column ``system``, one column per measure, and columns of costs.
+        measure: The column with the quality; higher is better.
+        cost: The column with the cost, for example ``latency_ms``, ``tokens`` or ``cost``; lower is better.
 
     Raises:
-        InputError: A column is not there, or no system has both numbers.
+        InputError: A column does not exist, or no system has both values.
     """
     for column in ("system", measure, cost):
-        _known(column, systems.columns, "column")
+        _require(column, systems.columns, "column")
     names = [label_of(name) for name in systems["system"]]
     x, y = (as_floats(systems[column], f"the column {column!r}") for column in (cost, measure))
     drawn = np.flatnonzero(~np.isnan(x) & ~np.isnan(y))
     if not len(drawn):
-        raise InputError(f"No system has both {measure!r} and {cost!r}, so there is nothing to draw.")
-    missing = [name.replace("\n", " ") for i, name in enumerate(names) if i not in drawn]
+        raise InputError(f"No system has both {measure!r} and {cost!r}, so there is nothing to plot.")
+    not_drawn = [name.replace("\n", " ") for i, name in enumerate(names) if i not in drawn]
     drawn = drawn[np.lexsort((x[drawn], -y[drawn]))]  # best first
-    front = [i for i in drawn if not any(_beats(x[j], y[j], x[i], y[i]) for j in drawn)]
+    front = [i for i in drawn if not any(_dominates(x[j], y[j], x[i], y[i]) for j in drawn)]
 
     labels = [names[i] for i in drawn]
     rows, height = row_positions(labels)
@@ -184,7 +184,7 @@ def tradeoff(systems: pd.DataFrame, *, measure: str, cost: str = "latency_ms") -
     for i in drawn:
         colour = VERMILION if i in front else BLUE
         axes.plot([x[i]], [y[i]], "D" if i in front else "o", color=colour, markersize=6, zorder=3)
-    if x[drawn].min() > 0 and x[drawn].max() / x[drawn].min() > _LOG_FROM:
+    if x[drawn].min() > 0 and x[drawn].max() / x[drawn].min() > _LOG_RATIO:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -201,10 +201,10 @@ def tradeoff(systems: pd.DataFrame, *, measure: str, cost: str = "latency_ms") -
         )  # fmt: skip
     axes.grid(axis="x", color=PALE, linewidth=0.8)
     axes.set_axisbelow(True)
-    note = textwrap.wrap(f"not drawn, for want of a number: {', '.join(missing)}", 90) if missing else []
+    note = textwrap.wrap(f"not plotted, because a value is missing: {', '.join(not_drawn)}", 90) if not_drawn else []
     axes.set_xlabel("\n".join([label_of(_UNITS.get(cost, cost)), *note]), **TEXT)
     axes.set_ylabel(label_of(measure), **TEXT)
-    axes.set_title("Pareto front in orange: nothing is both better and cheaper", loc="left", **TEXT)
+    axes.set_title("Pareto front in orange: no other system is both better and cheaper", loc="left", **TEXT)
     return figure
 
 
@@ -212,13 +212,13 @@ def tradeoff(systems: pd.DataFrame, *, measure: str, cost: str = "latency_ms") -
 
 
 def _wide(queries: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """One row a query, one column a system, in the order in which the systems first occur."""
+    """Return one row per query and one column per system, in order of first occurrence."""
     for column in ("system", "query_id", "measure", "value"):
-        _known(column, queries.columns, "column")
-    _known(measure, queries["measure"].unique(), "measure")
+        _require(column, queries.columns, "column")
+    _require(measure, queries["measure"].unique(), "measure")
     chosen = queries[queries["measure"] == measure]
     if chosen[["system", "query_id"]].isna().any(axis=None):
-        raise InputError(f"A row of {measure} names no system or no query. Fill in the column, or leave the row out.")
+        raise InputError(f"A row of {measure} has no system or no query_id. Fill in the value or remove the row.")
     twice = chosen.duplicated(["system", "query_id"])
     if twice.any():
         first = chosen[twice].iloc[0]
@@ -227,13 +227,13 @@ def _wide(queries: pd.DataFrame, measure: str) -> pd.DataFrame:
     return chosen.pivot(index="query_id", columns="system", values="value")[chosen["system"].unique()]
 
 
-def _known(name: object, names: Iterable[object], what: str) -> None:
+def _require(name: object, names: Iterable[object], what: str) -> None:
     names = list(names)
     if name not in names:
-        raise InputError(f"There is no {what} {name!r}. There is: {', '.join(map(repr, names))}.")
+        raise InputError(f"There is no {what} {name!r}. Available: {', '.join(map(repr, names))}.")
 
 
-def _beats(cost: float, quality: float, other_cost: float, other_quality: float) -> bool:
+def _dominates(cost: float, quality: float, other_cost: float, other_quality: float) -> bool:
     return cost <= other_cost and quality >= other_quality and (cost < other_cost or quality > other_quality)
 
 
@@ -241,7 +241,7 @@ def _beats(cost: float, quality: float, other_cost: float, other_quality: float)
 
 
 def canvas(height: float, names: Sequence[str] = ()) -> tuple[Figure, Axes]:
-    """An empty figure, wider where names are longer, and its axes."""
+    """Return an empty figure and its axes; long names make the figure wider."""
     longest = max((len(line) for name in names for line in name.split("\n")), default=0)
     figure = Figure(figsize=(6.4 + 0.07 * longest, height), layout="constrained", facecolor="white")
     axes = figure.add_subplot(facecolor="white")
@@ -253,7 +253,7 @@ def canvas(height: float, names: Sequence[str] = ()) -> tuple[Figure, Axes]:
 
 
 def row_positions(names: Sequence[str]) -> tuple[list[float], float]:
-    """The middle of each name's row, and the height of all of them, in inches from the top."""
+    """Return the vertical centre of each name's row and the total height, in inches from the top."""
     rows, top = [], 0.0
     for name in names:
         height = _LINE_INCHES * (name.count("\n") + 1) + 0.1
@@ -263,7 +263,7 @@ def row_positions(names: Sequence[str]) -> tuple[list[float], float]:
 
 
 def _spread(wanted: npt.NDArray[np.float64], packed: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Places as near as can be to those wanted, in order, and at least as far apart as those packed; 0 to 1."""
+    """Return positions in 0..1, in order, close to ``wanted`` and at least as far apart as those in ``packed``."""
     from scipy import optimize
 
     least = packed - packed[0]
@@ -278,11 +278,11 @@ def _drawable() -> frozenset[int]:
 
 
 def label_of(name: object) -> str:
-    """A name from outside on lines of bearable length, without what the font cannot draw."""
+    """Return a user-supplied name, wrapped and shortened, with characters that the font lacks as escapes."""
     text = "".join(c if ord(c) in _drawable() else ascii(c)[1:-1] for c in one_line(str(name)) or "''")
     if len(text) > _NAME_CHARACTERS:
         half = _NAME_CHARACTERS // 2
-        text = f"{text[: half - 1]}…{text[-half:]}"  # systems often differ at the end
+        text = f"{text[: half - 1]}…{text[-half:]}"  # names of systems often differ at the end
     return textwrap.fill(text, _NAME_WIDTH)
 
 

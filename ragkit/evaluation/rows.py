@@ -1,4 +1,4 @@
-"""Rows of judged sets, as people write them, as documents, queries and judgements."""
+"""Convert the rows of dataset files and DataFrames to documents, queries and judgements."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Spans = dict[str, list[GoldSpan]]
 
 @dataclasses.dataclass(slots=True)
 class Judgements:
-    """What a source of judged data holds, before queries without judgements are left out."""
+    """The content of a dataset source, before queries without judgements are removed."""
 
     name: str
     documents: list[Document]
@@ -47,18 +47,18 @@ class Judgements:
     spans: Spans = dataclasses.field(default_factory=dict)
 
     def to_dataset(self, name: str | None = None) -> Dataset:
-        """Keep the queries that are judged, or known to have no answer.
+        """Return a dataset with the queries that have judgements or are known to be unanswerable.
 
         Raises:
-            InputError: No judged document is in the corpus.
+            InputError: None of the judged documents is in the corpus.
         """
         judged = self.qrels.keys() | self.spans.keys()
         known = {document.id for document in self.documents}
         if self.qrels and not any(not known.isdisjoint(documents) for documents in self.qrels.values()):
             first = next(each for documents in self.qrels.values() for each in documents)
             raise InputError(
-                f"None of the judged documents is in the corpus: '{first}' is judged, and the corpus begins with "
-                f"'{self.documents[0].id if self.documents else ''}'. Give the corpus that the judgements are for."
+                f"None of the judged documents is in the corpus: '{first}' is judged, but the corpus starts with "
+                f"'{self.documents[0].id if self.documents else ''}'. Pass the corpus that the judgements are for."
             )
         kept = [query for query in self.queries if query.id in judged or query.answerable is False]
         return Dataset(name or self.name, self.documents, kept, self.qrels, self.spans)
@@ -69,7 +69,7 @@ def is_frame(value: Any) -> bool:
 
 
 def with_our_columns(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a frame whose columns have PyTerrier's names (``qid``, ``docno``, ``label``) with ours."""
+    """Rename PyTerrier's columns (``qid``, ``docno``, ``label``) to ragkit's names."""
     return frame.rename(columns={theirs: ours for theirs, ours in _PYTERRIER.items() if ours not in frame.columns})
 
 
@@ -87,17 +87,19 @@ def read_corpus(corpus: Any, language: str | None) -> list[Document]:
         found = [row_document(row, f"row {at} of the corpus") for at, row in enumerate(frame_rows(corpus), start=1)]
     else:
         found = list(corpus)
-        if odd := [each for each in found if not isinstance(each, Document)]:
-            raise InputError(f"The corpus holds a {type(odd[0]).__name__}. Give documents, a DataFrame or a folder.")
+        if invalid := [each for each in found if not isinstance(each, Document)]:
+            raise InputError(
+                f"The corpus contains a {type(invalid[0]).__name__}. Pass documents, a DataFrame or a folder."
+            )
     return [dataclasses.replace(d, language=language) if language is not None else with_language(d) for d in found]
 
 
 def _files(corpus: str | Path) -> list[Document]:
-    there = find_sources(corpus)
+    found = find_sources(corpus)
     documents: list[Document] = []
-    failures = list(there.failures)
+    failures = list(found.failures)
     with Reader() as reader:
-        for source in there.sources:
+        for source in found.sources:
             try:
                 for item in reader.read(source):
                     if isinstance(item, Document):
@@ -108,43 +110,43 @@ def _files(corpus: str | Path) -> list[Document]:
                 failures.append(error)
     if failures:
         raise InputError(
-            f"{len(failures)} files of the corpus cannot be read, the first: {failures[0]}. Mend them, or name them in "
+            f"{len(failures)} files of the corpus cannot be read, the first: {failures[0]}. Fix them, or list them in "
             "a .ragkitignore."
         ) from failures[0]
     return documents
 
 
 def read_rows(path: Path, *, optional: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Give the objects of a JSONL file, each after where it stands."""
+    """Yield the objects of a JSONL file, each with its location (file and line)."""
     if optional and not path.exists():
         return
     for where, line in numbered_lines(path):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{where}: not JSON: {one_line(str(error))[:200]}. Mend the line.") from error
+            raise InputError(f"{where}: not JSON: {one_line(str(error))[:200]}. Correct the line.") from error
         if not isinstance(row, dict):
-            raise InputError(f'{where}: no object. A line looks like {{"_id": "1", ...}}.')
+            raise InputError(f'{where}: not a JSON object. A line looks like {{"_id": "1", ...}}.')
         yield where, row
 
 
 def row_id(row: Mapping[str, Any], where: str) -> str:
     value = next((row[key] for key in _ID_KEYS if row.get(key) is not None), None)
-    if isinstance(value, float) and value.is_integer():  # a column of a DataFrame that has gaps
+    if isinstance(value, float) and value.is_integer():  # from a DataFrame column with missing values
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-        raise InputError(f"{where}: no id. Give it an '_id' or 'id': text, or a whole number.")
+        raise InputError(f"{where}: no id. Add an '_id' or 'id': a string or an integer.")
     return clean(str(value))
 
 
 def _text(row: Mapping[str, Any], where: str) -> str:
     if not isinstance(text := row.get("text"), str):
-        raise InputError(f"{where}: no text. Give it a 'text'; an empty one is written \"\".")
+        raise InputError(f"{where}: no text. Add a 'text'; it may be \"\".")
     return clean(text)
 
 
 def row_document(row: Mapping[str, Any], where: str) -> Document:
-    """What `read_jsonl` gives, under its plain id; a blank text is a document, too."""
+    """Return the document that `read_jsonl` returns, but with the plain id; the text may be blank."""
     title, language = row.get("title"), row.get("language")
     text = _text(row, where)
     marks = _marks(row["marks"], text, where) if isinstance(row.get("marks"), list) else ()
@@ -161,7 +163,7 @@ def row_document(row: Mapping[str, Any], where: str) -> Document:
 
 
 def _marks(given: list[Any], text: str, where: str) -> tuple[Mark, ...]:
-    """Read headings and pages, ``[start, "heading" or "page", label, level]`` each, as `save_dataset` writes them."""
+    """Parse headings and pages as `save_dataset` writes them: ``[start, "heading" or "page", label, level]``."""
     try:
         marks = [Mark(*each) for each in msgspec.convert(given, list[tuple[int, Literal["heading", "page"], str, int]])]
     except (msgspec.ValidationError, RecursionError) as error:
@@ -171,7 +173,7 @@ def _marks(given: list[Any], text: str, where: str) -> tuple[Mark, ...]:
     for before, mark in itertools.pairwise([Mark(0, "page", "1"), *marks]):
         if not before.start <= mark.start <= len(text) or (mark.kind == "page" and not _PAGE.fullmatch(mark.label)):
             raise InputError(
-                f"{where}: {mark} is no mark of this text. Marks stand within it, sorted; pages are numbers."
+                f"{where}: {mark} is not valid. Marks must lie within the text and be sorted; pages must be numbers."
             )
     return tuple(dataclasses.replace(mark, label=clean(mark.label)) for mark in marks)
 
@@ -179,7 +181,7 @@ def _marks(given: list[Any], text: str, where: str) -> tuple[Mark, ...]:
 def row_query(row: Mapping[str, Any], where: str) -> Query:
     text, language, answerable = _text(row, where), row.get("language"), row.get("answerable")
     if not text.strip():
-        raise InputError(f"{where}: the query is empty. Give it words, or take it out.")
+        raise InputError(f"{where}: the query is empty. Add a text or remove the line.")
     return Query(
         row_id(row, where),
         text,
@@ -191,10 +193,10 @@ def row_query(row: Mapping[str, Any], where: str) -> Query:
 
 
 def row_answers(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    """Answers as text, as a list of texts, or as SQuAD has them, ``[{"text": ...}]``."""
+    """Parse answers: a string, a list of strings, or the format of SQuAD, ``[{"text": ...}]``."""
     given = row.get("answers") or ()
     several = given if isinstance(given, list | tuple) else [given]
     found = [each.get("text") if isinstance(each, dict) else each for each in several]
     if not all(isinstance(each, str) for each in found):
-        raise InputError(f"{where}: 'answers' should be a list of texts.")
+        raise InputError(f"{where}: 'answers' must be a list of strings.")
     return tuple(clean(str(each)) for each in found)

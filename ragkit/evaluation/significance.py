@@ -1,10 +1,10 @@
-"""Whether one retrieval system is better than another, or only luckier with the questions that were asked.
+"""Statistical significance of the differences between systems.
 
-Scores are paired: both systems answered the same queries, so what is tested is the difference of each query. Three
-tests look at it, because each can mislead alone (Smucker, Allan and Carterette 2007, "A comparison of statistical
-significance tests for information retrieval evaluation"): Student's t test, Wilcoxon's signed ranks and Fisher's
-randomisation. Where several systems meet one baseline, luck has several chances; Holm's correction (Holm 1979) takes
-that into account. scipy does the mathematics.
+Scores are paired: both systems answered the same queries, so the tests use the difference of each query. There are
+three tests, because each alone can mislead (Smucker, Allan and Carterette 2007, "A comparison of statistical
+significance tests for information retrieval evaluation"): Student's t test, Wilcoxon's signed-rank test and Fisher's
+randomisation test. Several comparisons with one baseline are corrected by Holm's method (Holm 1979). The computation
+is done by scipy.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _COLUMNS = (
     "p_t", "p_t_holm", "p_wilcoxon", "p_wilcoxon_holm", "p_randomisation", "p_randomisation_holm",
     "wins", "ties", "losses",
 )  # fmt: skip
-_DECIMALS = 12  # of the largest score; what differs by less differs by rounding
-_MOST_EXACT = 13  # pairs: 2**13 ways to flip their signs can all be tried
-_NUMBERS_AT_ONCE = 300_000  # in one array of resamples: more is slower, too
+_DECIMALS = 12  # relative to the largest score; smaller differences are rounding errors
+_MAX_EXACT_PAIRS = 13  # up to 2**13 sign flips are enumerated
+_MAX_BATCH_NUMBERS = 300_000  # in one array of resamples; larger arrays are slower
 
 Floats = npt.NDArray[np.float64]
 
@@ -43,23 +43,23 @@ def interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Return the bootstrap interval of a mean.
+    """Return the bootstrap confidence interval of a mean.
 
-    Bias-corrected and accelerated (BCa; Efron 1987, "Better bootstrap confidence intervals"): scores of queries are
-    bounded and skewed, most of them 0 or 1, and the percentile interval is then off to one side.
+    The interval is bias-corrected and accelerated (BCa; Efron 1987, "Better bootstrap confidence intervals"). Scores of
+    queries are bounded and skewed, many of them 0 or 1, so the plain percentile interval would be biased.
 
     Args:
-        values: One a query, in any unit; NaN is left out.
-        confidence: How often such an interval should hold the true mean, between 0 and 1.
-        resamples: How many samples are drawn from the values, with replacement; at least 100.
+        values: One value per query, in any unit; NaN is ignored.
+        confidence: The confidence level, between 0 and 1.
+        resamples: The number of bootstrap samples; at least 100.
         seed: The same seed gives the same interval.
 
     Returns:
-        Its ends, in the unit of the values. Values that are all equal give that value twice; fewer than two
-        give NaN.
+        The ends of the interval, in the unit of the values. If all values are equal, both ends are that value; with
+        fewer than two values, both are NaN.
 
     Raises:
-        InputError: A value is no number or infinite, or an option is out of range.
+        InputError: A value is not a number or infinite, or an option is out of range.
     """
     from scipy import stats
 
@@ -92,38 +92,37 @@ def compare(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Compare every system with the baseline, by one measure.
+    """Compare every system with the baseline by one measure.
 
     Args:
-        values: One row a query, indexed by its id; one column a system, named by it. NaN says that the system has no
-            score for that query: the pair is left out, and counted.
+        values: One row per query, indexed by query id; one column per system. NaN means that the system has no score
+            for the query: the pair is left out and counted.
         baseline: The column that the others are compared with.
-        confidence: Of the interval; see `interval`.
-        resamples: Of the bootstrap and of the randomisation test, at least 100.
-        seed: The same seed gives the same table, and a system's row does not depend on which others there are.
+        confidence: The confidence level of the interval; see `interval`.
+        resamples: The number of samples of the bootstrap and of the randomisation test; at least 100.
+        seed: The same seed gives the same table; the row of a system does not depend on the other systems.
 
     Returns:
-        One row a system other than the baseline, in the order of the columns:
+        One row per system other than the baseline, in the order of the columns of ``values``:
 
-        - ``system``, ``baseline``; ``n`` pairs, ``left_out`` pairs;
-        - ``mean`` and ``baseline_mean`` over the pairs, their ``difference`` (positive: the system is better, if more
-          of the measure is better), ``low`` and ``high``, the ends of the difference's bootstrap interval;
-        - ``effect_size``: Cohen's d_z, the differences' mean over their standard deviation with n - 1 (Cohen 1988,
+        - ``system``, ``baseline``; the numbers of pairs used, ``n``, and ``left_out``;
+        - ``mean`` and ``baseline_mean`` over the pairs, their ``difference`` (positive if the system scores higher),
+          and ``low`` and ``high``, the ends of its bootstrap interval;
+        - ``effect_size``: Cohen's d_z, the mean difference over the sample standard deviation (n - 1; Cohen 1988,
           "Statistical power analysis for the behavioral sciences", section 2.3; Lakens 2013, formula 6);
         - ``p_t`` of Student's paired t test, ``p_wilcoxon`` of Wilcoxon's signed-rank test and ``p_randomisation`` of
-          Fisher's randomisation test, which flips the differences' signs; all two-sided. The last two pass over pairs
-          without a difference. They try every flip of up to 13 pairs that differ; beyond that the randomisation test
-          draws, and Wilcoxon's is `scipy.stats.wilcoxon`;
-        - each p once more with ``_holm``: corrected for the number of systems in this call;
-        - ``wins``, ``ties``, ``losses``: queries on which the system is better, equal, worse.
+          Fisher's randomisation test, which flips the signs of the differences; all are two-sided. The last two
+          ignore pairs without a difference. With up to 13 differing pairs they enumerate all sign flips; with more,
+          the randomisation test samples flips, and Wilcoxon's test is `scipy.stats.wilcoxon`;
+        - each p again with the suffix ``_holm``: corrected for the number of systems in this call;
+        - ``wins``, ``ties``, ``losses``: the numbers of queries on which the system is better, equal, worse.
 
-        Without any difference every p is 1 and the effect 0. Fewer than two pairs prove nothing: interval, effect and
-        p are NaN. So are the effect and ``p_t`` where every difference is the same and not 0, and there is no
-        deviation to divide by.
+        If all differences are 0, every p is 1 and the effect size 0. With fewer than two pairs, interval, effect size
+        and p are NaN. If all differences are equal but not 0, effect size and ``p_t`` are NaN.
 
     Raises:
-        InputError: There is no such baseline, a system or query occurs twice, a value is no number or infinite, or an
-            option is out of range.
+        InputError: The baseline does not exist, a system or query occurs twice, a value is not a number or infinite, or
+            an option is out of range.
     """
     import pandas as pd
 
@@ -131,10 +130,10 @@ def compare(
     for what, names in (("system", values.columns), ("query", values.index)):
         if not names.is_unique:
             twice = names[names.duplicated()][0]
-            raise InputError(f"The {what} {twice!r} occurs more than once. Give each {what} a name of its own.")
+            raise InputError(f"The {what} {twice!r} occurs more than once. Give each {what} a unique name.")
     if baseline not in values.columns:
         raise InputError(
-            f"There is no system {baseline!r} to compare with. There is: {', '.join(map(str, values.columns))}."
+            f"There is no system {baseline!r} to compare with. The systems are: {', '.join(map(str, values.columns))}."
         )
     scores = {system: as_floats(values[system], f"the scores of {system!r}") for system in values.columns}
     rows = [
@@ -153,10 +152,10 @@ def compare(
 
 
 def _holm(p: Floats) -> Floats:
-    """Correct p values for their number: the smallest times n, the next times n - 1, ..., none below one before it.
+    """Apply Holm's correction: the smallest p times n, the next times n - 1, ..., made monotonic and at most 1.
 
-    Holm 1979, "A simple sequentially rejective multiple test procedure". statsmodels has it, and collects the whole
-    process's garbage at every call: 0.2 seconds and more in a notebook.
+    Holm 1979, "A simple sequentially rejective multiple test procedure". The implementation in statsmodels runs a full
+    garbage collection at each call, which takes 0.2 seconds and more in a notebook.
     """
     order = np.argsort(p)
     corrected = np.empty_like(p)
@@ -167,53 +166,53 @@ def _holm(p: Floats) -> Floats:
 def paired_differences(
     scores: Sequence[float] | Floats | pd.Series, others: Sequence[float] | Floats | pd.Series
 ) -> Floats:
-    """Subtract the others from the scores, query by query, so that ties are ties.
+    """Subtract the others from the scores, query by query, without floating-point noise.
 
-    0.3 - 0.2 and 0.2 - 0.1 are not the same number to a computer, nor is 0.1 + 0.2 - 0.3 nothing; ranks and counts of
-    wins would make something of it. Differences are therefore rounded to twelve digits of the largest score.
+    In floating point, 0.3 - 0.2 differs from 0.2 - 0.1, and 0.1 + 0.2 - 0.3 is not 0, which would affect ranks and
+    counts of wins. Differences are therefore rounded to twelve digits relative to the largest score.
 
     Args:
-        scores: One a query, shape (n,).
-        others: Of the same queries in the same order, shape (n,).
+        scores: One score per query, shape (n,).
+        others: Scores of the same queries in the same order, shape (n,).
 
     Returns:
-        The differences, shape (n,); NaN where either is NaN.
+        The differences, shape (n,); NaN where either score is NaN.
 
     Raises:
-        InputError: A score is no number or infinite, or there are more of one than of the other.
+        InputError: A score is not a number or infinite, or the lengths differ.
     """
     a, b = as_floats(scores, "scores"), as_floats(others, "others")
     if len(a) != len(b):
-        raise InputError(f"Give a pair of scores for each query; these are {len(a)} and {len(b)}.")
+        raise InputError(f"Each query needs a pair of scores; the lengths are {len(a)} and {len(b)}.")
     scale = max(float(np.abs(x[~np.isnan(x)]).max(initial=0)) for x in (a, b)) or 1.0
-    differences: Floats = np.round(a / scale - b / scale, _DECIMALS) * scale + 0.0  # + 0.0: no -0.0
+    differences: Floats = np.round(a / scale - b / scale, _DECIMALS) * scale + 0.0  # + 0.0 turns -0.0 into 0.0
     return differences
 
 
 def as_floats(values: Sequence[float] | Floats | pd.Series, what: str) -> Floats:
-    """Return numbers from outside as an array, shape (n,); pandas' NA and None are NaN.
+    """Convert user input to an array of floats, shape (n,); None and pandas' NA become NaN.
 
     Args:
-        values: One list of numbers.
-        what: What they are, for the message.
+        values: A list of numbers.
+        what: A description of the values, for the error message.
 
     Raises:
-        InputError: One of them is no number or infinite, or it is no plain list.
+        InputError: A value is not a number or infinite, or the input is not one-dimensional.
     """
     to_numpy = getattr(values, "to_numpy", None)
     try:
         floats: Floats = to_numpy(np.float64, na_value=np.nan) if to_numpy else np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as problem:
-        raise InputError(f"Not all of {what} are numbers ({problem}). Give NaN where there is none.") from problem
+        raise InputError(f"Not all of {what} are numbers ({problem}). Use NaN for a missing value.") from problem
     if floats.ndim != 1:
-        raise InputError(f"Give {what} as one list of numbers; this has the shape {floats.shape}.")
+        raise InputError(f"Pass {what} as one list of numbers; this has the shape {floats.shape}.")
     if np.isinf(floats).any():
-        raise InputError(f"One of {what} is infinite. Give NaN where there is none.")
+        raise InputError(f"One of {what} is infinite. Use NaN for a missing value.")
     return floats
 
 
 def _compared(a: Floats, b: Floats, *, confidence: float, resamples: int, seed: int) -> dict[str, Any]:
-    """One system against the baseline; all but their names and Holm's correction."""
+    """Compare one system with the baseline; without their names and Holm's correction."""
     paired = ~(np.isnan(a) | np.isnan(b))
     a, b = a[paired], b[paired]
     d = paired_differences(a, b)
@@ -247,7 +246,7 @@ def _effect_size(d: Floats) -> float:
 
 
 def _p_values(d: Floats, resamples: int, seed: int) -> tuple[float, float, float]:
-    """In the order of _TESTS."""
+    """Return the p values in the order of _TESTS."""
     from scipy import stats
 
     differing = d[d != 0]
@@ -256,8 +255,8 @@ def _p_values(d: Floats, resamples: int, seed: int) -> tuple[float, float, float
     if not len(differing):
         return 1.0, 1.0, 1.0
     t = float(stats.ttest_1samp(d, 0).pvalue) if np.ptp(d) else math.nan
-    if len(differing) <= _MOST_EXACT:
-        # As scipy.stats.wilcoxon does with ties; there it takes a second for each system.
+    if len(differing) <= _MAX_EXACT_PAIRS:
+        # The same as scipy.stats.wilcoxon with ties, which takes a second per system.
         ranks = np.sign(differing) * stats.rankdata(np.abs(differing))
         wilcoxon = _sign_flips(ranks, resamples, seed)
     else:
@@ -266,14 +265,14 @@ def _p_values(d: Floats, resamples: int, seed: int) -> tuple[float, float, float
 
 
 def _sign_flips(d: Floats, resamples: int, seed: int) -> float:
-    """The share of sign flips that make a sum at least as far from 0, two-sided."""
+    """Return the two-sided p: the fraction of sign flips whose sum is at least as far from 0."""
     from scipy import stats
 
     if len(d) < 2:
-        return 1.0  # scipy asks for two; one is as far from 0 on either side
+        return 1.0  # scipy requires two values; with one, both flips are equally far from 0
 
     def total(flipped: Floats, axis: int) -> Floats:
-        rounded: Floats = np.round(flipped.sum(axis=axis), 9)  # what differs by less differs by the order of adding
+        rounded: Floats = np.round(flipped.sum(axis=axis), 9)  # removes differences caused by the order of summation
         return rounded
 
     found = stats.permutation_test(
@@ -281,7 +280,7 @@ def _sign_flips(d: Floats, resamples: int, seed: int) -> float:
         total,
         permutation_type="samples",
         vectorized=True,
-        n_resamples=2 ** len(d) if len(d) <= _MOST_EXACT else resamples,
+        n_resamples=2 ** len(d) if len(d) <= _MAX_EXACT_PAIRS else resamples,
         batch=_batch(d),
         rng=np.random.default_rng(seed),
     )
@@ -289,7 +288,7 @@ def _sign_flips(d: Floats, resamples: int, seed: int) -> float:
 
 
 def _batch(values: Floats) -> int:
-    return max(1, _NUMBERS_AT_ONCE // len(values))
+    return max(1, _MAX_BATCH_NUMBERS // len(values))
 
 
 def _check(confidence: float, resamples: int, seed: int) -> None:

@@ -1,9 +1,9 @@
-"""Questions for a corpus that has none, drafted by a language model and kept only where the documents bear them out.
+"""Generate synthetic questions for a corpus with a language model, and validate them against the documents.
 
-A draft is a question and the words that answer it, copied from one passage. It is kept if those words stand there (but
-for white space, quotation marks, dashes and how accents are encoded), once, and if the question can be asked by
-somebody who has not seen the passage. What such a set measures is how well a system finds what a model would ask:
-`Query.synthetic` says so, and a person should read it before it decides anything.
+A draft is a question and its answer, copied verbatim from one passage. It is accepted if the answer occurs in the
+passage exactly once (ignoring white space, quotation marks, dashes and Unicode normalisation of accents) and if the
+question makes sense without the passage. A synthetic dataset measures how well a system answers what a model would
+ask, and is marked by `Query.synthetic`; a person should review it before decisions are based on it.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from ragkit.progress_bar import CellsBar
 from ragkit.retrieval.lexical import tokenize
 from ragkit.terminal import one_line
 
-TRIES = 4  # drafts for each question that is wanted, at most
-_GIVE_UP = 5  # failures of the model in a row
-_FEWEST_WORDS = 12  # of a passage that can be asked about
-_LONGEST_QUESTION = 300
-_LONGEST_ANSWER = 400
-_COPIED = 0.8  # of the words of a question and its answer, in order
-_SAME = 0.75  # Jaccard similarity: a passage often gives two questions of which one says all of the other and more
+TRIES = 4  # maximum drafts per requested question
+_MAX_FAILURES = 5  # consecutive failures of the model
+_MIN_WORDS = 12  # of a passage
+_MAX_QUESTION_CHARACTERS = 300
+_MAX_ANSWER_CHARACTERS = 400
+_MAX_SIMILARITY = 0.8  # between the word sequences of a question and its answer
+_MAX_JACCARD = 0.75  # between the terms of two questions: often one question contains the other
 _MAX_TOKENS = 400
 
 _log = logging.getLogger("ragkit")
@@ -90,14 +90,14 @@ _ABOUT_THE_PASSAGE = re.compile(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rejected:
-    """A draft that was thrown away.
+    """A rejected draft.
 
     Attributes:
-        document_id: Where its passage stands.
-        start: Where that begins.
-        end: Where it ends.
-        reason: Why, as a phrase: ``"the answer is not in the passage"``.
-        reply: What the model said; empty if it failed.
+        document_id: The document of the passage.
+        start: The start of the passage, in characters.
+        end: The end of the passage.
+        reason: The reason, as a phrase: ``"the answer is not in the passage"``.
+        reply: The raw reply of the model; empty if the call failed.
     """
 
     document_id: str
@@ -119,30 +119,30 @@ def generate_questions(
     on_rejected: Callable[[Rejected], object] = lambda rejected: None,
     name: str = "synthetic",
 ) -> Dataset:
-    """Draft questions, and keep those whose answer stands in the documents.
+    """Generate questions, and keep those whose answer occurs in the documents.
 
-    Passages are drawn at random, one of each document before a second of any, and each is asked about once. A model
-    that fails is told of and passed over, until it fails five times in a row. What was thrown away is logged with its
-    reasons; if fewer questions come out than were asked for, a warning says so.
+    Passages are sampled at random, one from each document before a second one from any, and each is used once. A failed
+    call counts as a rejected draft; after five consecutive failures the generation stops. The numbers of rejected
+    drafts are logged by reason. If fewer than ``n`` questions are accepted, a warning is issued.
 
     Args:
         documents: The corpus.
         llm: A generative model.
-        n: How many questions; at most four drafts are made for each.
-        seed: Of the passages that are drawn.
-        language: ISO 639-1 code of the questions; each document's own if None.
-        cancelled: Asked many times a second; True stops the work.
-        progress: Whether to show a bar.
-        on_rejected: Called with each draft that is thrown away; ``thrown_away.append`` keeps them all.
-        name: Of the dataset.
+        n: The number of questions; at most four drafts are made for each.
+        seed: Seed of the sampling of passages.
+        language: ISO 639-1 code of the questions; the language of each document if None.
+        cancelled: Polled many times a second; True stops the generation.
+        progress: Whether to show a progress bar.
+        on_rejected: Called with each rejected draft, for example ``rejected.append``.
+        name: The name of the dataset.
 
     Returns:
-        All documents with their languages, and for each question a gold span and its words as the answer.
+        A dataset with all documents, and for each question a gold span, whose text is the reference answer.
 
     Raises:
-        OperationCancelled: ``cancelled`` said so.
-        InputError: The model answers prompts only, there is nothing to ask about, or no draft was any good.
-        LLMError: The model failed every time; the last failure.
+        OperationCancelled: ``cancelled`` returned True.
+        InputError: The model is not generative, the documents have no usable passage, or no draft was accepted.
+        LLMError: Every call failed; this is the last error.
     """
     require_count("n", n)
     model = generative(llm, "generate_questions()")
@@ -153,9 +153,9 @@ def generate_questions(
     failures: list[LLMError] = []  # since the last reply
     tries = 0
     with CellsBar(progress, name) as bar:
-        for document, chunk in itertools.islice(_drawn(documents, seed), TRIES * n):
+        for document, chunk in itertools.islice(_sampled(documents, seed), TRIES * n):
             if cancelled():
-                raise OperationCancelled("The drafting of questions was stopped.")
+                raise OperationCancelled("The generation of questions was stopped.")
             tries += 1
             own = language or document.language
             reply, terms = "", frozenset[str]()
@@ -168,16 +168,16 @@ def generate_questions(
                 failures.clear()
                 query, span = _checked(answer.text, chunk, own, f"q{len(kept) + 1}")
                 terms = frozenset(tokenize(query.text, own))
-                if not terms or any(len(terms & other) >= _SAME * len(terms | other) for other in asked):
-                    raise _Bad("it was asked already" if terms else "it is no question")
-            except (_Bad, LLMError) as problem:
+                if not terms or any(len(terms & other) >= _MAX_JACCARD * len(terms | other) for other in asked):
+                    raise _Invalid("it duplicates another question" if terms else "it is not a question")
+            except (_Invalid, LLMError) as problem:
                 is_failure = isinstance(problem, LLMError)
                 reason = f"the model failed: {type(problem).__name__}" if is_failure else str(problem)
                 reasons[reason] += 1
                 on_rejected(Rejected(document.id, chunk.start, chunk.end, reason, reply))
                 if isinstance(problem, LLMError):
                     failures.append(problem)
-                    if len(failures) == _GIVE_UP or isinstance(problem, LLMAuthenticationError):
+                    if len(failures) == _MAX_FAILURES or isinstance(problem, LLMAuthenticationError):
                         break
             else:
                 kept.append((query, span))
@@ -185,36 +185,38 @@ def generate_questions(
             bar.show(len(kept), n, f"{tries} drafts")
             if len(kept) == n:
                 break
-    thrown = "; ".join(f"{count}: {one_line(reason)}" for reason, count in reasons.most_common()) or "nothing"
-    said = f"{len(kept)} questions out of {tries} drafts. Thrown away: {thrown}."
-    _log.info("%s: %s", name, said)
+    rejections = "; ".join(f"{count}: {one_line(reason)}" for reason, count in reasons.most_common()) or "nothing"
+    summary = f"{len(kept)} questions from {tries} drafts. Rejected: {rejections}."
+    _log.info("%s: %s", name, summary)
     if not kept and failures and len(failures) == tries:
         raise failures[-1]
     if not kept:
-        raise InputError(f"{said} Give documents with sentences in them, or a model that follows instructions better.")
+        raise InputError(
+            f"{summary} Use documents that contain sentences, or a model that follows instructions better."
+        )
     if len(kept) < n:
-        warnings.warn(f"{said} {n} were asked for.", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"{summary} {n} were requested.", RuntimeWarning, stacklevel=2)
     spans = {query.id: [span] for query, span in kept}
     return Dataset(name, documents, [query for query, _ in kept], spans=spans)
 
 
-def _drawn(documents: Sequence[Document], seed: int) -> Iterator[tuple[Document, Chunk]]:
-    """Passages in an order drawn by chance: one of each document, then another of each, and so on."""
-    chance = random.Random(seed)
-    counter = HashEmbedder()  # counts words
-    waiting = deque[tuple[Document, list[Chunk] | None]]((d, None) for d in chance.sample(documents, len(documents)))
+def _sampled(documents: Sequence[Document], seed: int) -> Iterator[tuple[Document, Chunk]]:
+    """Yield passages in random order: one from each document, then another from each, and so on."""
+    rng = random.Random(seed)
+    counter = HashEmbedder()  # its tokens are words
+    waiting = deque[tuple[Document, list[Chunk] | None]]((d, None) for d in rng.sample(documents, len(documents)))
     while waiting:
         document, chunks = waiting.popleft()
         if chunks is None:
             chunks = [c for c in StructureChunker().chunk(document, embedder=counter) if _says_enough(c)]
-            chance.shuffle(chunks)
+            rng.shuffle(chunks)
         if chunks:
             yield document, chunks.pop()
             waiting.append((document, chunks))
 
 
 def _says_enough(chunk: Chunk) -> bool:
-    return len(re.findall(r"\w+", chunk.text)) >= _FEWEST_WORDS
+    return len(re.findall(r"\w+", chunk.text)) >= _MIN_WORDS
 
 
 def _messages(document: Document, chunk: Chunk, language: str) -> list[dict[str, str]]:
@@ -227,8 +229,8 @@ def _messages(document: Document, chunk: Chunk, language: str) -> list[dict[str,
 # --------------------------------------------------------------------------------------- checks
 
 
-class _Bad(Exception):
-    """A draft is no good; the message says why."""
+class _Invalid(Exception):
+    """A draft is rejected; the message is the reason."""
 
 
 class _Draft(msgspec.Struct):
@@ -237,44 +239,44 @@ class _Draft(msgspec.Struct):
 
 
 def _checked(reply: str, chunk: Chunk, language: str, query_id: str) -> tuple[Query, GoldSpan]:
-    """The question of a reply, and where its answer stands; raises _Bad."""
+    """Return the question of a reply and the span of its answer; raise _Invalid if the draft is not acceptable."""
     try:
         draft = read_json(reply, _Draft)
     except ValueError:
-        raise _Bad("it is not the JSON that was asked for") from None
+        raise _Invalid("it is not the requested JSON") from None
     if draft.question is None or draft.answer is None:
-        raise _Bad("the model found nothing to ask")
+        raise _Invalid("the model found no question")
     question = " ".join(draft.question.split())
-    is_one = re.search(r"\w.*[?？]$", question) and len(question) <= _LONGEST_QUESTION
-    if not is_one or one_line(question) != question:
-        raise _Bad("it is no question")
+    is_question = re.search(r"\w.*[?？]$", question) and len(question) <= _MAX_QUESTION_CHARACTERS
+    if not is_question or one_line(question) != question:
+        raise _Invalid("it is not a question")
     if _ABOUT_THE_PASSAGE.search(question):
-        raise _Bad("it asks about the passage")
+        raise _Invalid("it asks about the passage")
     if language in _REQUEST and detect_language(question, among=tuple(_REQUEST)) != language:
-        raise _Bad("it is in another language")
+        raise _Invalid("it is in another language")
     places = _places(draft.answer, chunk.text)
     if len(places) != 1:
-        raise _Bad(f"the answer is {'more than once' if places else 'not'} in the passage")
+        raise _Invalid(f"the answer is {'more than once' if places else 'not'} in the passage")
     ((start, end),) = places
-    if end - start > _LONGEST_ANSWER:
-        raise _Bad("the answer is too long")
+    if end - start > _MAX_ANSWER_CHARACTERS:
+        raise _Invalid("the answer is too long")
     answer = " ".join(chunk.text[start:end].split())
     asked, answered = (re.findall(r"\w+", text.casefold()) for text in (question, answer))
     if f" {' '.join(answered)} " in f" {' '.join(asked)} " or _alike(asked, answered):
-        raise _Bad("the question says its answer")
+        raise _Invalid("the question contains its answer")
     query = Query(query_id, question, language=language, answers=(answer,), answerable=True, synthetic=True)
     return query, GoldSpan(chunk.document_id, chunk.start + start, chunk.start + end)
 
 
 def _alike(words: Sequence[str], others: Sequence[str]) -> bool:
-    return difflib.SequenceMatcher(None, words, others, autojunk=False).ratio() >= _COPIED
+    return difflib.SequenceMatcher(None, words, others, autojunk=False).ratio() >= _MAX_SIMILARITY
 
 
 # --------------------------------------------------------------------------------------- places
 
 _PIECE = re.compile(
-    r"\s*[\"“”„‟«»]\s*"  # French sets them off with spaces
-    r"|\s+(?=[:;!?])"  # and these
+    r"\s*[\"“”„‟«»]\s*"  # French typography puts spaces inside quotation marks
+    r"|\s+(?=[:;!?])"  # and before these signs
     r"|\s+|[\u00ad\u200b\ufeff]|\w[\u0300-\u036f]*|.",
     re.DOTALL,
 )
@@ -285,7 +287,7 @@ _SAME_SIGNS = str.maketrans(
 
 
 def _places(words: str, text: str) -> list[tuple[int, int]]:
-    """Where words stand in a text, as whole words; typography and white space aside."""
+    """Return where words occur in a text as whole words, ignoring typography and white space."""
     wanted = "".join(piece for piece, _, _ in _folded(words)).strip(" \"'")
     if not re.search(r"\w", wanted):
         return []
@@ -298,7 +300,7 @@ def _places(words: str, text: str) -> list[tuple[int, int]]:
 
 
 def _folded(text: str) -> Iterator[tuple[str, int, int]]:
-    """A text piece by piece, each as it is compared and with its place."""
+    """Yield the pieces of a text in normalised form, each with its start and end."""
     for match in _PIECE.finditer(text):
         piece = match.group()
         start = match.start() + len(piece) - len(piece.lstrip())

@@ -1,4 +1,4 @@
-"""Systems compared on judged data: cached stages, results, tuning."""
+"""Experiments: compare and tune systems on a dataset with judgements, with cached results."""
 
 import lazy_loader
 

@@ -1,8 +1,8 @@
-"""What an experiment would ask of language models, before it asks: a dry run.
+"""Dry runs: count the calls of an experiment to language models without making them.
 
-Documents are cut and searched as always, and kept: that costs nothing but time. Models are replaced by one that counts
-what it is given and says nothing worth keeping. What follows from a reply is guessed from such a reply: an answer of a
-paragraph where a judge is to read one, the question itself where it is to be rewritten.
+Documents are chunked, embedded and searched as usual and the results are cached, because this costs only time. Models
+are replaced by a stand-in that counts its input and returns a fixed paragraph, which is never cached. The input of
+later stages is estimated from that reply: judges read the paragraph, and a rewritten query is the question itself.
 """
 
 from __future__ import annotations
@@ -30,52 +30,52 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _ANSWER = ("An answer of a paragraph says in a few sentences what the passages say, and where. [1] " * 9).strip()
-_MOST_LOOKED_AT = 5_000  # objects in which a model may hide
+_MAX_SEARCHED = 5_000  # objects searched for a hidden model
 _PLAIN = (str, bytes, int, float, type, types.ModuleType, types.NoneType)
-_MAX_TOKENS = 1_024  # of a model that does not say
+_MAX_TOKENS = 1_024  # for a model without max_tokens
 
 
 @dataclasses.dataclass(slots=True)
-class _Asked:
+class _Tally:
     calls: int = 0
-    likely: Usage = Usage(0, 0)  # noqa: RUF009 - a value, never changed
-    most: Usage = Usage(0, 0)  # noqa: RUF009
+    likely: Usage = Usage(0, 0)  # noqa: RUF009 - immutable
+    maximum: Usage = Usage(0, 0)  # noqa: RUF009
     price: Price | None = None
 
 
 class Estimate:
-    """What calls are to be made, by system and model; shows itself as a table.
+    """The estimated calls to models, by system and model; displayed as a table.
 
     Attributes:
-        calls: How many in all.
-        cost: What they are likely to cost, in the currency of the models' prices.
-        max_cost: The most that they can cost, unless they have to be made again.
+        calls: The total number of calls.
+        cost: The likely cost, in the currency of the models' prices.
+        max_cost: The maximum cost, without retries.
     """
 
     def __init__(self) -> None:
-        self._asked: dict[tuple[str, str], _Asked] = {}
+        self._tallies: dict[tuple[str, str], _Tally] = {}
         self._lock = threading.Lock()
         self.system = ""
 
     def add(self, model: str, messages: Sequence[Message], max_tokens: int, price: Price | None) -> None:
         """Count a call."""
         with self._lock:
-            asked = self._asked.setdefault((self.system, model), _Asked(price=price))
-            asked.calls += 1
-            asked.likely += likely_usage(messages, max_tokens)
-            asked.most += most_usage(messages, max_tokens)
+            tally = self._tallies.setdefault((self.system, model), _Tally(price=price))
+            tally.calls += 1
+            tally.likely += likely_usage(messages, max_tokens)
+            tally.maximum += most_usage(messages, max_tokens)
 
     @property
     def frame(self) -> pd.DataFrame:
-        """One row a system and model: ``system``, ``model``, ``calls``, the likely ``input_tokens`` and
+        """One row per system and model: ``system``, ``model``, ``calls``, the likely ``input_tokens`` and
         ``output_tokens``, the likely ``cost`` and ``max_cost``; costs are NaN for a model without a price.
         """
         import pandas as pd
 
         rows = [
             (system, model, a.calls, a.likely.input_tokens, a.likely.output_tokens)
-            + ((a.price.of(a.likely), a.price.of(a.most)) if a.price else (None, None))
-            for (system, model), a in self._asked.items()
+            + ((a.price.of(a.likely), a.price.of(a.maximum)) if a.price else (None, None))
+            for (system, model), a in self._tallies.items()
         ]
         columns = ["system", "model", "calls", "input_tokens", "output_tokens", "cost", "max_cost"]
         frame = pd.DataFrame(rows, columns=columns)
@@ -83,19 +83,19 @@ class Estimate:
 
     @property
     def calls(self) -> int:
-        return sum(asked.calls for asked in self._asked.values())
+        return sum(tally.calls for tally in self._tallies.values())
 
     @property
     def cost(self) -> float:
-        return sum(asked.price.of(asked.likely) for asked in self._asked.values() if asked.price)
+        return sum(tally.price.of(tally.likely) for tally in self._tallies.values() if tally.price)
 
     @property
     def max_cost(self) -> float:
-        return sum(asked.price.of(asked.most) for asked in self._asked.values() if asked.price)
+        return sum(tally.price.of(tally.maximum) for tally in self._tallies.values() if tally.price)
 
     def __repr__(self) -> str:
         head = f"{self.calls:,} calls, likely {self.cost:.4g} and at most {self.max_cost:.4g}"
-        return f"{head}\n{self.frame.to_string(index=False)}" if self._asked else "no calls to language models"
+        return f"{head}\n{self.frame.to_string(index=False)}" if self._tallies else "no calls to language models"
 
     def _repr_html_(self) -> str:
         import html
@@ -103,8 +103,8 @@ class Estimate:
         return f"<p>{html.escape(repr(self).splitlines()[0])}</p>{self.frame.to_html(index=False, escape=True)}"
 
 
-class _Counted:
-    """A model that notes what it is given, under the identity of the one that it stands for; no reply is kept."""
+class _CountingLLM:
+    """A stand-in that counts the input of a model, with the model's identity; its replies are not cached."""
 
     is_stand_in = is_transparent = True
 
@@ -129,30 +129,30 @@ class _Counted:
 
 
 def dry(value: _T, estimate: Estimate) -> _T:
-    """Return a value with every language model in it replaced by one that only counts.
+    """Return a value with every language model in it replaced by a stand-in that only counts.
 
-    Models are looked for in fields of dataclasses and in lists, tuples and dicts, at any depth.
+    Models are found in fields of dataclasses and in lists, tuples and dicts, at any depth.
 
     Raises:
-        InputError: There is a model in something else, where it cannot be replaced.
+        InputError: Another object holds a model, which cannot be replaced there.
     """
-    return replace_models(value, lambda llm: _Counted(llm, estimate), otherwise=_without_model)
+    return replace_models(value, lambda llm: _CountingLLM(llm, estimate), otherwise=_checked)
 
 
-def _without_model(value: Any) -> Any:
+def _checked(value: Any) -> Any:
     if _hides_model(value):
         raise InputError(
-            f"{value!r:.100} asks a language model, and cannot be tried without it. Make {type(value).__name__} a "
+            f"{value!r:.100} uses a language model that a dry run cannot replace. Make {type(value).__name__} a "
             "dataclass with the model as a field."
         )
     return value
 
 
 def _hides_model(value: Any) -> bool:
-    """Look for a model in attributes and closures, as far as there are not too many of them."""
+    """Return whether a model is found in attributes or closures; the number of objects searched is limited."""
     seen: set[int] = set()
     waiting = [value]
-    while waiting and len(seen) < _MOST_LOOKED_AT:
+    while waiting and len(seen) < _MAX_SEARCHED:
         each = waiting.pop()
         if id(each) in seen or isinstance(each, _PLAIN):
             continue
@@ -168,43 +168,43 @@ def _hides_model(value: Any) -> bool:
             slots = itertools.chain.from_iterable(getattr(kind, "__slots__", ()) for kind in type(each).__mro__)
             waiting += [getattr(each, name, None) for name in slots]
             for cell in getattr(each, "__closure__", None) or ():
-                with contextlib.suppress(ValueError):  # not filled yet
+                with contextlib.suppress(ValueError):  # the cell is still empty
                     waiting.append(cell.cell_contents)
     return False
 
 
 class DryResults(ResultCache):
-    """Results of a dry run: what was computed while a model was asked is not kept, for that model said nothing.
+    """The result cache of a dry run; values computed from the reply of a stand-in are not stored.
 
     Args:
-        results: What was computed before.
-        estimate: Counts what models are asked.
+        results: The result cache of the experiment.
+        estimate: Counts the calls to models.
     """
 
     def __init__(self, results: ResultCache, estimate: Estimate) -> None:
         super().__init__(results.path)
         self.computed = results.computed
         self._estimate = estimate
-        self._asked = 0
+        self._calls_before = 0
 
     def get(self, keys: Sequence[str]) -> dict[str, Any]:
-        """See `ResultCache.get`; what is missing is computed next."""
-        self._asked = self._estimate.calls
+        """See `ResultCache.get`; missing values are computed next."""
+        self._calls_before = self._estimate.calls
         return super().get(keys)
 
     def put(self, stage: str, values: Mapping[str, Any]) -> None:
         """See `ResultCache.put`."""
-        if self._estimate.calls == self._asked:
+        if self._estimate.calls == self._calls_before:
             super().put(stage, values)
 
 
 class DryCalls(Calls):
-    """Makes each call once. What asked no model is kept, as it is in a run.
+    """Makes each call once, with stand-ins. Results that needed no model are cached, as in a run.
 
     Args:
-        results: What was computed before.
-        estimate: Counts what models are asked.
-        cancelled: True stops.
+        results: The result cache of the dry run.
+        estimate: Counts the calls to models.
+        cancelled: Returns True to stop.
     """
 
     def __init__(self, results: ResultCache, estimate: Estimate, *, cancelled: Callable[[], bool] = never) -> None:
@@ -214,7 +214,7 @@ class DryCalls(Calls):
     def compute(
         self, stage: str, work: Mapping[str, Call], *, repeat: int = 1, keep: bool = True, alone: bool = False
     ) -> tuple[dict[str, Any], dict[str, FailedCall]]:
-        """See `Calls.compute`; what a reply that says nothing makes fail is a failure."""
+        """See `Calls.compute`; a call that cannot read the reply of a stand-in is a failure."""
         found = self._results.get(list(work)) if keep else {}
         failures: dict[str, FailedCall] = {}
         models: dict[int, tuple[LLM, Any]] = {}

@@ -1,4 +1,4 @@
-"""Compare set-ups on judged questions, lose nothing, and see whether a difference is real.
+"""Compare RAG systems on a dataset with relevance judgements, resume after a stop, and test differences.
 
     experiment = Experiment(
         load_dataset("data/questions", corpus="data/handbook"),
@@ -8,8 +8,9 @@
     )
     experiment.run()
 
-Whatever was computed before, by a run that was killed, by another experiment or for another measure, is kept
-(`ragkit.experiments.stages`) and not computed again. Progress and each system's row go to the socket.
+Results are cached on disk (`ragkit.experiments.stages`) and shared by all experiments with the same store: what an
+interrupted run, another experiment or an earlier measure computed is not computed again. Progress and the row of each
+finished system are published to live listeners.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from ragkit.experiments.progress import ProgressReporter
 from ragkit.experiments.result import Result
 from ragkit.experiments.result_cache import ResultCache
 from ragkit.experiments.runner import Evaluation, Outcome
-from ragkit.experiments.stages import ChunkedCorpus, cut, records
+from ragkit.experiments.stages import ChunkedCorpus, chunk_documents, records
 from ragkit.experiments.system import System, described, expand_systems
 from ragkit.hashing import hash_values
 from ragkit.live.publisher import Publisher, default_publisher
@@ -44,28 +45,30 @@ from ragkit.runs.store import RunStore
 
 
 class Experiment:
-    """Systems, and the judged questions that they are compared on.
+    """Compare systems on a dataset with relevance judgements.
 
     Args:
-        dataset: Documents, questions and what is right; see `ragkit.evaluation.load_dataset`.
-        systems: One or several, with choices in them; a dict names them. See `ragkit.experiments.System`.
-        measures: In the notation of ir_measures (``"nDCG@10"``, ``"R@100"``), on spans (``"SpanRecall@5"``), of answers
-            (``"CitationRecall"``, ``"F1"``, ``"Abstention"``, ...: see `ragkit.evaluation.answer_measures`), or judged
-            by a model (``Faithfulness(llm)``). Answers are made if a measure looks at them.
-        baseline: The name of the system that the others are compared with; the first one if None.
-        name: What listeners see; the dataset's name if None.
-        store: Folder that keeps what was computed, in ``results.db``, and a run for each `run` (`ragkit.runs`).
-            Experiments that share it share their work.
-        cache: Where embeddings are kept; this user's cache if None, nowhere if False.
-        publisher: Where progress goes; this process's own if None.
-        progress: Whether to show a bar.
-        max_concurrency: How many calls to language models are under way at a time.
-        record: Whether each `run` leaves a run in the store.
-        timed: Whether to measure how long retrieval takes for one question.
+        dataset: Documents, questions and judgements; see `ragkit.evaluation.load_dataset`.
+        systems: One or several systems, which may contain choices; a dict gives them names. See
+            `ragkit.experiments.System`.
+        measures: Measures of rankings in the notation of ir_measures (``"nDCG@10"``, ``"R@100"``), of gold spans
+            (``"SpanRecall@5"``), of answers (``"CitationRecall"``, ``"F1"``, ``"Abstention"``, ...: see
+            `ragkit.evaluation.answer_measures`), or LLM judges (``Faithfulness(llm)``). Answers are generated only if
+            a measure needs them.
+        baseline: The name of the system that the others are compared with; the first system if None.
+        name: The name that listeners see; the dataset's name if None.
+        store: Folder for cached results (``results.db``) and for a record of each `run` (`ragkit.runs`). Experiments
+            with the same store share results.
+        cache: The embedding cache; the user's default cache if None, no cache if False.
+        publisher: Publishes progress; the process's default publisher if None.
+        progress: Whether to show a progress bar.
+        max_concurrency: The maximum number of concurrent calls to language models.
+        record: Whether each `run` is recorded in the store.
+        timed: Whether to measure the retrieval latency of single questions.
 
     Raises:
-        InputError: No system, two with the same name, a measure that does not exist or that the dataset has no gold
-            for, a baseline that is none of the systems.
+        InputError: There is no system, two systems have the same name, a measure does not exist, the dataset has no
+            gold data for a measure, or the baseline is not one of the systems.
     """
 
     def __init__(
@@ -91,14 +94,14 @@ class Experiment:
             raise InputError("An experiment needs a measure, for example measures=['nDCG@10'].")
         if len(set(map(str, self.measures))) < len(self.measures):
             raise InputError(
-                f"Two measures have the same name: {', '.join(map(str, self.measures))}. Give another judge an "
-                "experiment of its own; what is known is not computed again."
+                f"Two measures have the same name: {', '.join(map(str, self.measures))}. Run the second judge in a "
+                "separate experiment; cached results are reused."
             )
         check_gold(self.measures, dataset)
         self.systems = expand_systems(systems)
         names = [system.name for system in self.systems]
         if baseline is not None and baseline not in names:
-            raise InputError(f"The baseline '{baseline}' is none of the systems: {'; '.join(names)}.")
+            raise InputError(f"The baseline '{baseline}' is not one of the systems: {'; '.join(names)}.")
         self.baseline = baseline or names[0]
         self.result_cache = ResultCache(Path(store) / "results.db")
         self.publisher = publisher or default_publisher()
@@ -108,7 +111,7 @@ class Experiment:
         self._max_concurrency = max_concurrency
         self._timed = timed
         self._runs = RunStore(store) if record else None
-        self._lock = threading.Lock()  # over systems, which another thread may add to
+        self._lock = threading.Lock()  # guards self.systems: another thread may add to it
         self._embedders: dict[int, CachedEmbedder] = {}
 
     def __repr__(self) -> str:
@@ -118,10 +121,10 @@ class Experiment:
         )
 
     def add(self, systems: System | Iterable[System] | Mapping[str, System]) -> None:
-        """Add systems; a run that is under way comes to them.
+        """Add systems; a run in progress includes them.
 
         Raises:
-            InputError: A name is taken.
+            InputError: A name is already in use.
         """
         with self._lock:
             self.systems += expand_systems(systems, taken=[system.name for system in self.systems])
@@ -129,101 +132,102 @@ class Experiment:
     def run(
         self, *, cancelled: Callable[[], bool] = never, on_system: Callable[[Result], object] = lambda result: None
     ) -> Result:
-        """Compute what is missing, and measure.
+        """Compute the missing results and evaluate all systems.
 
-        Ctrl-C (or an interrupted kernel) stops it; what was computed is kept, and the next call goes on.
+        Ctrl-C (or a kernel interrupt) stops the run; results are kept, and the next call resumes.
 
         Args:
-            cancelled: Asked several times a second; True stops the work.
-            on_system: Called with the interim result at the beginning and after each system.
+            cancelled: Polled several times a second; True stops the run.
+            on_system: Called with the interim result at the start and after each system.
 
         Raises:
-            BudgetError: What the next call to a model could cost is more than is left. Nothing is lost: raise the
-                budget and run again.
-            OperationCancelled: ``cancelled`` said so.
+            BudgetError: The next call to a model could cost more than the remaining budget. Results are kept: raise
+                the budget and run again.
+            OperationCancelled: ``cancelled`` returned True.
             ResultCacheError, EmbeddingError, InputError: See `ragkit.experiments.stages`.
-            LLMError: The model refuses the key, or answers nothing at all. Single calls that fail are in
-                `Result.errors` instead.
+            LLMError: The model's server rejects the API key, or no call succeeds at all. Single calls that fail are
+                listed in `Result.errors` instead.
         """
         result = Result(self.dataset, self.measures, self.baseline)
         on_system(result)
         questions = len({query.text for query in self.dataset.queries})
         with CellsBar(self._progress, self.name) as bar:
-            live = ProgressReporter(self.name, self.publisher, bar, questions=questions)
-            kept: Run | None = None
+            reporter = ProgressReporter(self.name, self.publisher, bar, questions=questions)
+            run: Run | None = None
             try:
-                kept = self._begin_run()
-                live.tell("running", systems=len(self.systems), now=True)
+                run = self._begin_run()
+                reporter.report("running", systems=len(self.systems), now=True)
                 results = self.result_cache
-                calls = Calls(results, max_concurrency=self._max_concurrency, cancelled=cancelled, tell=live.working)
+                calls = Calls(
+                    results, max_concurrency=self._max_concurrency, cancelled=cancelled, on_progress=reporter.working
+                )
                 corpus = records(self.dataset.documents)
                 held: dict[str, ChunkedCorpus] = {}
                 while (system := self._next(result.names, held)) is not None:
-                    live.tell("running", systems=len(self.systems))
-                    cut = self._cut_by(system, held, results, cancelled)
+                    reporter.report("running", systems=len(self.systems))
+                    chunked = self._chunked(system, held, results, cancelled)
                     result.add(
-                        system, self._evaluate(system, self.measures, cut, corpus, results, calls, live, cancelled)
+                        system,
+                        self._evaluate(system, self.measures, chunked, corpus, results, calls, reporter, cancelled),
                     )
-                    live.finished(result.row(system.name), result.leaderboard())
+                    reporter.finished(result.row(system.name), result.leaderboard())
                     on_system(result)
                 result.interim = False
-                if kept is not None:
-                    self._end_run(kept, result)
+                if run is not None:
+                    self._end_run(run, result)
             except BaseException as error:
-                # A retriever of a user's own can raise anything: listeners hear of it.
+                # User-defined components can raise anything; listeners must see the failure.
                 is_stop = isinstance(error, KeyboardInterrupt | OperationCancelled | BudgetError)
-                message = str(error) or (
-                    "Interrupted. Run it again, and it goes on." if is_stop else type(error).__name__
-                )
-                live.tell("cancelled" if is_stop else "failed", now=True, message=message)
-                if kept is not None:
-                    kept.finish("cancelled" if is_stop else "failed", error=type(error).__name__, message=message)
+                message = str(error) or ("Interrupted. Run it again to resume." if is_stop else type(error).__name__)
+                reporter.report("cancelled" if is_stop else "failed", now=True, message=message)
+                if run is not None:
+                    run.finish("cancelled" if is_stop else "failed", error=type(error).__name__, message=message)
                 raise
-            live.tell("done", now=True)
+            reporter.report("done", now=True)
         return result
 
     def start(self) -> Running:
-        """Run in the background; `add` systems meanwhile, look at the interim result, stop."""
+        """Run in a background thread; the returned `Running` can add systems, show interim results and stop."""
         return Running(self)
 
     def estimate(self, *, cancelled: Callable[[], bool] = never) -> Estimate:
-        """Say what `run` would still ask of language models, and what that is likely to cost; no model is asked.
+        """Estimate the number and cost of the LLM calls that `run` would still make, without making any.
 
-        Documents are cut, embedded and searched, and what that gives is kept, as in `run`.
+        Documents are chunked, embedded and searched as in `run`, and these results are cached.
 
         Args:
             cancelled: As in `run`.
 
         Raises:
-            OperationCancelled, ResultCacheError, EmbeddingError: As `run` does.
-            InputError: There is a model where it cannot be replaced.
+            OperationCancelled, ResultCacheError, EmbeddingError: As in `run`.
+            InputError: A component holds a language model where it cannot be replaced by a counter.
         """
-        found = Estimate()
-        measures = [dry(measure, found) for measure in self.measures]
-        results = DryResults(self.result_cache, found)
-        calls = DryCalls(results, found, cancelled=cancelled)
+        estimate = Estimate()
+        measures = [dry(measure, estimate) for measure in self.measures]
+        results = DryResults(self.result_cache, estimate)
+        calls = DryCalls(results, estimate, cancelled=cancelled)
         corpus = records(self.dataset.documents)
         done: list[str] = []
         held: dict[str, ChunkedCorpus] = {}
         with CellsBar(self._progress, f"{self.name}, dry run") as bar, contextlib.closing(results):
-            live = ProgressReporter(self.name, None, bar, questions=len(self.dataset.queries))
-            live.tell("running", systems=len(self.systems))
+            reporter = ProgressReporter(self.name, None, bar, questions=len(self.dataset.queries))
+            reporter.report("running", systems=len(self.systems))
             while (system := self._next(done, held)) is not None:
-                found.system = system.name
-                without = dry(system, found)
-                cut = self._cut_by(without, held, results, cancelled)
-                self._evaluate(without, measures, cut, corpus, results, calls, live, cancelled)
+                estimate.system = system.name
+                counting = dry(system, estimate)
+                chunked = self._chunked(counting, held, results, cancelled)
+                self._evaluate(counting, measures, chunked, corpus, results, calls, reporter, cancelled)
                 done.append(system.name)
-        return found
+        return estimate
 
     def _next(self, done: Sequence[str], held: Mapping[str, ChunkedCorpus]) -> System | None:
-        """The next system to run: with the cut that is held, if there is one, so that vectors are in memory once."""
+        """Return the next system to run, preferring one that reuses the chunked corpus in memory."""
         with self._lock:
             waiting = [system for system in self.systems if system.name not in done]
         if not waiting:
             return None
         for system in waiting:
-            if held and self._cut_key(system) in held:
+            if held and self._chunking_key(system) in held:
                 return system
         return waiting[0]
 
@@ -231,32 +235,32 @@ class Experiment:
         self,
         system: System,
         measures: Sequence[Measure],
-        cut: ChunkedCorpus,
+        chunked: ChunkedCorpus,
         corpus: Documents,
         results: ResultCache,
         calls: Calls,
-        live: ProgressReporter,
+        reporter: ProgressReporter,
         cancelled: Callable[[], bool],
     ) -> Outcome:
         return Evaluation(
-            system, self.dataset, measures, cut=cut, corpus=corpus, results=results, calls=calls, live=live,
-            cancelled=cancelled, timed=self._timed and not isinstance(calls, DryCalls),
+            system, self.dataset, measures, chunked=chunked, corpus=corpus, results=results, calls=calls,
+            reporter=reporter, cancelled=cancelled, timed=self._timed and not isinstance(calls, DryCalls),
         ).run()  # fmt: skip
 
     def _embedder(self, system: System) -> CachedEmbedder:
         return self._embedders.setdefault(id(system.embedder), CachedEmbedder(system.embedder, self._cache))
 
-    def _cut_key(self, system: System) -> str:
+    def _chunking_key(self, system: System) -> str:
         return hash_values(identity(system.chunker), identity(self._embedder(system)))
 
-    def _cut_by(
+    def _chunked(
         self, system: System, held: dict[str, ChunkedCorpus], results: ResultCache, cancelled: Callable[[], bool]
     ) -> ChunkedCorpus:
-        key = self._cut_key(system)
+        key = self._chunking_key(system)
         if key not in held:
-            held.clear()  # and its vectors
+            held.clear()  # frees the vectors of the previous corpus
             embedder = self._embedder(system)
-            held[key] = cut(self.dataset.documents, system.chunker, embedder, results, cancelled=cancelled)
+            held[key] = chunk_documents(self.dataset.documents, system.chunker, embedder, results, cancelled=cancelled)
         return held[key]
 
     # ---------------------------------------------------------------------------------- the store
@@ -300,11 +304,11 @@ class Experiment:
 
 
 class Running:
-    """An experiment that runs in a thread of its own.
+    """An experiment that runs in a background thread.
 
     Attributes:
         experiment: The experiment.
-        interim: What was measured so far; None before it has begun.
+        interim: The interim result; None before the run has started.
     """
 
     def __init__(self, experiment: Experiment) -> None:
@@ -314,11 +318,11 @@ class Running:
         self._adding = threading.Lock()
         self._ended = False
         self._error: BaseException | None = None
-        self._thread = self._begun()
+        self._thread = self._started()
 
     @property
     def state(self) -> Literal["running", "paused", "stopped", "failed", "done"]:
-        """What it does; "paused" for want of budget."""
+        """The state of the run; "paused" means that the budget is spent."""
         if self._thread.is_alive():
             return "running"
         match self._error:
@@ -334,7 +338,7 @@ class Running:
     def __repr__(self) -> str:
         return f"Running({self.experiment!r}: {self.state})"
 
-    def _begun(self) -> threading.Thread:
+    def _started(self) -> threading.Thread:
         self._stop.clear()
         self._ended = False
         self._error = None
@@ -346,7 +350,7 @@ class Running:
         try:
             while not self._ended:
                 names = self.experiment.run(cancelled=self._stop.is_set, on_system=self._keep).names
-                with self._adding:  # a system may have come while the run was written down
+                with self._adding:  # a system may have been added while the run was being recorded
                     self._ended = all(system.name in names for system in self.experiment.systems)
         except BaseException as error:
             self._error = error
@@ -355,7 +359,7 @@ class Running:
         self.interim = result
 
     def add(self, systems: System | Iterable[System] | Mapping[str, System]) -> None:
-        """See `Experiment.add`. One that is done goes on with them."""
+        """Add systems, as in `Experiment.add`; an experiment that is done starts again to run them."""
         with self._adding:
             self.experiment.add(systems)
             is_done = self._ended
@@ -364,28 +368,28 @@ class Running:
             self.resume()
 
     def stop(self) -> None:
-        """Stop at once, and keep what was computed."""
+        """Stop the run and wait until it has stopped; results are kept."""
         self._stop.set()
         self._thread.join()
 
     def resume(self) -> None:
-        """Go on after `stop`, a failure or a pause (raise the budget first); nothing is computed twice."""
+        """Resume after `stop`, a failure or a pause (raise the budget first); nothing is computed twice."""
         if not self._thread.is_alive():
-            self._thread = self._begun()
+            self._thread = self._started()
 
     def result(self, *, timeout_seconds: float | None = None) -> Result:
         """Wait for the result.
 
         Raises:
-            TimeoutError: It is not there yet.
-            BudgetError: It is paused.
-            OperationCancelled: It was stopped.
-            RagkitError: What `Experiment.run` raised.
+            TimeoutError: The experiment is still running after ``timeout_seconds``.
+            BudgetError: The experiment is paused.
+            OperationCancelled: The experiment was stopped.
+            RagkitError: Whatever `Experiment.run` raised.
         """
         self._thread.join(timeout_seconds)
         if self._thread.is_alive():
-            raise TimeoutError("The experiment is still running; ask again, or stop() it.")
+            raise TimeoutError("The experiment is still running. Call result() again later, or stop() it.")
         if self._error is not None:
             raise self._error
-        assert self.interim is not None  # it ended without an error
+        assert self.interim is not None
         return self.interim

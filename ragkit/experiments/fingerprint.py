@@ -1,17 +1,17 @@
-"""What a value is, as a key: two values with the same identity do the same thing.
+"""Identities of values for cache keys: two values with the same identity behave the same.
 
-An experiment keeps what it has computed under the identity of everything that it depends on, so an
-identity must change whenever the result could, and should not change otherwise. It is made of values (a dataclass's
-fields) and of code:
+An experiment caches a result under the identities of everything that the result depends on. An identity must therefore
+change whenever the result could change, and should not change otherwise. It consists of values (such as the fields of
+a dataclass) and of code:
 
-- ragkit's own code counts by the source of what is used and of all that this refers to
-  (`ragkit.experiments.source_code`), and by the versions of the packages that this source uses;
-- an installed package counts by its version, unless it is installed from a folder that is being edited;
-- everything else, such as a function of a notebook, counts by its bytecode and by what it refers to.
+- for ragkit's own code, the source of the definition and of everything that it refers to
+  (`ragkit.experiments.source_code`), and the versions of the packages that this source uses;
+- for an installed package, its version, unless it is an editable install;
+- for all other code, such as a function of a notebook, its bytecode and everything that it refers to.
 
-An object is what its attributes are, unless it says itself what it is: by a method ``identity()`` that returns plain
-values, or, as an embedder, by its ``fingerprint``. One that wraps another and changes nothing of what that does has a
-true ``is_transparent`` and is what its ``inner`` is. What has no identity is refused.
+The identity of an object is made of its attributes, unless it defines its own: a method ``identity()`` that returns
+plain values, or the ``fingerprint`` of an embedder. A wrapper that does not change behaviour sets ``is_transparent`` to
+True and has the identity of its ``inner``. A value without an identity is an error.
 """
 
 from __future__ import annotations
@@ -40,39 +40,41 @@ from ragkit.hashing import hash_values
 _SETTING = (bool, int, float, str, bytes, Path, tuple, types.NoneType)
 _FUNCTION = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
 _CODE = (types.FunctionType, type, types.ModuleType)
-_DYNAMIC = {"globals", "eval", "exec"}  # what reaches names that are written nowhere
-_HAS_DOCSTRING = 0x4000000  # of a code object, from Python 3.13 on
+_DYNAMIC = {"globals", "eval", "exec"}  # these can use names that do not occur in the code
+_HAS_DOCSTRING = 0x4000000  # flag of a code object, since Python 3.13
 
 
 def identity(value: Any) -> Any:
-    """Return plain values (None, numbers, strings, lists, dicts) that say what a value is.
+    """Return the identity of a value as plain values (None, numbers, strings, lists, dicts).
 
     Raises:
-        InputError: It has no identity; the message says how to give it one.
+        InputError: The value has no identity; the message says how to define one.
     """
     return _Identities().of(value)
 
 
 def code_version(thing: type | Callable[..., Any]) -> str:
-    """Return what the code of a class or function is, as a hash or a version.
+    """Return a hash of the code of a class or function, or the version of its package.
 
     Raises:
-        InputError: It refers to something that has no identity.
+        InputError: The code refers to a value without an identity.
     """
     return _Identities().code(thing)
 
 
 def is_own(value: Any) -> bool:
-    """Tell whether a value is of one of ragkit's own classes."""
+    """Return whether the class of a value is defined in ragkit."""
     return type(value).__module__.partition(".")[0] == "ragkit"
 
 
 class _Identities:
-    """The identities of one value and of all that it refers to: each function, class and module is looked at once."""
+    """Computes the identity of one value and all that it refers to; each function, class and module is visited once."""
 
     def __init__(self) -> None:
-        self._within: list[int] = []  # what is being looked at: a function may call itself
-        self._known: dict[int, tuple[Any, Any]] = {}  # id -> what has it, so that it keeps it, and its identity
+        self._within: list[int] = []  # ids of the values being visited, to stop recursion
+        self._known: dict[
+            int, tuple[Any, Any]
+        ] = {}  # id -> the value, kept alive so that its id stays unique, and its identity
 
     def of(self, value: Any) -> Any:
         if value is None or (isinstance(value, bool | int | str) and type(value) in (bool, int, str)):
@@ -116,25 +118,24 @@ class _Identities:
         if getattr(value, "is_transparent", False) is True:
             return self.of(value.inner)
         kind = {"type": _name(type(value)), "code": self.code(type(value))}
-        if callable(said := getattr(value, "identity", None)):
-            return {**kind, "is": self.of(said())}
-        if callable(said := getattr(value, "fingerprint", None)):
-            return self._embedder(value, said)
+        if callable(method := getattr(value, "identity", None)):
+            return {**kind, "is": self.of(method())}
+        if callable(method := getattr(value, "fingerprint", None)):
+            return self._embedder(value, method)
         if dataclasses.is_dataclass(value):
             fields = {f.name: self.of(getattr(value, f.name)) for f in dataclasses.fields(value) if f.compare}
             return {**kind, "fields": fields}
         if hasattr(value, "__dict__"):
             return {**kind, "state": self.of(vars(value))}
         raise InputError(
-            f"{value!r} does not tell what it depends on, so its results could not be kept. Make "
-            f"{type(value).__name__} a frozen dataclass, or give it a method identity() that returns everything that "
-            "its results depend on."
+            f"{value!r} has no identity, so its results cannot be cached. Make {type(value).__name__} a frozen "
+            "dataclass, or give it a method identity() that returns everything that its results depend on."
         )
 
     def _embedder(self, value: Any, fingerprint: Any) -> Any:
         known = {kind: fingerprint(kind) for kind in ("passage", "query")}
         known |= {"name": value.name, "max_tokens": value.max_tokens, "languages": sorted(value.languages or ())}
-        if known["passage"] is None:  # it is its code, and what it is set to
+        if known["passage"] is None:  # without a fingerprint, its code and settings count
             inner = getattr(value, "inner", value)
             known["code"] = self.code(type(inner))
             names = [f.name for f in dataclasses.fields(inner)] if dataclasses.is_dataclass(inner) else vars(inner)
@@ -151,7 +152,7 @@ class _Identities:
         return self._class(thing) if isinstance(thing, type) else hash_values(self._function(thing))
 
     def _class(self, kind: type) -> str:
-        """The methods and plain attributes of a user's class, and of the classes that it is made from."""
+        """Hash the methods and plain attributes of a user-defined class and of its base classes."""
         parts: dict[str, Any] = {}
         for base in kind.__mro__:
             if (version := _version(base.__module__, base.__qualname__.partition(".")[0])) is not None:
@@ -175,28 +176,28 @@ class _Identities:
             return {"partial": [self.of(part) for part in (function.func, function.args, function.keywords)]}
         if isinstance(function, types.MethodType):
             return {"method": function.__name__, "of": self.of(function.__self__)}
-        made = {}  # where it was made
+        bound = {}  # default arguments and closure variables
         if isinstance(function, types.FunctionType):
-            made = {
+            bound = {
                 "defaults": self.of([function.__defaults__, function.__kwdefaults__]),
                 "closure": [self._captured(cell) for cell in function.__closure__ or ()],
             }
         top = function.__qualname__.partition(".")[0]
         if (version := _version(function.__module__ or "builtins", top)) is not None:
-            return {"function": f"{function.__module__}.{function.__qualname__}", "code": version, **made}
+            return {"function": f"{function.__module__}.{function.__qualname__}", "code": version, **bound}
         used = dict(_used(function.__code__, function.__globals__))
         found = {name: self.of(value) for name, value in sorted(used.items())}
         found |= self._any_of(_looked_up(function.__code__, function.__globals__))
-        return {"function": function.__qualname__, "code": _bytecode(function.__code__), "uses": found, **made}
+        return {"function": function.__qualname__, "code": _bytecode(function.__code__), "uses": found, **bound}
 
     def _captured(self, cell: types.CellType) -> Any:
         try:
             return self.of(cell.cell_contents)
-        except ValueError:  # not filled yet
+        except ValueError:  # the cell is still empty
             return None
 
     def _module(self, module: types.ModuleType) -> Any:
-        """All of a module: it is used in a way that does not show which part of it."""
+        """Return the identity of a whole module, for uses that do not show which part of it counts."""
         if (version := _version(module.__name__, ALL)) is not None:
             return version
         source = getattr(module, "__file__", None)
@@ -204,7 +205,7 @@ class _Identities:
         return [hash_values(ast.dump(without_docstrings(ast.parse(text)))), self._any_of(vars(module))]
 
     def _any_of(self, names: Mapping[str, Any]) -> dict[str, Any]:
-        """What names that may be used stand for, as far as that is code or a setting."""
+        """Return the identities of names that may be used, as far as they are code or settings."""
         found = {}
         for name, value in sorted(names.items()):
             if not name.startswith("__") and isinstance(value, (*_CODE, *_SETTING)):
@@ -219,15 +220,15 @@ def _name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-# ------------------------------------------------------------------------------------- a user's code
+# --------------------------------------------------------------------------------- user-defined code
 
 
 def _used(code: types.CodeType, known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What a function refers to outside itself, by name; of a module the attributes that it takes."""
+    """Yield the global names that a function uses and their values; for modules, the attributes that it uses."""
     steps = list(dis.get_instructions(code))
     for at, step in enumerate(steps):
         if step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and step.argval in known:
-            yield _taken(step.argval, known[step.argval], steps[at + 1 :])
+            yield _resolved(step.argval, known[step.argval], steps[at + 1 :])
         elif step.opname == "IMPORT_NAME":
             level, names = steps[at - 2].argval, steps[at - 1].argval
             package = str(known.get("__package__") or known.get("__name__", "").rpartition(".")[0])
@@ -238,14 +239,14 @@ def _used(code: types.CodeType, known: Mapping[str, Any]) -> Iterator[tuple[str,
 
 
 def _looked_up(code: types.CodeType, known: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a function may look up by ``globals()["name"]``: all that is known, if it is not written there which."""
+    """Return what a function may look up by ``globals()["name"]``: all names, if the name is not a constant."""
     found: dict[str, Any] = {}
     steps = [step for step in dis.get_instructions(code) if step.opname not in ("PRECALL", "PUSH_NULL")]
     for at, step in enumerate(steps):
         if step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and step.argval in _DYNAMIC:
             name = steps[at + 2 : at + 3]
             if step.argval != "globals" or not name or name[0].opname != "LOAD_CONST":
-                history = {each for each in known if each.startswith("_i") or each in ("In", "Out")}  # IPython's
+                history = {each for each in known if each.startswith("_i") or each in ("In", "Out")}  # of IPython
                 return {each: value for each, value in known.items() if each not in history}
             found |= {each: value for each, value in known.items() if each == name[0].argval}
     for constant in code.co_consts:
@@ -254,7 +255,7 @@ def _looked_up(code: types.CodeType, known: Mapping[str, Any]) -> Mapping[str, A
     return found
 
 
-def _taken(name: str, value: Any, following: Sequence[dis.Instruction]) -> tuple[str, Any]:
+def _resolved(name: str, value: Any, following: Sequence[dis.Instruction]) -> tuple[str, Any]:
     for step in following:
         if not isinstance(value, types.ModuleType) or step.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
             break
@@ -265,7 +266,7 @@ def _taken(name: str, value: Any, following: Sequence[dis.Instruction]) -> tuple
 
 
 def _imported(name: str, attributes: Sequence[str], package: str) -> Iterator[tuple[str, Any]]:
-    """What an import within a function gives. A package that counts by its version is not imported for it."""
+    """Yield what an import inside a function binds. A package that counts by its version is not imported."""
     name = importlib.util.resolve_name(name, package)
     if _is_version(name):
         yield f"import {name}", _version(name, ALL)
@@ -291,11 +292,11 @@ def _bytecode(code: types.CodeType) -> Any:
 
 
 def _constants(code: types.CodeType) -> Sequence[Any]:
-    """The constants of a function, but for its docstring, which is the first one."""
+    """Return the constants of a function, with None in place of the docstring."""
     first = code.co_consts[:1]
     if sys.version_info >= (3, 13):
         has_docstring = bool(code.co_flags & _HAS_DOCSTRING)
-    else:  # without one, the first constant is None
+    else:  # without a docstring, the first constant is None
         is_function = bool(code.co_flags & 0x1) and not code.co_name.startswith("<")
         has_docstring = is_function and bool(first) and isinstance(first[0], str)
     return (None, *code.co_consts[1:]) if has_docstring else code.co_consts
@@ -305,7 +306,7 @@ def _constants(code: types.CodeType) -> Sequence[Any]:
 
 
 def _version(module: str, name: str) -> str | None:
-    """Return the version of what is not a user's own: ragkit's code, an installed package, Python; else None."""
+    """Return the version of code from ragkit, an installed package or Python; None for user-defined code."""
     package = module.partition(".")[0]
     if package == "ragkit":
         code = dependencies(module, name)
@@ -316,13 +317,13 @@ def _version(module: str, name: str) -> str | None:
 
 
 def _is_version(module: str) -> bool:
-    """Whether a module counts by the version of its package alone."""
+    """Return whether a module counts only by the version of its package."""
     return module.partition(".")[0] != "ragkit" and _version(module, ALL) is not None
 
 
 @functools.cache
 def _installed(package: str) -> str | None:
-    """The versions of what gives a package; None if there is none, or if its code changes under one version."""
+    """Return the versions of the distributions that provide a package; None if there are none or one is editable."""
     names = _distributions().get(package, ())
     if any(_is_edited(name, package) for name in names):
         return None
@@ -336,10 +337,10 @@ def _distributions() -> Mapping[str, Sequence[str]]:
 
 
 def _is_edited(distribution: str, package: str) -> bool:
-    """Whether it was installed with ``pip install -e``, or another package of the same name is in its place."""
+    """Return whether a distribution is an editable install, or its package was imported from somewhere else."""
     installed = importlib.metadata.distribution(distribution)
-    said = installed.read_text("direct_url.json")
-    if said and json.loads(said).get("dir_info", {}).get("editable"):
+    origin = installed.read_text("direct_url.json")
+    if origin and json.loads(origin).get("dir_info", {}).get("editable"):
         return True
     file = getattr(sys.modules.get(package), "__file__", None)
     folder = Path(str(installed.locate_file("")))

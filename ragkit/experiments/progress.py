@@ -1,4 +1,4 @@
-"""An experiment as it runs, on the socket and in the bar under its cell."""
+"""Progress of a running experiment: published events and the progress bar."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from ragkit.live.messages import TaskState
 from ragkit.live.publisher import Publisher
 from ragkit.progress_bar import CellsBar, Pace
 
-_TELL_SECONDS = 0.25
+_REPORT_SECONDS = 0.25
 
 
 class ProgressReporter:
-    """Tells how far one run is.
+    """Reports the progress of one run.
 
-    A system counts one cell a question; texts to embed and calls to models, which are not known before, are added as
-    they come up.
+    Each system counts one unit per question. Texts to embed and calls to models are not known in advance; they are
+    added to the total when they come up.
 
     Args:
-        name: What listeners see.
-        publisher: Tells the socket; None for nobody.
-        bar: Shows it here.
-        questions: ResultCache of one system.
+        name: The name that listeners see.
+        publisher: Publishes the events; None to publish nothing.
+        bar: The progress bar.
+        questions: The number of questions, which is the number of units of one system.
     """
 
     def __init__(self, name: str, publisher: Publisher | None, bar: CellsBar, *, questions: int) -> None:
@@ -33,69 +33,69 @@ class ProgressReporter:
         self._systems = 0
         self._finished = 0
         self._ranked = 0
-        self._before = 0  # other work that is done
+        self._extra_done = 0  # finished embeddings and calls
         self._doing: tuple[str, int, int] = ("", 0, 0)
-        self._told = -_TELL_SECONDS
+        self._last_report = -_REPORT_SECONDS
         self._pace = Pace()
 
     def begin(self, systems: int, *, ranked: int) -> None:
-        """A system begins.
+        """Report that a system starts.
 
         Args:
-            systems: How many there are in all.
-            ranked: How many of its questions were ranked before.
+            systems: The total number of systems.
+            ranked: How many of its questions already have a ranking.
         """
         self._systems = systems
         self.ranked(ranked)
 
     def ranked(self, count: int) -> None:
-        """So many of the system's questions are ranked."""
+        """Report how many of the system's questions have a ranking."""
         self._ranked = count
-        self.tell("running")
+        self.report("running")
 
     def embedding(self, done: int, total: int) -> None:
-        """So many of the texts that were never embedded are."""
-        self.working("embedding", done, total, now=True)  # the next window may take long
+        """Report how many of the missing embeddings are done."""
+        self.working("embedding", done, total, now=True)  # the next batch may take long
 
     def working(self, doing: str, done: int, total: int, *, now: bool = False) -> None:
-        """So much of other work is done."""
+        """Report how much of one kind of other work is done."""
         if doing != self._doing[0]:
-            self._pace = Pace()  # each kind of work has its own
+            self._pace = Pace()  # each kind of work has its own pace
         self._doing = doing, done, total
-        self.tell("running", now=now)
+        self.report("running", now=now)
         if done == total:
-            self._before += total
+            self._extra_done += total
             self._doing = "", 0, 0
             self._pace = Pace()
 
     def finished(self, row: dict[str, Any], leaderboard: list[dict[str, Any]]) -> None:
-        """A system is measured: this is its row."""
+        """Report that a system is evaluated, with its row and the leaderboard."""
         self._finished += 1
         self._ranked = 0
-        self.tell("running", now=True)
+        self.report("running", now=True)
         self._events.result(row, leaderboard)
 
-    def tell(
+    def report(
         self, state: TaskState, *, systems: int | None = None, now: bool = False, message: str | None = None
     ) -> None:
-        """Tell how far it is, unless that has just been told.
+        """Report the progress, at most once in 0.25 seconds.
 
         Args:
-            state: Of the run.
-            systems: How many there are in all, if that is news.
-            now: Whether to tell in any case.
-            message: What is to be known of it.
+            state: The state of the run.
+            systems: The total number of systems; unchanged if None.
+            now: Report even if the last report was less than 0.25 seconds ago.
+            message: A message for listeners.
         """
         self._systems = systems or self._systems
         clock = time.monotonic()
-        if not now and clock - self._told < _TELL_SECONDS:
+        if not now and clock - self._last_report < _REPORT_SECONDS:
             return
-        self._told = clock
+        self._last_report = clock
         doing, part, parts = self._doing
-        done = self._finished * self._questions + self._ranked + self._before + part
-        total = self._systems * self._questions + self._before + parts
+        done = self._finished * self._questions + self._ranked + self._extra_done + part
+        total = self._systems * self._questions + self._extra_done + parts
         rate = self._pace.rate(done)
-        # While there is other work, what the other systems will take is not known.
+        # During other work, the time for the remaining systems is unknown: the estimate covers that work alone.
         left = parts - part or total - done
         shown = f", {doing} {parts:,}" if doing else ""
         self._bar.show(done, total, f"{self._finished}/{self._systems} systems{shown}")

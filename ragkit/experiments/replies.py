@@ -1,13 +1,12 @@
-"""What language models reply during an experiment: each thing is asked once, and the raw text is kept.
+"""The cache for replies of language models in experiments: each request is sent once, and the raw text is stored.
 
-A reply is kept under what the model was given and nothing else: the messages, the model and its settings, the longest
-reply that was allowed, and the number of the repeat where the same thing is asked several times on purpose. What is
-made of a reply (a score, an order, other wordings) is no part of that key and is computed from the text, so that
-neither another version of a package nor a corrected parser asks a model again.
+The key of a reply is the input of the model and nothing else: the messages, the model and its settings, the maximum
+length, and the number of the repeat where the same request is sent several times on purpose. What is parsed from a
+reply (a score, an order, a rewritten query) is not part of the key and is computed from the text, so that a new version
+of a package or a corrected parser does not send requests again.
 
-A reply that cannot be read is kept too, because it is paid for, but it does not stand in the way: when work on the kept
-replies fails, the next attempt passes them over and asks for another one. Work that sends the same messages twice wants
-two replies, and gets them.
+A reply that cannot be parsed is cached too, because it is paid for. When work on cached replies fails, the next attempt
+skips them and requests new ones. Work that sends the same messages twice gets two different replies.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ _POLL_SECONDS = 0.05
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reply:
-    """What a model replied, once.
+    """One reply of a model.
 
     Attributes:
-        key: What it is kept under.
-        text: As the model gave it, encodable as UTF-8.
-        usage: Tokens, if the model says.
-        seconds: How long it took when it was asked.
+        key: The cache key.
+        text: The raw text, encodable as UTF-8.
+        usage: The tokens used, if the model reports them.
+        seconds: The duration of the original request.
     """
 
     key: str
@@ -52,13 +51,14 @@ class Reply:
 
 
 class Replies:
-    """The replies that one piece of work is given: those that are kept first, and then new ones.
+    """The replies for one piece of work: cached ones first, then new ones.
 
     Args:
-        results: Where they are kept.
-        stage: What they are for, for people who look into the file.
-        repeat: The same messages in another repeat are another reply.
-        models: By ``id``, models and their identities that are known; shared by pieces of work that ask the same ones.
+        results: The cache.
+        stage: The stage of the experiment, for people who inspect the file.
+        repeat: The number of the repeat; each repeat of the same messages has its own reply.
+        models: ``id`` of a model -> the model and its identity; shared between pieces of work, so that each identity
+            is computed once.
     """
 
     def __init__(
@@ -68,33 +68,33 @@ class Replies:
         self._stage = stage
         self._repeat = repeat
         self._models = models if models is not None else {}
-        self._unreadable: Counter[str] = Counter()  # by what was asked: how many of its replies could not be read
-        self._used: Counter[str] = Counter()  # by what was asked: how many of its replies this attempt was given
-        self._lock = threading.Lock()  # work may have threads of its own
-        self._is_new = False  # whether a model was asked in this attempt
-        self._is_refused = False  # and failed to reply
+        self._unreadable: Counter[str] = Counter()  # request -> the number of its replies that could not be parsed
+        self._used: Counter[str] = Counter()  # request -> the number of its replies that this attempt used
+        self._lock = threading.Lock()  # the work may use several threads
+        self._has_requested = False  # whether this attempt sent a request
+        self._has_failed = False  # whether such a request failed
 
     def recorded(self, value: _T) -> _T:
-        """Return a model, or a value with models in it, whose replies are looked up here first."""
+        """Return a value with its language models wrapped, so that their replies are looked up in the cache first."""
         return replace_models(value, lambda llm: RecordedLLM(llm, self))
 
     def read(self, work: Callable[[], _T]) -> _T:
-        """Do work that asks recorded models, and do it again on other replies while it fails on those that were kept.
+        """Do work that calls recorded models; while it fails on cached replies, repeat it with other replies.
 
         Raises:
-            Exception: What the work raised on a new reply, or what asking for one raised.
+            Exception: Whatever the work raised on a new reply, or the request for one raised.
         """
         while True:
-            self._used, self._is_new, self._is_refused = Counter(), False, False
+            self._used, self._has_requested, self._has_failed = Counter(), False, False
             try:
                 return work()
             except Exception as error:
-                # Of ragkit's own errors one says that a reply cannot be read; others say nothing of it.
-                says_nothing = isinstance(error, RagkitError) and not isinstance(error, LLMResponseError)
-                if says_nothing or self._is_refused or not self._used:
+                # Of ragkit's errors, only LLMResponseError means that a reply cannot be parsed.
+                is_unrelated = isinstance(error, RagkitError) and not isinstance(error, LLMResponseError)
+                if is_unrelated or self._has_failed or not self._used:
                     raise
                 self._unreadable.update(self._used)
-                if self._is_new:
+                if self._has_requested:
                     raise
 
     def get(
@@ -106,14 +106,14 @@ class Replies:
         max_tokens: int | None,
         cancelled: Callable[[], bool],
     ) -> Reply:
-        """Return a kept reply, or ask and keep it before anything is made of it.
+        """Return the cached reply, or request a new one and cache it before it is parsed.
 
         Args:
             llm: The model.
-            given: What it is given, as plain values.
-            ask: Asks it.
-            max_tokens: The longest reply.
-            cancelled: Asked while another thread asks for the same.
+            given: The input of the model, as plain values.
+            ask: Sends the request.
+            max_tokens: The maximum length of the reply.
+            cancelled: Polled while another thread sends the same request.
         """
         if id(llm) not in self._models:
             self._models[id(llm)] = llm, _sampling(llm)
@@ -131,23 +131,23 @@ class Replies:
         return Reply(key, kept["text"], usage, kept["seconds"])
 
     def _ask(self, ask: Callable[[], tuple[str, Usage | None]]) -> dict[str, Any]:
-        self._is_new = True
+        self._has_requested = True
         began = time.monotonic()
         try:
             text, usage = ask()
         except BaseException:
-            self._is_refused = True
+            self._has_failed = True
             raise
         kept: dict[str, Any] = {"text": encodable(text), "seconds": time.monotonic() - began}
         return kept | (dataclasses.asdict(usage) if usage is not None else {})
 
 
 class RecordedLLM:
-    """A model whose replies are kept. It stands in the model's place: whoever asks it need not know.
+    """A wrapper with the interface of a model, which caches the replies.
 
     Attributes:
         inner: The model.
-        last: The last reply that was given.
+        last: The last reply.
     """
 
     last: Reply
@@ -158,7 +158,7 @@ class RecordedLLM:
         self._replies = replies
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("inner", "last", "_replies"):  # not there yet: it is being copied
+        if name in ("inner", "last", "_replies"):  # not set yet while the object is being copied
             raise AttributeError(name)
         return getattr(self.inner, name)
 
@@ -167,18 +167,18 @@ class RecordedLLM:
 
     @property
     def name(self) -> str:
-        """The model's."""
+        """The name of the model."""
         return self.inner.name
 
     @property
     def generative(self) -> bool:
-        """The model's."""
+        """Whether the model is generative."""
         return self.inner.generative
 
     def answer(self, prompt: Prompt, *, cancelled: Callable[[], bool] = never) -> Reply:
         """Answer a prompt; see `LLM.stream`."""
         messages = prompt.messages()
-        # What is made to be sent messages sees nothing else of a prompt; other models may.
+        # A chat model receives only the messages; other models may read any field of the prompt.
         is_chat = hasattr(_innermost(self.inner), "reply")
         given = (
             messages
@@ -194,7 +194,7 @@ class RecordedLLM:
         )
 
     def stream(self, prompt: Prompt, *, cancelled: Callable[[], bool] = never) -> Generator[str, None, Usage | None]:
-        """See `LLM.stream`; the whole answer is there before its first piece."""
+        """See `LLM.stream`; yields the complete answer at once."""
         reply = self.last = self.answer(prompt, cancelled=cancelled)
         yield reply.text
         return reply.usage
@@ -202,7 +202,7 @@ class RecordedLLM:
     def reply(
         self, messages: Sequence[Message], *, max_tokens: int = 1024, cancelled: Callable[[], bool] = never
     ) -> Generator[str, None, Usage | None]:
-        """Reply to chat messages; returns the usage, if the model says."""
+        """Reply to chat messages; the generator returns the usage, if the model reports it."""
         reply = self._complete(messages, max_tokens, cancelled)
         yield reply.text
         return reply.usage
@@ -219,7 +219,7 @@ class RecordedLLM:
         def ask() -> tuple[str, Usage | None]:
             if _defining(llm, "reply") is not None and _defining(llm, "reply") is _defining(llm, "complete"):
                 pieces = cast("Any", llm).reply(messages, max_tokens=max_tokens, cancelled=cancelled)
-                return drained(pieces)  # which is the same, with the usage
+                return drained(pieces)  # the same text, with the usage
             return llm.complete(messages, max_tokens=max_tokens, cancelled=cancelled), None
 
         given = [dict(message) for message in messages]
@@ -227,7 +227,7 @@ class RecordedLLM:
 
 
 def encodable(text: str) -> str:
-    """Replace what cannot be encoded as UTF-8: a server may send half of a character."""
+    """Replace what cannot be encoded as UTF-8; a server may send an unpaired surrogate."""
     return text.encode("utf-8", "replace").decode()
 
 
@@ -242,29 +242,29 @@ def _defining(llm: Any, method: str) -> type | None:
 
 
 def _sampling(llm: Any) -> Any:
-    """The model and its settings. The longest reply is not one of them: each call has its own."""
+    """Return the model and its settings, without max_tokens, which each call sets itself."""
     llm = _innermost(llm)
-    said = llm.identity() if callable(getattr(llm, "identity", None)) else None
-    if not isinstance(said, Mapping):
+    own = llm.identity() if callable(getattr(llm, "identity", None)) else None
+    if not isinstance(own, Mapping):
         return identity(llm)
-    settings = {name: value for name, value in said.items() if name != "max_tokens"}
-    # Of a client of ragkit's the settings are all: another version of it, or of its libraries, sends the same.
+    settings = {name: value for name, value in own.items() if name != "max_tokens"}
+    # For ragkit's own clients only the settings count: other versions of the code send the same request.
     code = None if is_own(llm) else code_version(type(llm))
     return [f"{type(llm).__module__}.{type(llm).__qualname__}", code, identity(settings)]
 
 
-# What is being asked -> its lock, and how many hold it or wait for it.
-_asking: dict[tuple[Path, str], tuple[threading.Lock, int]] = {}
-_asking_lock = threading.Lock()
+# Cache file and key of a request in flight -> its lock, and the number of threads that hold or await it.
+_in_flight: dict[tuple[Path, str], tuple[threading.Lock, int]] = {}
+_in_flight_lock = threading.Lock()
 
 
 @contextlib.contextmanager
 def _one_at_a_time(path: Path, key: str, cancelled: Callable[[], bool]) -> Iterator[None]:
-    """Let one thread of this process look for a reply, and others that want the same find it."""
+    """Coalesce equal requests of threads in this process: the first one sends it, the others read its reply."""
     at = path.absolute(), key
-    with _asking_lock:
-        lock, waiting = _asking.get(at, (threading.Lock(), 0))
-        _asking[at] = lock, waiting + 1
+    with _in_flight_lock:
+        lock, waiting = _in_flight.get(at, (threading.Lock(), 0))
+        _in_flight[at] = lock, waiting + 1
     try:
         while not lock.acquire(timeout=_POLL_SECONDS):
             wait(0, cancelled)
@@ -273,33 +273,33 @@ def _one_at_a_time(path: Path, key: str, cancelled: Callable[[], bool]) -> Itera
         finally:
             lock.release()
     finally:
-        with _asking_lock:
-            lock, waiting = _asking[at]
+        with _in_flight_lock:
+            lock, waiting = _in_flight[at]
             if waiting > 1:
-                _asking[at] = lock, waiting - 1
+                _in_flight[at] = lock, waiting - 1
             else:
-                del _asking[at]
+                del _in_flight[at]
 
 
 # ------------------------------------------------------------------------------------- models in values
 
 
 def is_model(value: Any) -> bool:
-    """Tell whether a value is a generative language model."""
+    """Return whether a value is a generative language model."""
     return isinstance(value, LLM) and not isinstance(value, type) and bool(value.generative)
 
 
 def replace_models(
     value: _T, new: Callable[[Any], Any], *, otherwise: Callable[[Any], Any] = lambda value: value
 ) -> _T:
-    """Return a value with each language model in it replaced; the value itself if there is none.
+    """Return a value with each language model in it replaced; the same object if it holds none.
 
-    Models are looked for in fields of dataclasses and in lists, tuples and dicts, at any depth.
+    Models are found in fields of dataclasses and in lists, tuples and dicts, at any depth.
 
     Args:
         value: Any value.
-        new: Makes what takes a model's place.
-        otherwise: Called with anything else that is no such container, and returns it.
+        new: Returns the replacement for a model.
+        otherwise: Called with every other value that is not such a container; returns it or a replacement.
     """
     replaced: Any = value
     if is_model(value):
@@ -326,5 +326,5 @@ def replace_models(
 
 
 def holds_model(value: Any) -> bool:
-    """Tell whether `replace_models` would replace anything."""
+    """Return whether a value holds a language model that `replace_models` would replace."""
     return replace_models(value, lambda llm: None) is not value

@@ -1,8 +1,8 @@
-"""An experiment's result as one HTML page: no network, no script, readable printed, in the light and in the dark.
+"""Render the result of an experiment as one self-contained HTML page, without scripts or network requests.
 
-The page is `result_page.html` (Jinja, which escapes whatever is put into it). Names of systems, questions, settings and
-messages come from outside: control characters and what turns the direction of writing are shown as escapes, and the
-page's Content-Security-Policy forbids scripts and everything that would be fetched.
+The page has a light, a dark and a print style. The template is `report.html` (Jinja, with autoescape). Names of
+systems, questions, settings and messages are untrusted: control characters and bidirectional overrides are shown as
+escapes, and the page's Content-Security-Policy forbids scripts and all external resources.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from ragkit.terminal import printable
 if TYPE_CHECKING:
     import pandas as pd
 
-ALPHA = 0.05  # a difference with a larger p is not claimed
-_MOST_SYSTEMS = 10  # that are drawn and asked after question by question
-_MOST_QUESTIONS = 20
-_MOST_ERRORS = 500
+ALPHA = 0.05  # significance level: a difference with a larger p is not claimed
+_MAX_SYSTEMS = 10  # shown question by question
+_MAX_QUESTIONS = 20
+_MAX_ERRORS = 500
 _COSTS = ("latency_ms", "answer_ms", "tokens", "cost")
 _HEADINGS = {"latency_ms": "retrieval per question (ms)", "answer_ms": "answer per question (ms)"}
 _TESTS = ("t", "wilcoxon", "randomisation")
@@ -48,19 +48,19 @@ _SVG = "{http://www.w3.org/2000/svg}"
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """What a page tells.
+    """The content of a page.
 
     Attributes:
-        dataset: What was asked.
-        measures: Names of what was measured; the first one decides.
-        baseline: The system that the others are compared with; it may be missing as long as ``interim``.
+        dataset: The dataset.
+        measures: The names of the measures; the first one ranks the systems.
+        baseline: The system that the others are compared with; it may be missing while ``interim`` is True.
         interim: Whether systems are still running.
-        systems: One row a system, best first: ``system``, the mean of each measure, and whatever else is known of it.
-            ``latency_ms``, ``answer_ms``, ``tokens`` and ``cost`` are also drawn.
+        systems: One row per system, best first: ``system``, the mean of each measure, and any other figures.
+            ``latency_ms``, ``answer_ms``, ``tokens`` and ``cost`` are also plotted.
         queries: ``system``, ``query_id``, ``measure``, ``value``; NaN where there is no value.
-        errors: ``system``, ``query_id``, ``stage``, ``error``, ``message``; None if there can be none.
-        settings: System name -> its set-up.
-        provenance: What it was computed by.
+        errors: ``system``, ``query_id``, ``stage``, ``error``, ``message``; None if errors are not recorded.
+        settings: System name -> its configuration.
+        provenance: The code, packages and machine that computed the result.
     """
 
     dataset: Dataset
@@ -74,25 +74,25 @@ class Findings:
     provenance: Provenance = dataclasses.field(default_factory=find_provenance)
 
     def per_query(self, measure: str) -> pd.DataFrame:
-        """One row a query that the measure applies to, one column a system, the best first."""
+        """Return one row per query that the measure applies to and one column per system, best first."""
         chosen = self.queries[self.queries["measure"] == measure]
         wide = chosen.pivot(index="query_id", columns="system", values="value")
         return wide.reindex(columns=list(self.systems["system"])).astype("float64")
 
 
 def write_page(found: Findings, path: str | Path, *, title: str | None = None) -> Path:
-    """Write the page, whole or not at all.
+    """Write the page atomically.
 
     Args:
-        found: What it tells.
-        path: The file; its folder is made.
-        title: Its heading; the dataset's name if None.
+        found: The content.
+        path: The file; its folder is created if it does not exist.
+        title: The heading; made from the dataset's name if None.
 
     Returns:
-        The file.
+        The path of the file.
 
     Raises:
-        RagkitError: The disk refused.
+        RagkitError: The file cannot be written.
     """
     path = Path(path).expanduser()
     text = _template().render(_parts(found, title or f"Experiment on {found.dataset.name}"))
@@ -112,13 +112,13 @@ def _template() -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,  # Markup is ours
+        finalize=lambda value: printable(value) if type(value) is str else value,  # Markup is trusted
     )
     return environment.from_string(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
 
 
 def _parts(found: Findings, title: str) -> dict[str, Any]:
-    """What the template puts in its places."""
+    """Return the variables of the template."""
     names = list(found.systems["system"])
     compared = found.baseline in names and len(names) > 1
     wides = {measure: found.per_query(measure) for measure in found.measures}
@@ -137,9 +137,9 @@ def _parts(found: Findings, title: str) -> dict[str, Any]:
             for measure, rows in tables.items()
         },
         "figures": _figures(found, compared=compared),
-        "differing": _differing(found.dataset.queries, wides[found.measures[0]].iloc[:, :_MOST_SYSTEMS]),
+        "differing": _differing(found.dataset.queries, wides[found.measures[0]].iloc[:, :_MAX_SYSTEMS]),
         "errors": _errors(found.errors),
-        "most_errors": _MOST_ERRORS,
+        "most_errors": _MAX_ERRORS,
         "shared": shared,
         "varied": varied,
         "settings": settings,
@@ -147,7 +147,7 @@ def _parts(found: Findings, title: str) -> dict[str, Any]:
     }
 
 
-# ----------------------------------------------------------------------------------------- words
+# ------------------------------------------------------------------------------------------ text
 
 
 def _number(value: float, *, sign: bool = False) -> str:
@@ -156,12 +156,12 @@ def _number(value: float, *, sign: bool = False) -> str:
 
 
 def _p(value: float) -> str:
-    said = "= –" if math.isnan(value) else "< 0.001" if value < 0.001 else f"= {value:.3f}"
-    return f"p {said}".replace(" ", "\N{NO-BREAK SPACE}")
+    relation = "= –" if math.isnan(value) else "< 0.001" if value < 0.001 else f"= {value:.3f}"
+    return f"p {relation}".replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _p_pair(row: Mapping[str, Any], test: str) -> str:
-    """One test's p, and the same after Holm's correction."""
+    """Return the p of one test, and the p after Holm's correction."""
     return " → ".join(
         _p(row[f"p_{test}{holm}"]).removeprefix("p\N{NO-BREAK SPACE}").removeprefix("=\N{NO-BREAK SPACE}")
         for holm in ("", "_holm")
@@ -169,7 +169,7 @@ def _p_pair(row: Mapping[str, Any], test: str) -> str:
 
 
 def _claim(row: Mapping[str, Any], measure: str) -> str:
-    """What can be said of a system and the baseline, as a sentence; nothing is claimed that the test does not bear."""
+    """Return a sentence that compares a system with the baseline; it claims only a significant difference."""
     system, baseline, p = row["system"], row["baseline"], row["p_randomisation_holm"]
     if math.isnan(p):
         return f"{system} and {baseline} cannot be compared by {measure}: fewer than two questions have both values."
@@ -189,7 +189,7 @@ def _claim(row: Mapping[str, Any], measure: str) -> str:
 
 
 def _asked(dataset: Dataset) -> list[tuple[str, str]]:
-    """What the experiment asked, as facts with their names."""
+    """Return the facts about the dataset, as pairs of name and value."""
     queries = dataset.queries
     facts = [
         ("documents", f"{len(dataset.documents):,} ({_languages(d.language for d in dataset.documents)})"),
@@ -200,7 +200,7 @@ def _asked(dataset: Dataset) -> list[tuple[str, str]]:
         ("gold spans", sum(map(len, dataset.spans.values()))),
         ("questions with gold answers", sum(bool(query.answers) for query in queries)),
         ("questions without an answer", sum(query.answerable is False for query in queries)),
-        ("questions that a program made up", sum(query.synthetic for query in queries)),
+        ("synthetic questions", sum(query.synthetic for query in queries)),
     ):
         if count:
             facts.append((name, f"{count:,}"))
@@ -216,7 +216,7 @@ def _languages(languages: Iterator[str]) -> str:
 
 
 def _leaderboard(found: Findings, wides: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
-    """Means with their intervals, and what else the table of systems holds."""
+    """Return the means with their intervals, and the other columns of the table of systems."""
     facts = [column for column in found.systems.columns if column not in ("system", *found.measures)]
     facts = [column for column in facts if found.systems[column].notna().any()]
     rows = []
@@ -239,44 +239,46 @@ def _fact(value: Any) -> str:
 
 
 def _differing(queries: Sequence[Query], wide: pd.DataFrame) -> list[tuple[Query, list[str]]]:
-    """The questions on which the systems lie furthest apart, each with its values."""
+    """Return the questions on which the systems differ most, each with its values."""
     by_id = {query.id: query for query in queries}
     apart = (wide.max(axis=1) - wide.min(axis=1)).sort_values(ascending=False, kind="stable")
-    chosen = apart[apart > 0].index[:_MOST_QUESTIONS]
+    chosen = apart[apart > 0].index[:_MAX_QUESTIONS]
     return [(by_id[query_id], [_number(value) for value in wide.loc[query_id]]) for query_id in chosen]
 
 
 def _errors(errors: pd.DataFrame | None) -> dict[str, Any]:
-    """All errors counted, and the first of them one by one."""
+    """Return counts of all errors by kind, and the first errors in full."""
     rows = [] if errors is None else errors.astype(object).to_dict("records")
     kinds = Counter((row["system"], row["stage"], row["error"]) for row in rows)
-    return {"total": len(rows), "kinds": list(kinds.items()), "rows": rows[:_MOST_ERRORS]}
+    return {"total": len(rows), "kinds": list(kinds.items()), "rows": rows[:_MAX_ERRORS]}
 
 
 def _settings(systems: Sequence[Any]) -> tuple[list[tuple[str, str]], list[str], list[list[str]]]:
-    """Return the settings that all systems share, the names of the others, and the others of each system."""
+    """Return the settings that all systems share, the names of those that differ, and their values by system."""
     each = [dict(_fields(system)) for system in systems]
     met = list(dict.fromkeys(name for fields in each for name in fields))
-    names = sorted(met, key=lambda name: met.index(name.partition(".")[0]))  # what only some have, beside its owner
+    names = sorted(
+        met, key=lambda name: met.index(name.partition(".")[0])
+    )  # keeps the nested settings of a component together
     same = [name for name in names if len({fields.get(name) for fields in each}) == 1]
     varied = [name for name in names if name not in same]
     return [(name, each[0][name]) for name in same], varied, [[f.get(name, "–") for name in varied] for f in each]
 
 
 def _fields(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Every setting by its path, ``retriever.depth``: a dataclass's fields, but hidden ones, and what objects tell."""
+    """Yield all settings by path (``retriever.depth``): visible dataclass fields and the values of ``identity()``."""
     parts: dict[str, Any] = {}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         shown = type(value).__name__
         parts = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.repr}
     else:
         shown = value if isinstance(value, str) and value else repr(value)
-        if hasattr(value, "identity") and isinstance(told := value.identity(), Mapping):
-            parts = dict(told)
+        if hasattr(value, "identity") and isinstance(own := value.identity(), Mapping):
+            parts = dict(own)
     if path:
         yield path, shown
     for name, part in parts.items():
-        if path or name != "label":  # the system's name, which stands beside it
+        if path or name != "label":  # the label is the name of the system, which is shown anyway
             yield from _fields(part, f"{path}.{name}" if path else name)
 
 
@@ -284,7 +286,7 @@ def _fields(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _figures(found: Findings, *, compared: bool) -> dict[str, list[Markup]]:
-    """The pictures of each section, for those who cannot see them with words."""
+    """Return the plots of each section, with alternative texts."""
     measure, names = found.measures[0], list(found.systems["system"])
     wide = found.per_query(measure)
     queries = wide.reset_index().melt("query_id", var_name="system").assign(measure=measure)
@@ -292,26 +294,30 @@ def _figures(found: Findings, *, compared: bool) -> dict[str, list[Markup]]:
     if len(queries):
         baseline = found.baseline if found.baseline in names else None
         picture = plots.leaderboard(queries, measure=measure, baseline=baseline)
-        said = f"Mean {measure} of each system with its 95% interval; the table of systems holds the numbers."
-        drawn["leaderboard"].append((picture, said))
-    for name in [name for name in names if compared and name != found.baseline][:_MOST_SYSTEMS]:
+        alternative = f"Mean {measure} of each system with its 95% interval; the table of systems has the numbers."
+        drawn["leaderboard"].append((picture, alternative))
+    for name in [name for name in names if compared and name != found.baseline][:_MAX_SYSTEMS]:
         if wide[[name, found.baseline]].notna().all(axis=1).any():
             picture = plots.differences(queries, measure=measure, system=name, baseline=found.baseline)
-            said = f"Difference in {measure} between {name} and {found.baseline}, question by question, sorted."
-            drawn["differences"].append((picture, said))
+            alternative = f"Difference in {measure} between {name} and {found.baseline}, question by question, sorted."
+            drawn["differences"].append((picture, alternative))
     for cost in _COSTS:
         if cost in found.systems and found.systems[[measure, cost]].notna().all(axis=1).any():
             picture = plots.tradeoff(found.systems, measure=measure, cost=cost)
-            said = f"{measure} of each system against its {_HEADINGS.get(cost, cost)}; the table holds the numbers."
-            drawn["tradeoff"].append((picture, said))
+            alternative = (
+                f"{measure} of each system against its {_HEADINGS.get(cost, cost)}; the table has the numbers."
+            )
+            drawn["tradeoff"].append((picture, alternative))
     return {
-        section: [_svg(figure, f"{section}-{number}-", said) for number, (figure, said) in enumerate(pictures)]
+        section: [
+            _svg(figure, f"{section}-{number}-", alternative) for number, (figure, alternative) in enumerate(pictures)
+        ]
         for section, pictures in drawn.items()
     }
 
 
 def _svg(figure: plots.Figure, prefix: str, alternative: str) -> Markup:
-    """Draw a figure as an SVG element that shares a page with others, and takes the page's colours."""
+    """Render a figure as an SVG element with unique ids and the colours of the page."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="svg", metadata={"Date": None})
     svg = etree.fromstring(drawn.getvalue())

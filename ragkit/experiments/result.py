@@ -1,4 +1,4 @@
-"""What an experiment found: tables, tests, rankings and pictures."""
+"""The result of an experiment: tables, tests, rankings and plots."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FACTS = ("passages", "latency_ms", "answer_ms", "tokens", "cost")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Measured:
-    """One system's figures."""
+    """The measured values of one system."""
 
     system: System
     outcome: Outcome
@@ -38,12 +38,12 @@ class _Measured:
 
 
 class Result:
-    """The figures of an experiment; shows itself as a leaderboard.
+    """The result of an experiment; displayed as a leaderboard.
 
     Attributes:
-        dataset: What was asked.
-        measures: What was measured.
-        baseline: The system that the others are compared with.
+        dataset: The dataset.
+        measures: The measures.
+        baseline: The name of the system that the others are compared with.
         interim: Whether systems are still running.
     """
 
@@ -56,22 +56,22 @@ class Result:
 
     @property
     def names(self) -> list[str]:
-        """The systems that were measured, in the order in which they were."""
+        """The names of the evaluated systems, in the order of evaluation."""
         return list(self._measured)
 
     def add(self, system: System, outcome: Outcome) -> None:
-        """Measure what a system made of the questions."""
+        """Evaluate the outcome of a system and add it to the result."""
         values = _values(self.measures, self.dataset, outcome)
         self._measured = {**self._measured, system.name: _Measured(system, outcome, values)}
 
     @property
     def systems(self) -> pd.DataFrame:
-        """One row a system, the best first.
+        """One row per system, best first.
 
-        Columns: ``system``; the mean of each measure over the questions that it could be computed for; how far repeats
-        of a judged one spread (standard deviation, mean over questions); ``errors``, the calls that failed;
-        ``passages``; ``latency_ms`` of retrieval; and where answers were made ``answer_ms`` (median), ``tokens`` (mean
-        of a question) and ``cost`` (of all answers), as far as they are known.
+        Columns: ``system``; the mean of each measure over the questions that have a value; for each LLM judge its
+        ``spread``, the standard deviation over repeats, averaged over questions; ``errors``, the number of failed
+        calls; ``passages``; ``latency_ms`` of retrieval; and where answers were generated and the figures are known,
+        ``answer_ms`` (median), ``tokens`` (mean per question) and ``cost`` (of all answers).
         """
         import pandas as pd
 
@@ -82,29 +82,29 @@ class Result:
         return frame.sort_values(str(self.measures[0]), ascending=False, kind="stable", ignore_index=True)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return `systems`, as other objects of ragkit do with what they hold."""
+        """Return `systems`."""
         return self.systems
 
     @property
     def best(self) -> System:
-        """The system with the highest mean of the first measure, of those in which no call failed.
+        """The system with the highest mean of the first measure, among systems without failed calls.
 
-        ``RAGEngine.from_system(index, result.best)`` is an engine of it.
+        ``RAGEngine.from_system(index, result.best)`` builds an engine from it.
 
         Raises:
-            InputError: Nothing was measured, or calls failed in every system.
+            InputError: No system was evaluated, or every system has failed calls.
         """
         table = self.systems
-        named = table["system"][table["errors"] == 0].tolist()
-        if not named:
-            raise InputError("Calls failed in every system. See result.errors, mend what failed, and run it again.")
-        return self._measured[named[0]].system
+        names = table["system"][table["errors"] == 0].tolist()
+        if not names:
+            raise InputError("Calls failed in every system. See result.errors, fix the cause and run it again.")
+        return self._measured[names[0]].system
 
     @property
     def queries(self) -> pd.DataFrame:
-        """One row a system, query and measure: ``system``, ``query_id``, ``measure``, ``value``.
+        """One row per system, query and measure: ``system``, ``query_id``, ``measure``, ``value``.
 
-        The value is NaN where something that it needs has failed; a measure that does not apply to a query has no row.
+        The value is NaN if a call that it depends on failed; a measure that does not apply to a query has no row.
         """
         import pandas as pd
 
@@ -117,24 +117,24 @@ class Result:
         columns.
 
         Args:
-            measure: One of the experiment's; the first one if None.
-            baseline: Another baseline.
-            seed: Of what is drawn by chance.
+            measure: One of the experiment's measures; the first one if None.
+            baseline: The system to compare with; the experiment's baseline if None.
+            seed: Seed of the bootstrap and the randomisation test.
         """
         return compare(self.per_query(measure), baseline=baseline or self.baseline, seed=seed)
 
     def per_query(self, measure: Any = None) -> pd.DataFrame:
-        """One row a query, one column a system: the values of one measure."""
+        """Return the values of one measure: one row per query, one column per system."""
         name = str(self.measures[0] if measure is None else measure)
         if name not in map(str, self.measures):
-            raise InputError(f"'{name}' was not measured. Measured were {', '.join(map(str, self.measures))}.")
+            raise InputError(f"'{name}' was not measured. The measures are: {', '.join(map(str, self.measures))}.")
         queries = self.queries
         wide = queries[queries["measure"] == name].pivot(index="query_id", columns="system", values="value")
         return wide.reindex(columns=self.names)
 
     @property
     def errors(self) -> pd.DataFrame:
-        """One row a call that failed: ``system``, ``query_id``, ``stage``, ``error``, ``message``."""
+        """One row per failed call: ``system``, ``query_id``, ``stage``, ``error``, ``message``."""
         rows = [
             (name, query_id, failure.stage, failure.error, failure.message)
             for name, measured in self._measured.items()
@@ -145,7 +145,7 @@ class Result:
 
     @property
     def judgements(self) -> pd.DataFrame:
-        """One row a judgement: ``system``, ``query_id``, ``measure``, ``repeat``, ``score``, ``reply``."""
+        """One row per judgement: ``system``, ``query_id``, ``measure``, ``repeat``, ``score``, ``reply``."""
         rows = [
             {"system": name, **dataclasses.asdict(judged)}
             for name, measured in self._measured.items()
@@ -155,7 +155,7 @@ class Result:
 
     @property
     def follow_ups(self) -> pd.DataFrame:
-        """One row a follow-up question: ``system``, ``query_id``, ``question``, and whether it is ``answerable``."""
+        """One row per follow-up question: ``system``, ``query_id``, ``question``, ``answerable``."""
         rows = [
             (name, query_id, question, answerable)
             for name, measured in self._measured.items()
@@ -165,20 +165,20 @@ class Result:
         return _frame(rows, "system query_id question answerable")
 
     def rankings(self, system: str) -> Mapping[str, Sequence[Ranked]]:
-        """Return what a system ranked: query id -> passages, best first."""
+        """Return the rankings of a system: query id -> passages, best first."""
         return self._outcome(system).rankings
 
     def answers(self, system: str) -> Mapping[str, Answer]:
-        """Return what a system answered: query id -> answer; empty if no measure looks at answers."""
+        """Return the answers of a system: query id -> answer; empty if no measure needs answers."""
         return self._outcome(system).answers
 
     def _outcome(self, system: str) -> Outcome:
         if system not in self._measured:
-            raise InputError(f"There is no system '{system}'. There is: {', '.join(self.names)}.")
+            raise InputError(f"There is no system '{system}'. The systems are: {', '.join(self.names)}.")
         return self._measured[system].outcome
 
     def write_runs(self, folder: str | Path) -> list[Path]:
-        """Write each system's ranking of documents as a TREC run file, and return the paths."""
+        """Write the document ranking of each system as a TREC run file and return the paths."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         paths = []
         for number, name in enumerate(self.names, start=1):
@@ -198,17 +198,18 @@ class Result:
         system: str | None = None,
         against: str = "latency_ms",
     ) -> Figure:
-        """Draw a picture.
+        """Plot the result.
 
         Args:
-            kind: ``"leaderboard"`` with intervals, a system's ``"differences"`` from the baseline, question by
-                question, or the ``"tradeoff"`` of quality and what it takes.
-            measure: One of the experiment's; the first one if None.
-            system: Whose differences; the best one that is not the baseline if None.
-            against: What it takes: a column of `systems` such as ``"latency_ms"``, ``"tokens"`` or ``"cost"``.
+            kind: ``"leaderboard"``: means with intervals; ``"differences"``: a system minus the baseline, question by
+                question; ``"tradeoff"``: quality against cost.
+            measure: One of the experiment's measures; the first one if None.
+            system: The system for ``"differences"``; the best system other than the baseline if None.
+            against: The cost for ``"tradeoff"``: a column of `systems` such as ``"latency_ms"``, ``"tokens"`` or
+                ``"cost"``.
 
         Raises:
-            InputError: There is no such kind, measure, system or column, or nothing to draw.
+            InputError: The kind, measure, system or column does not exist, or there is nothing to plot.
         """
         from ragkit.evaluation import plots
 
@@ -220,29 +221,29 @@ class Result:
         if kind == "differences":
             others = [each for each in self.systems["system"] if each != self.baseline]
             if not others:
-                raise InputError("There is nothing to compare with the baseline; add a system.")
+                raise InputError("There is no system to compare with the baseline. Add one.")
             return plots.differences(self.queries, measure=name, system=system or others[0], baseline=self.baseline)
         raise InputError(f"plot() draws 'leaderboard', 'differences' or 'tradeoff', not {kind!r}.")
 
     def row(self, name: str) -> dict[str, Any]:
-        """A system's figures as plain values, for listeners; with its mean difference from the baseline."""
+        """Return the figures of a system and its mean difference from the baseline, as plain values for listeners."""
         return self._row(name, self.per_query())
 
     def leaderboard(self) -> list[dict[str, Any]]:
-        """Every system's `row`, the best first."""
+        """Return the `row` of every system, best first."""
         wide = self.per_query()
         return [self._row(name, wide) for name in self.systems["system"]]
 
     def report(self, path: str | Path = "report.html", *, title: str | None = None) -> Path:
-        """Write one HTML page with everything that was found; it needs no network and no script.
+        """Write the result as one self-contained HTML page, without scripts or network requests.
 
         Args:
-            path: The file; its folder is made.
-            title: Its heading; made of the dataset's name if None.
+            path: The file; its folder is created if it does not exist.
+            title: The heading; made from the dataset's name if None.
 
         Raises:
             MissingExtraError: Jinja2 or matplotlib is not installed.
-            RagkitError: The disk refused.
+            RagkitError: The file cannot be written.
         """
         from ragkit.experiments.report import Findings, write_page
 
@@ -293,16 +294,16 @@ class Result:
         return f"{self.dataset.name}: {state}{len(self.dataset.queries)} questions, baseline {self.baseline}"
 
     def _table(self) -> pd.DataFrame:
-        """The systems, with the first measure's difference from the baseline and how sure it is."""
+        """Return the systems, with the difference of the first measure from the baseline and its significance."""
         table = self.systems.copy()
         for measure in self.measures:
             table[str(measure)] = table[str(measure)].map("{:.4f}".format)
-        written = {"latency_ms": "{:.1f}", "answer_ms": "{:.0f}", "tokens": "{:.0f}", "cost": "{:.4g}"}
+        formats = {"latency_ms": "{:.1f}", "answer_ms": "{:.0f}", "tokens": "{:.0f}", "cost": "{:.4g}"}
         for column in table.columns:
             if column.endswith(" spread"):
                 table[column] = table[column].map("{:.4f}".format)
-            elif column in written:
-                table[column] = table[column].map(written[column].format)
+            elif column in formats:
+                table[column] = table[column].map(formats[column].format)
         if self.baseline in self._measured and len(self._measured) > 1:
             found = self.compare().set_index("system")
             columns: dict[str, Callable[[Any], str]] = {
@@ -322,7 +323,7 @@ def _frame(rows: Sequence[Any], columns: str) -> pd.DataFrame:
 
 
 def _values(measures: Sequence[Measure], dataset: Dataset, outcome: Outcome) -> pd.DataFrame:
-    """One row a query and measure; NaN, never a score, where something has failed."""
+    """Return one row per query and measure; the value is NaN, never a score, where a call failed."""
     import pandas as pd
 
     by_answers = [m for m in measures if isinstance(m, AnswerMeasure)]
@@ -358,7 +359,7 @@ def _values(measures: Sequence[Measure], dataset: Dataset, outcome: Outcome) -> 
 
 
 def _judged(measure: Judge, outcome: Outcome) -> dict[str, tuple[float, float]]:
-    """Query id -> mean and standard deviation of its repeats."""
+    """Return query id -> mean and standard deviation over repeats."""
     found: dict[str, list[Judgement]] = {}
     for judged in outcome.judgements:
         if judged.measure == str(measure):
@@ -367,7 +368,7 @@ def _judged(measure: Judge, outcome: Outcome) -> dict[str, tuple[float, float]]:
 
 
 def _documents(passages: Sequence[Ranked]) -> list[tuple[str, float]]:
-    """Each document with the score of its best passage, best first."""
+    """Return each document with the score of its best passage, best first."""
     best: dict[str, float] = {}
     for passage in passages:
         best.setdefault(passage.document_id, passage.score)

@@ -1,9 +1,9 @@
-"""What experiments have computed, by everything that it depends on: a result is computed once and kept.
+"""The result cache of experiments: each result is computed once and stored under a key of all that it depends on.
 
-One mechanism serves resuming, sharing and editing: whoever needs a result asks for its key
-(`ragkit.experiments.fingerprint` makes it), computes what is missing, and puts it here in one transaction. Killed at
-any moment, what was put is there and nothing is half there. Unlike a cache it is never trimmed, and what goes wrong
-with it is an error: each value has a checksum, for SQLite would give back a changed one.
+The same mechanism resumes runs, shares results between experiments and handles edits: a caller looks up the keys
+(made by `ragkit.experiments.fingerprint`), computes the missing values and stores them in one transaction. After a
+kill at any moment, stored values are complete. Nothing is ever evicted, and a damaged file is an error rather than a
+cache miss: each value has a checksum, because SQLite does not detect changed bytes.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ CREATE TABLE IF NOT EXISTS results (
 
 
 class ResultCache:
-    """Results on disk: one SQLite file, which any number of threads and processes share.
+    """Results on disk, in one SQLite file that threads and processes can share.
 
     Args:
-        path: The file; its folder is made when it is first used.
+        path: The file; its folder is created on first use.
 
     Attributes:
-        computed: By stage, how many results were put by this object.
+        computed: The number of results stored through this object, by stage.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -46,10 +46,10 @@ class ResultCache:
         return f"ResultCache({str(self.path)!r})"
 
     def get(self, keys: Sequence[str]) -> dict[str, Any]:
-        """Read what there is of n keys: key -> value.
+        """Return the values of those keys that are stored: key -> value.
 
         Raises:
-            ResultCacheError: The file cannot be read, or is damaged.
+            ResultCacheError: The file cannot be read or is damaged.
         """
         found: dict[str, Any] = {}
         with self._opened() as db:
@@ -62,11 +62,11 @@ class ResultCache:
         return found
 
     def put(self, stage: str, values: Mapping[str, Any]) -> None:
-        """Keep values, all of them or none.
+        """Store values in one transaction.
 
         Args:
-            stage: What computed them, for people who look into the file.
-            values: Key -> None, numbers, strings, bytes, lists and dicts of them.
+            stage: The stage that computed them, for people who inspect the file.
+            values: Key -> value: None, numbers, strings, bytes, and lists and dicts of these.
 
         Raises:
             ResultCacheError: The file cannot be written.
@@ -74,12 +74,12 @@ class ResultCache:
         encoded = {key: msgspec.msgpack.encode(value) for key, value in values.items()}
         rows = [(key, stage, value, zlib.crc32(value)) for key, value in encoded.items()]
         with self._opened() as db:
-            with transaction(db):  # whoever was first has computed the same
+            with transaction(db):  # a value that is already stored is the same
                 db.executemany("INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?)", rows)
             self.computed[stage] += len(rows)
 
     def close(self) -> None:
-        """Let go of the file; the next use opens it again."""
+        """Close the file; the next use opens it again."""
         self._database.close()
 
     @contextlib.contextmanager

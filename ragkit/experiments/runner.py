@@ -1,14 +1,14 @@
-"""One system, asked every question of a judged set.
+"""Evaluate one system on every question of a dataset.
 
     question ─ rewrite ─ retrieve ─ rerank ─┬─ rankings
                                             └─ answer ─┬─ answers
                                                        ├─ judge
                                                        └─ follow-ups
 
-Only what a measure looks at is computed. What a model replies is kept under what the model was given
-(`ragkit.experiments.replies`), so that two systems that give a model the same passages share the reply. What ragkit
-makes of a reply is computed each time; what costs time, and what a user's own code makes, is kept under its
-fingerprint. A call that fails takes its question out of what depends on it.
+Only the stages that a measure needs are computed. Replies of models are cached under the input of the model
+(`ragkit.experiments.replies`), so that two systems that send the same passages share the reply. ragkit parses the
+replies each time; slow results and those of user-defined code are cached under their fingerprint. If a call fails, its
+question is left out of the stages that depend on it.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class Judged:
     """One judgement of one answer.
 
     Attributes:
-        query_id: Whose answer.
-        measure: What was judged.
-        repeat: Which time, from 1.
+        query_id: The query that the answer is for.
+        measure: The name of the judge.
+        repeat: The number of the repeat, from 1.
         score: From 0 to 1.
-        reply: What the judge said.
+        reply: The reply of the judge.
     """
 
     query_id: str
@@ -70,15 +70,15 @@ class Judged:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a system made of the questions.
+    """The output of one system for all questions.
 
     Attributes:
-        rankings: Query id -> passages, best first. A question whose ranking failed is not there.
-        answers: Query id -> answer, likewise; empty if no measure looks at answers.
-        judgements: All of them.
-        follow_ups: Query id -> follow-up questions, and whether the corpus answers each.
-        failures: Query id -> what failed.
-        facts: What else is known: passages, latency_ms, answer_ms, tokens, cost.
+        rankings: Query id -> passages, best first. Questions whose ranking failed are missing.
+        answers: Query id -> answer; questions whose answer failed are missing. Empty if no measure needs answers.
+        judgements: All judgements.
+        follow_ups: Query id -> follow-up question -> whether the corpus answers it.
+        failures: Query id -> the calls that failed.
+        facts: Other figures, where known: passages, latency_ms, answer_ms, tokens, cost.
     """
 
     rankings: Mapping[str, Sequence[Ranked]]
@@ -90,19 +90,19 @@ class Outcome:
 
 
 class Evaluation:
-    """Asks one system all questions.
+    """Runs one system on all questions.
 
     Args:
-        system: Without choices.
-        dataset: The questions.
-        measures: What will be measured of the outcome.
-        cut: The documents as the system cuts them.
-        corpus: The documents uncut.
-        results: What was computed before.
-        calls: Asks models.
-        live: Is told how far it is.
-        cancelled: Asked several times a second.
-        timed: Whether to measure the latency of retrieval, if it is not known.
+        system: The system, without choices.
+        dataset: The dataset with the questions.
+        measures: The measures that the outcome will be evaluated by.
+        chunked: The documents, chunked as the system does.
+        corpus: The whole documents.
+        results: The result cache.
+        calls: Makes the calls to models.
+        reporter: Reports the progress.
+        cancelled: Polled several times a second; True stops the run.
+        timed: Whether to measure the retrieval latency, unless it is cached.
     """
 
     def __init__(
@@ -111,11 +111,11 @@ class Evaluation:
         dataset: Dataset,
         measures: Sequence[Measure],
         *,
-        cut: ChunkedCorpus,
+        chunked: ChunkedCorpus,
         corpus: Documents,
         results: ResultCache,
         calls: Calls,
-        live: ProgressReporter,
+        reporter: ProgressReporter,
         cancelled: Callable[[], bool],
         timed: bool = True,
     ) -> None:
@@ -123,28 +123,28 @@ class Evaluation:
         self._system = system
         self._dataset = dataset
         self._measures = measures
-        self._cut = cut
+        self._chunked = chunked
         self._corpus = corpus
         self._results = results
         self._calls = calls
-        self._live = live
+        self._reporter = reporter
         self._cancelled = cancelled
-        self._retrieval = Retrieval(system.retriever, cut, results)
-        self._llm: LLM = system.llm or ExtractiveLLM(cut.embedder.inner)  # which is timed
+        self._retrieval = Retrieval(system.retriever, chunked, results)
+        self._llm: LLM = system.llm or ExtractiveLLM(chunked.embedder.inner)  # uncached, because answers are timed
         self._queries = {query.text: query for query in reversed(dataset.queries)}
         self._questions = [query.text for query in dataset.queries if self._queries[query.text] is query]
         self._search_queries = [SearchQuery(question, self._language(question)) for question in self._questions]
         self._failures: dict[str, list[FailedCall]] = {}
 
     def run(self) -> Outcome:
-        """Compute what is not kept yet.
+        """Compute the results that are not cached, and return all of them.
 
         Raises:
             BudgetError, OperationCancelled, LLMError: See `ragkit.experiments.calls.Calls`.
             ResultCacheError, EmbeddingError, InputError: See `ragkit.experiments.stages`.
         """
         rankings = self._reranked(self._retrieved(self._texts()))
-        facts: dict[str, Any] = {"passages": len(self._cut.chunks), "latency_ms": self._latency()}
+        facts: dict[str, Any] = {"passages": len(self._chunked.chunks), "latency_ms": self._latency()}
         answers: dict[str, Answer] = {}
         judgements: list[Judged] = []
         follow_ups: dict[str, dict[str, bool]] = {}
@@ -164,7 +164,7 @@ class Evaluation:
                 follow_ups = self._follow_ups(answers)
         queries = self._dataset.queries
         return Outcome(
-            rankings={q.id: self._places(rankings[q.text]) for q in queries if q.text in rankings},
+            rankings={q.id: self._ranked(rankings[q.text]) for q in queries if q.text in rankings},
             answers={q.id: answers[q.text] for q in queries if q.text in answers},
             judgements=judgements,
             follow_ups={q.id: follow_ups[q.text] for q in queries if q.text in follow_ups},
@@ -175,7 +175,7 @@ class Evaluation:
     # ------------------------------------------------------------------------------------ ranking
 
     def _texts(self) -> dict[str, list[str]]:
-        """What is searched for each question."""
+        """Return the search texts of each question."""
         rewriter = self._system.rewriter
         if rewriter is None:
             return {question: [question] for question in self._questions}
@@ -195,28 +195,28 @@ class Evaluation:
         )
 
     def _retrieved(self, texts: Mapping[str, Sequence[str]]) -> dict[str, Ranking]:
-        """Search for all texts, and fuse those of each question.
+        """Search for all texts and fuse the rankings of each question.
 
-        Questions as they were asked come first and in windows of their own: so they are those of a system that
-        rewrites none, and shared with it.
+        Original questions come first and in separate batches. They are the batches of a system without a rewriter, so
+        that the two share their results.
         """
-        # A text that two questions share is searched in the language of the first.
-        every: dict[str, SearchQuery] = {}
+        # A text that two questions share is searched in the language of the first question.
+        search_queries: dict[str, SearchQuery] = {}
         for question, of_one in texts.items():
             for text in of_one:
-                every.setdefault(text, SearchQuery(text, self._language(question)))
-        asked = set(self._questions)
-        plain = self._search_queries if asked & every.keys() else []
-        more = sorted(query for text, query in every.items() if text not in asked)
-        known = self._retrieval.known([*plain, *more])
-        self._live.ranked(sum(all(text in known for text in of_one) for of_one in texts.values()))
-        for window in [*windows(plain), *windows(more)]:
-            if all(query in known for query in window):
+                search_queries.setdefault(text, SearchQuery(text, self._language(question)))
+        originals = set(self._questions)
+        plain = self._search_queries if originals & search_queries.keys() else []
+        rewritten = sorted(query for text, query in search_queries.items() if text not in originals)
+        known = self._retrieval.known([*plain, *rewritten])
+        self._reporter.ranked(sum(all(text in known for text in of_one) for of_one in texts.values()))
+        for batch in [*windows(plain), *windows(rewritten)]:
+            if all(query in known for query in batch):
                 continue
             if self._cancelled():
-                raise OperationCancelled("The experiment was stopped. Run it again, and it goes on.")
-            known |= self._retrieval.rank(window, self._passages(), known=known)
-            self._live.ranked(sum(all(text in known for text in of_one) for of_one in texts.values()))
+                raise OperationCancelled("The experiment was stopped. Run it again to resume.")
+            known |= self._retrieval.rank(batch, self._passages(), known=known)
+            self._reporter.ranked(sum(all(text in known for text in of_one) for of_one in texts.values()))
         return {
             question: known[of_one[0]] if len(of_one) == 1 else _fused([known[text] for text in of_one])
             for question, of_one in texts.items()
@@ -228,16 +228,16 @@ class Evaluation:
             return rankings
         texts = {
             question: [
-                passage_text(self._record(at).title, self._cut.chunks[at])
+                passage_text(self._record(at).title, self._chunked.chunks[at])
                 for at in ranking.positions[: reranker.depth].tolist()
             ]
             for question, ranking in rankings.items()
         }
-        asked = [question for question, of_one in texts.items() if of_one]
+        questions = [question for question, of_one in texts.items() if of_one]
         keys: dict[str, str] | None = None
         if not _is_quick(reranker):
             method = identity(reranker)
-            keys = {question: hash_values("rerank", method, question, texts[question]) for question in asked}
+            keys = {question: hash_values("rerank", method, question, texts[question]) for question in questions}
 
         def call(question: str) -> Call:
             return lambda replies, cancelled: _checked(
@@ -246,11 +246,11 @@ class Evaluation:
                 len(texts[question]),
             )
 
-        again = self._ask("rerank", asked, call, keys=keys)
-        again |= {question: [] for question, of_one in texts.items() if not of_one}
+        scores_of = self._ask("rerank", questions, call, keys=keys)
+        scores_of |= {question: [] for question, of_one in texts.items() if not of_one}
         return {
             question: Ranking.of(reranked(rankings[question].as_scores(), scores, depth=reranker.depth))
-            for question, scores in again.items()
+            for question, scores in scores_of.items()
         }
 
     def _latency(self) -> float:
@@ -260,13 +260,13 @@ class Evaluation:
         return known
 
     def _passages(self) -> Passages:
-        return self._cut.passages(self._corpus, tell=self._live.embedding, cancelled=self._cancelled)
+        return self._chunked.passages(self._corpus, on_progress=self._reporter.embedding, cancelled=self._cancelled)
 
     def _record(self, position: int) -> DocumentRecord:
-        return self._corpus.records[self._cut.owner[position]]
+        return self._corpus.records[self._chunked.owner[position]]
 
-    def _places(self, ranking: Ranking) -> list[Ranked]:
-        chunks = self._cut.chunks
+    def _ranked(self, ranking: Ranking) -> list[Ranked]:
+        chunks = self._chunked.chunks
         return [
             Ranked(chunks[at].document_id, score, chunks[at].start, chunks[at].end)
             for at, score in ranking.as_scores().items()
@@ -275,11 +275,11 @@ class Evaluation:
     # ------------------------------------------------------------------------------------ answers
 
     def _prompts(self, rankings: Mapping[str, Ranking]) -> dict[str, tuple[Prompt, list[Hit]]]:
-        """Each question's prompt, and its passages."""
+        """Return the prompt and the hits of each question."""
         prompts: dict[str, tuple[Prompt, list[Hit]]] = {}
         for question, ranking in rankings.items():
             hits = [
-                Hit(self._cut.chunks[at], self._record(at), score, None, rank)
+                Hit(self._chunked.chunks[at], self._record(at), score, None, rank)
                 for rank, (at, score) in enumerate([*ranking.as_scores().items()][: self._system.k], start=1)
             ]
             prompt = Prompt(
@@ -314,30 +314,30 @@ class Evaluation:
         return [judged for of_one in found.values() for judged in of_one]
 
     def _follow_ups(self, answers: Mapping[str, Answer]) -> dict[str, dict[str, bool]]:
-        """Follow-up questions of every answer, each with whether the corpus answers it.
+        """Return the follow-up questions of every answer, each with whether the corpus answers it.
 
-        It does if `ExtractiveLLM`, which abstains where nothing is close enough, finds something to quote.
+        It does if `ExtractiveLLM`, which abstains if no passage is similar enough, finds something to quote.
         """
-        extractive = ExtractiveLLM(self._cut.embedder)
+        extractive = ExtractiveLLM(self._chunked.embedder)
         retriever = self._system.retriever
         code = [code_version(each) for each in (FollowUps, retrieve, cite)]
         method = [code, identity(self._llm), identity(extractive), self._retrieval.key, self._system.k]
         keys = {q: hash_values("follow-ups", method, a.id, a.text) for q, a in answers.items() if not a.abstained}
         if len(self._results.get(list(keys.values()))) < len(set(keys.values())):
             passages = self._passages()
-            _ = passages.vectors  # what has to be embedded is embedded here, where the work can be stopped
+            _ = passages.vectors  # embeds all passages now, while the run can still be cancelled
 
         def call(question: str) -> Call:
             def answered(follow_up: str, cancelled: Callable[[], bool]) -> bool:
                 if cancelled():
-                    raise OperationCancelled("The experiment was stopped. Run it again, and it goes on.")
+                    raise OperationCancelled("The experiment was stopped. Run it again to resume.")
                 asked = passages.query(follow_up)
                 hits = retrieve(asked, passages, retriever=retriever, k=self._system.k, similarities=False)
                 prompt = Prompt(question=asked, passages=passages_of(hits), language=self._language(question))
                 text = answer_prompt(extractive, prompt).text
                 return not cite(follow_up, text, hits, language=prompt.language, model="", seconds=0).abstained
 
-            query = SearchQuery(question, self._language(question), embedder=self._cut.embedder)
+            query = SearchQuery(question, self._language(question), embedder=self._chunked.embedder)
 
             def made(replies: Replies, cancelled: Callable[[], bool]) -> dict[str, bool]:
                 llm = replies.recorded(self._llm)
@@ -360,18 +360,18 @@ class Evaluation:
         keys: Mapping[str, str] | None = None,
         repeat: int = 1,
     ) -> dict[str, Any]:
-        """Make a stage's calls: question -> result. What failed is noted, and not there.
+        """Make the calls of a stage and return question -> result. Failures are recorded, and their questions left out.
 
         Args:
-            stage: What they are for.
-            questions: About which.
-            call: Makes a question's call.
-            keys: What each question's result is kept under; None keeps nothing but what models reply.
+            stage: The name of the stage.
+            questions: The questions.
+            call: Creates the call for a question.
+            keys: Question -> the key to cache its result under; if None, only the replies of models are cached.
             repeat: See `Calls.compute`.
         """
-        alone = stage == "answer" and not self._llm.generative  # a model of this process has all its processors
+        alone = stage == "answer" and not self._llm.generative  # a model in this process uses all cores
         key_of = {question: keys[question] if keys is not None else question for question in questions}
-        work = {key: functools.partial(_later, call, question) for question, key in key_of.items()}
+        work = {key: functools.partial(_deferred, call, question) for question, key in key_of.items()}
         found, failures = self._calls.compute(stage, work, repeat=repeat, keep=keys is not None, alone=alone)
         for question, key in key_of.items():
             if key in failures:
@@ -379,7 +379,7 @@ class Evaluation:
         return {question: found[key] for question, key in key_of.items() if key in found}
 
     def _language(self, question: str) -> str:
-        """As the judged set says, or else guessed."""
+        """Return the language that the dataset states for a question, or else a guess."""
         query: Query | None = self._queries.get(question)
         if query is not None and query.language != "und":
             return query.language
@@ -387,20 +387,20 @@ class Evaluation:
 
 
 def _is_quick(value: Any) -> bool:
-    """Whether it only makes something of what models reply, so that its results need not be kept.
+    """Return whether a component only processes replies of models, so that its results need not be cached.
 
-    That is known of what ragkit has. A user's own may be slow, or pay for something else.
+    This is known of ragkit's own components. User-defined ones may be slow, or call another paid service.
     """
     return is_own(value) and holds_model(value)
 
 
-def _later(call: Callable[[str], Call], question: str, replies: Replies, cancelled: Callable[[], bool]) -> Any:
-    return call(question)(replies, cancelled)  # what the call needs is made in the thread that makes it
+def _deferred(call: Callable[[str], Call], question: str, replies: Replies, cancelled: Callable[[], bool]) -> Any:
+    return call(question)(replies, cancelled)  # call(question) also runs in the worker thread
 
 
 def _answered(llm: LLM, prompt: Prompt, replies: Replies, cancelled: Callable[[], bool]) -> Reply:
     recorded = RecordedLLM(llm, replies)
-    text = answer_prompt(recorded, prompt, cancelled=cancelled).text  # without what the model thought before
+    text = answer_prompt(recorded, prompt, cancelled=cancelled).text  # without the reasoning of the model
     return dataclasses.replace(recorded.last, text=text)
 
 
@@ -412,11 +412,11 @@ def _judgement(
 
 
 def _checked(reranker: Reranker, scores: Sequence[float], count: int) -> list[float]:
-    """Return scores that can be kept; what cannot is one question's failure."""
+    """Return the scores as floats; invalid scores are a failure of one question."""
     found = [float(score) for score in scores]
     if len(found) != count or not all(map(math.isfinite, found)):
         raise LLMResponseError(
-            f"{described(reranker)} gave {len(found)} scores for {count} passages, or one that is no finite number.",
+            f"{described(reranker)} returned {len(found)} scores for {count} passages, or a score that is not finite.",
             model=described(reranker),
             base_url="",
         )
@@ -428,7 +428,7 @@ def _fused(rankings: Sequence[Ranking]) -> Ranking:
 
 
 def _costs(llm: LLM, replies: Sequence[Reply]) -> dict[str, Any]:
-    """What the answers took: milliseconds (median), tokens (mean) and the price of them all, where known."""
+    """Return median milliseconds and mean tokens per answer, and the total price of all answers, where known."""
     facts: dict[str, Any] = {}
     if replies:
         facts["answer_ms"] = 1_000 * statistics.median(reply.seconds for reply in replies)

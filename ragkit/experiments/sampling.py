@@ -1,4 +1,4 @@
-"""Set-ups drawn from a space by Optuna, each once."""
+"""Sample configurations from a search space with Optuna, each once."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from ragkit.space import Choice, Range, count, resolve
 
 _T = TypeVar("_T")
 
-_INSISTING = 10  # draws in a row that were drawn before, until one is drawn evenly
-_PATIENCE = 200  # and until there seem to be no others
-_DIGITS = 3  # of a number that may be any, or of its place in the range: no measure tells more of them apart
+_MAX_REPEATS = 10  # duplicates in a row before the next configuration is sampled uniformly
+_MAX_ATTEMPTS = 200  # duplicates in a row before the space counts as exhausted
+_DIGITS = 3  # significant digits of a real number (of its position in the range): measures resolve no more
 
 
 @dataclasses.dataclass(slots=True)
 class Trial:
-    """One set-up, and how it did."""
+    """One sampled configuration and its score."""
 
     number: int
     parameters: dict[str, Any]
-    asked: Any  # Optuna's own
+    optuna_trial: Any
     system: System | None = None
     value: float | None = None
     questions: int = 0
-    unscored: int = 0  # questions that failed
+    unscored: int = 0  # failed questions
     state: Literal["waiting", "done", "stopped", "failed"] = "waiting"
     error: str = ""
 
     @property
     def labelled(self) -> System:
-        """The system with a name that no other trial has."""
-        assert self.system is not None  # what cannot be made is not run
+        """The system with a unique name."""
+        assert self.system is not None  # trials without a system are never run
         return dataclasses.replace(self.system, label=f"trial {self.number}: {self.system.name}")
 
     def rank(self) -> tuple[int, float, int]:
-        """The best first, and of equals the first one drawn; last those that might have failed at what is difficult."""
+        """Return a sort key: fewest failed questions first, then the highest score, then the earliest trial."""
         return self.unscored, -(self.value or 0.0), self.number
 
     def measured(self, value: float, questions: int, *, unscored: int = 0) -> None:
@@ -55,8 +55,8 @@ class Trial:
         self.value, self.state, self.error = None, "failed", error
 
 
-class _Drawing(Protocol):
-    """The part of Optuna's Trial that is used."""
+class _Suggests(Protocol):
+    """The part of `optuna.Trial` that is used here."""
 
     def suggest_categorical(self, name: str, choices: Sequence[int]) -> Any: ...
     def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int: ...
@@ -64,13 +64,13 @@ class _Drawing(Protocol):
 
 
 class Draws:
-    """Draws set-ups from a space, each once: first that with the first options and the middle of every range.
+    """Samples configurations from a space, each once; the first has the first options and the middle of every range.
 
     Args:
-        space: With choices and ranges in it.
-        method: ``"tpe"`` learns from what was measured; anything else draws evenly.
-        trials: How many are drawn at most.
-        seed: The same seed draws the same set-ups, if they measure the same.
+        space: A system with choices and ranges.
+        method: ``"tpe"`` learns from the scores; any other value samples uniformly.
+        trials: The maximum number of configurations.
+        seed: The same seed gives the same configurations, if they have the same scores.
 
     Raises:
         MissingExtraError: Optuna is not installed.
@@ -80,71 +80,71 @@ class Draws:
         with needs("optuna", extra="tune"):
             import optuna
 
-        self._evenly = optuna.samplers.RandomSampler(seed=seed)
-        # Each parameter by itself: those of an option are not in every trial.
-        self._sampler = optuna.samplers.TPESampler(seed=seed, multivariate=False) if method == "tpe" else self._evenly
-        told = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.WARNING)  # it tells what the study is called
+        self._uniform = optuna.samplers.RandomSampler(seed=seed)
+        # multivariate=False: the parameters of an option are missing in trials with another option.
+        self._sampler = optuna.samplers.TPESampler(seed=seed, multivariate=False) if method == "tpe" else self._uniform
+        verbosity = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # it logs the name of the study
         try:
             self._study = optuna.create_study(direction="maximize", sampler=self._sampler)
         finally:
-            optuna.logging.set_verbosity(told)
-        self._bad = optuna.trial.TrialState.PRUNED  # TPE learns from it, but not from FAIL
+            optuna.logging.set_verbosity(verbosity)
+        self._failed_state = optuna.trial.TrialState.PRUNED  # TPE learns from PRUNED, but not from FAIL
         self._space = space
-        self._most = min(trials, count(space))
+        self._max_trials = min(trials, count(space))
         self._known: dict[tuple[Any, ...], Trial] = {}
         middle = _Middle()
-        with contextlib.suppress(InputError):  # which the first draw will tell
+        with contextlib.suppress(InputError):  # reported by the first draw
             resolve(space, lambda at, part: _suggest(middle, at, part))
         self._study.enqueue_trial(middle.drawn)
 
     @property
     def trials(self) -> list[Trial]:
-        """What was drawn."""
+        """The trials so far."""
         return list(self._known.values())
 
     def draw(self, last: Trial | None = None) -> Trial | None:
-        """Return a set-up that was not drawn before; None if there are no more.
+        """Return a new trial; None if there are no more.
 
         Args:
-            last: The one drawn before, from which the next draw can learn.
+            last: The previous trial, which the sampler learns from.
         """
         if last is not None:
-            self._tell(last.asked, last)
+            self._report(last.optuna_trial, last)
         repeated = 0
-        while len(self._known) < self._most and repeated < _PATIENCE:
-            # What has learnt where the best is draws it again and again.
-            self._study.sampler = self._evenly if repeated >= _INSISTING else self._sampler
+        while len(self._known) < self._max_trials and repeated < _MAX_ATTEMPTS:
+            # A sampler that has converged repeats itself.
+            self._study.sampler = self._uniform if repeated >= _MAX_REPEATS else self._sampler
             trial = Trial(len(self._known), {}, self._study.ask())
             drawn: list[Any] = []
             error = ""
             try:
-                trial.system = resolve(self._space, _noting(trial, drawn))
-            except InputError as problem:  # options that do not go together
+                trial.system = resolve(self._space, _recording(trial, drawn))
+            except InputError as problem:  # incompatible options
                 error = str(problem)
             known = self._known.setdefault(tuple(drawn), trial)
             if known is not trial:
-                self._tell(trial.asked, known)  # what repeats itself is not learnt from, else
+                self._report(trial.optuna_trial, known)  # the sampler learns from duplicates, too
                 repeated += 1
             elif error:
                 trial.failed(error)
-                self._tell(trial.asked, trial)
+                self._report(trial.optuna_trial, trial)
             else:
                 return trial
         return None
 
-    def _tell(self, asked: Any, trial: Trial) -> None:
+    def _report(self, optuna_trial: Any, trial: Trial) -> None:
         if trial.value is None:
-            self._study.tell(asked, state=self._bad)
+            self._study.tell(optuna_trial, state=self._failed_state)
         else:
-            self._study.tell(asked, trial.value)
+            self._study.tell(optuna_trial, trial.value)
 
 
-def _noting(trial: Trial, drawn: list[Any]) -> Callable[[tuple[str | int, ...], Choice | Range], Any]:
-    """Draw for a trial, and note what was drawn: for people in its parameters, and to tell repetitions."""
+def _recording(trial: Trial, drawn: list[Any]) -> Callable[[tuple[str | int, ...], Choice | Range], Any]:
+    """Return a function that samples values and records them, readable in the parameters and exactly in ``drawn``."""
 
     def decide(at: tuple[str | int, ...], part: Choice | Range) -> Any:
-        found = _suggest(trial.asked, at, part)
+        found = _suggest(trial.optuna_trial, at, part)
         drawn.append((at, found))
         value = part.options[found] if isinstance(part, Choice) else found
         name = ".".join(each for each in at if isinstance(each, str))
@@ -154,8 +154,8 @@ def _noting(trial: Trial, drawn: list[Any]) -> Callable[[tuple[str | int, ...], 
     return decide
 
 
-def _suggest(trial: _Drawing, at: tuple[str | int, ...], part: Choice | Range) -> Any:
-    """Draw the number of an option, or a number of a range."""
+def _suggest(trial: _Suggests, at: tuple[str | int, ...], part: Choice | Range) -> Any:
+    """Sample the index of an option, or a number from a range."""
     name = ".".join(map(str, at))
     if isinstance(part, Choice):
         return trial.suggest_categorical(name, range(len(part.options)))
@@ -169,7 +169,7 @@ def _suggest(trial: _Drawing, at: tuple[str | int, ...], part: Choice | Range) -
 
 
 class _Middle:
-    """Draws the first option and the middle of a range, and keeps what it drew."""
+    """Suggests the first option or the middle of a range, and records the values."""
 
     def __init__(self) -> None:
         self.drawn: dict[str, Any] = {}

@@ -1,14 +1,14 @@
-"""What a definition in ragkit's source depends on: its own syntax tree, and every definition that it refers to.
+"""Static dependencies of a definition in ragkit's source: its syntax tree, and all definitions that it refers to.
 
-A definition is what a module binds at its top: a function, a class or a constant, with the statements that change it.
-From one definition to the next lead names: those that its code looks up outside itself, also through a module
-(``lexical.tokenize``), those that it imports when it runs, base classes and decorators, and the classes in its
-annotations, which say what arguments are. Of a class that is met on the way, a method counts if anything that counts
-takes an attribute of its name; of the class that is asked about, and of its bases, all do. Docstrings, comments,
-annotations by themselves and what only shows a value in a notebook (``_repr_html_``) change no result and do not count.
+A definition is a top-level binding of a module: a function, a class or a constant, with the statements that modify it.
+A definition refers to others by the global names in its code, also as attributes of a module (``lexical.tokenize``), by
+imports inside functions, base classes, decorators, and the classes in its annotations, which are the types of
+arguments. All methods of the requested class and its bases count. Of other classes, a method counts only if code that
+counts uses an attribute with its name. Docstrings, comments, the annotations themselves and methods that only display a
+value in a notebook (``_repr_html_``) do not affect results and do not count.
 
-What cannot be resolved counts in full: a module that is passed around, ``globals()``, an attribute whose name is
-computed, or a name that a module makes when it is asked for it. Nothing is imported or run; only source is read.
+Whatever cannot be resolved statically counts in full: a module used as a value, ``globals()``, an attribute with a
+computed name, or a name that a module creates on access. Source files are only parsed, never imported or run.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ALL = "*"  # the name that stands for everything in a module
+ALL = "*"  # stands for all names in a module
 
 _ROOT = Path(__file__).resolve().parents[1]  # the folder of ragkit
 _PACKAGE = "ragkit"
 
-# An error's text is no result. How messages travel to a model's server changes none of its replies. Choices are made
-# before anything is computed.
+# Modules that do not affect results: error messages, the transport to a model's server, and choices, which are
+# resolved before anything is computed.
 _NO_RESULT = frozenset({"ragkit.errors", "ragkit.llm.openai", "ragkit.space"})
 
 _FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 _DEFINITION = (*_FUNCTION, ast.ClassDef)
-_SHOWN = re.compile(r"_repr_\w+_|_ipython_\w+_")  # methods that a notebook calls
+_DISPLAY = re.compile(r"_repr_\w+_|_ipython_\w+_")  # methods that notebooks call
 _DYNAMIC = frozenset({"globals", "eval", "exec"})
-_BY_NAME = frozenset({"getattr", "attrgetter", "methodcaller", "vars"})  # what takes an attribute by a string
+_BY_NAME = frozenset({"getattr", "attrgetter", "methodcaller", "vars"})  # these look up an attribute by a string
 _ANY = "*"  # stands for any attribute
 
-_Place = tuple[str, str]  # a module, and what it binds, or a method as "Class.method"
-_Names = tuple[str, tuple[str, ...]]  # a name, and the attributes that are taken of it
+_Definition = tuple[str, str]  # a module and a name in it, or a method as "Class.method"
+_NameUse = tuple[str, tuple[str, ...]]  # a name and the attributes accessed on it
 
 
 @dataclass(frozen=True, slots=True)
 class Dependencies:
-    """What a definition depends on.
+    """The dependencies of a definition.
 
     Attributes:
-        digest: A hash of all the source that counts.
-        packages: The packages that this source itself uses, by the names that they are imported under.
+        digest: A hash of all source that counts.
+        packages: The import names of the third-party packages that this source uses.
     """
 
     digest: str
@@ -59,18 +59,18 @@ class Dependencies:
 
 @functools.cache
 def dependencies(module: str, name: str) -> Dependencies:
-    """Follow everything that a definition refers to.
+    """Return the dependencies of a definition.
 
     Args:
-        module: A module of ragkit, with its full name.
-        name: What it binds, or `ALL`.
+        module: The full name of a module of ragkit.
+        name: A top-level name in it, or `ALL`.
     """
-    seen: dict[_Place, str] = {}
+    seen: dict[_Definition, str] = {}
     packages: set[str] = set()
     waiting = [(module, name)]
-    asked = set(_with_bases((module, name)))  # whose methods all count
+    requested = set(_with_bases((module, name)))  # all methods of these classes count
     attributes: set[str] = set()
-    methods: dict[str, list[_Place]] = {}  # that no attribute has named yet
+    methods: dict[str, list[_Definition]] = {}  # those found so far, by name
     while waiting:
         at = waiting.pop()
         if at in seen or at[0] in _NO_RESULT:
@@ -80,7 +80,7 @@ def dependencies(module: str, name: str) -> Dependencies:
         packages |= source.packages
         waiting += source.refers_to
         for method, place in source.methods.items():
-            is_used = at in asked or method in attributes or _ANY in attributes
+            is_used = at in requested or method in attributes or _ANY in attributes
             waiting += [place] if is_used else []
             methods.setdefault(method, []).append(place)
         for attribute in source.attributes - attributes:
@@ -90,7 +90,7 @@ def dependencies(module: str, name: str) -> Dependencies:
     return Dependencies(hashlib.blake2b(text.encode(), digest_size=16).hexdigest(), frozenset(packages))
 
 
-def _with_bases(kind: _Place) -> Iterator[_Place]:
+def _with_bases(kind: _Definition) -> Iterator[_Definition]:
     if kind[0] not in _NO_RESULT:
         yield kind
         for base in _source(*kind).bases:
@@ -98,7 +98,7 @@ def _with_bases(kind: _Place) -> Iterator[_Place]:
 
 
 def without_docstrings(tree: ast.Module) -> ast.Module:
-    """Take the docstrings out of a module's tree, in place."""
+    """Remove the docstrings from a module's tree, in place."""
     for node in ast.walk(tree):
         if isinstance(node, (*_DEFINITION, ast.Module)) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:]
@@ -110,13 +110,13 @@ def without_docstrings(tree: ast.Module) -> ast.Module:
 
 @dataclass(slots=True)
 class _Module:
-    """What a module binds.
+    """The top-level bindings of a module.
 
     Attributes:
-        statements: By name, those that define and change it.
-        imports: By name, what it stands for: a module, and a name in it or None.
-        typed: The same for what only annotations may use.
-        outside: By function or class, the names that its code looks up in the module.
+        statements: Name -> the statements that define and modify it.
+        imports: Name -> the imported module, and a name in it or None.
+        typed: The same for imports under ``TYPE_CHECKING``, which only annotations use.
+        outside: Function or class -> the global names that its code looks up.
     """
 
     name: str
@@ -136,7 +136,7 @@ def _is_ragkit(module: str) -> bool:
 
 
 def _path(module: str) -> Path | None:
-    """The file of a module of ragkit; of a package, that which lists its public names."""
+    """Return the file of a module of ragkit; for a package, the file that lists its public names."""
     if not _is_ragkit(module):
         return None
     at = _ROOT.joinpath(*module.split(".")[1:])
@@ -154,11 +154,11 @@ def _read(module: str) -> _Module:
     body = ast.parse(source).body
     for statement in body:
         _bind(read, statement, statement)
-    for statement in body:  # what changes a value, once it is known which values there are
-        changes: Iterator[_Names] = iter(())
+    for statement in body:  # statements that modify a value, after all bindings are known
+        changes: Iterator[_NameUse] = iter(())
         if isinstance(statement, ast.Expr) and not isinstance(statement.value, ast.Constant):
             changes = _names_in(statement)
-        elif isinstance(statement, _DEFINITION):  # decorated as in @function.register or @table.add("name")
+        elif isinstance(statement, _DEFINITION):  # registration by @function.register or @table.add("name")
             by = [each.func if isinstance(each, ast.Call) else each for each in statement.decorator_list]
             changes = itertools.chain(*(_names_in(each) for each in by if isinstance(each, ast.Attribute)))
         for name, _ in changes:
@@ -170,7 +170,7 @@ def _read(module: str) -> _Module:
 
 
 def _bind(module: _Module, statement: ast.stmt, within: ast.stmt) -> None:
-    """Note what a statement at the top of a module binds; what stands in a block is bound by the whole block."""
+    """Record what a top-level statement binds; a name inside a block counts as bound by the whole block."""
     if isinstance(statement, ast.Import | ast.ImportFrom):
         module.imports.update(_imported(statement, module.package))
     elif isinstance(statement, _DEFINITION):
@@ -181,7 +181,7 @@ def _bind(module: _Module, statement: ast.stmt, within: ast.stmt) -> None:
                 module.typed.update(_imported(each, module.package))
     elif isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign):
         targets: list[ast.expr] = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-        for name, _ in itertools.chain.from_iterable(map(_names_in, targets)):  # also those of table["x"] = 1
+        for name, _ in itertools.chain.from_iterable(map(_names_in, targets)):  # also table in table["x"] = 1
             module.define(name, within)
     else:
         for node in ast.iter_child_nodes(statement):
@@ -199,7 +199,7 @@ def _bind_in(module: _Module, node: ast.AST, within: ast.stmt) -> None:
 
 
 def _imported(node: ast.Import | ast.ImportFrom, package: str) -> dict[str, tuple[str, str | None]]:
-    """What an import binds: name -> module, and a name in it or None."""
+    """Return the bindings of an import: name -> module, and a name in it or None."""
     if isinstance(node, ast.Import):
         return {a.asname or a.name.partition(".")[0]: (a.name if a.asname else a.name.partition(".")[0], None)
                 for a in node.names}  # fmt: skip
@@ -220,26 +220,26 @@ def _looked_up(table: symtable.SymbolTable) -> set[str]:
 
 @dataclass(slots=True)
 class _Source:
-    """One definition: itself, and what it names.
+    """The source of one definition and its direct references.
 
     Attributes:
-        text: Its syntax tree; of a class without the methods.
-        refers_to: Other definitions.
-        packages: What it imports from elsewhere, but for Python's own.
-        attributes: Names of attributes that it takes of anything.
-        methods: Of a class: name -> the method, which is a definition of its own.
-        bases: Of a class: its base classes in ragkit.
+        text: Its syntax tree; for a class, without the methods.
+        refers_to: Other definitions in ragkit.
+        packages: Third-party packages that it imports.
+        attributes: Names of all attributes that it accesses.
+        methods: For a class, name -> the method, which is a separate definition.
+        bases: For a class, its base classes in ragkit.
     """
 
     text: str = ""
-    refers_to: set[_Place] = field(default_factory=set)
+    refers_to: set[_Definition] = field(default_factory=set)
     packages: set[str] = field(default_factory=set)
     attributes: set[str] = field(default_factory=set)
-    methods: dict[str, _Place] = field(default_factory=dict)
-    bases: set[_Place] = field(default_factory=set)
+    methods: dict[str, _Definition] = field(default_factory=dict)
+    bases: set[_Definition] = field(default_factory=set)
 
     def refer(self, module: str, attributes: tuple[str, ...]) -> None:
-        """Follow attributes from a module, through the modules in it, to a definition."""
+        """Resolve attributes of a module, through its submodules, to a definition, and record it."""
         if not _is_ragkit(module):
             self.use(module)
             return
@@ -251,7 +251,7 @@ class _Source:
         self.refers_to.add((module, ALL))
 
     def follow(self, target: tuple[str, str | None], attributes: tuple[str, ...]) -> None:
-        """Follow what an import stands for, and attributes of it."""
+        """Record what an imported name and attributes of it refer to."""
         module, name = target
         self.refer(module, (name, *attributes) if name else attributes)
 
@@ -263,7 +263,7 @@ class _Source:
 
 @functools.cache
 def _source(module: str, name: str) -> _Source:
-    """What one definition is made of, and what it refers to itself."""
+    """Return the source of one definition and its direct references."""
     found = _Source()
     read = _read(module)
     if name == ALL:
@@ -280,26 +280,26 @@ def _source(module: str, name: str) -> _Source:
     if not statements:
         if imported := read.imports.get(name) or read.typed.get(name):
             found.follow(imported, ())
-        else:  # made when it is asked for
+        else:  # created on access
             found.refers_to.add((module, ALL))
         return found
     for statement in statements:
-        bare = _Bare().visit(ast.parse(ast.unparse(statement)).body[0])
+        bare = _Stripped().visit(ast.parse(ast.unparse(statement)).body[0])
         visible = _visible(read, owner or name, bare)
         if isinstance(bare, ast.ClassDef):
-            _part(found, read, bare)
+            _split_methods(found, read, bare)
         found.text += ast.dump(bare)
         _refer(found, read, bare, visible)
         for typed, attributes in _annotated(bare, statement):
             if typed in read.statements:
                 found.refers_to.add((read.name, typed))
             elif (named := read.imports.get(typed) or read.typed.get(typed)) and _is_ragkit(named[0]):
-                found.follow(named, attributes)  # a package that only an annotation names is not used
+                found.follow(named, attributes)  # a third-party package in an annotation is not used
     return found
 
 
-def _part(found: _Source, read: _Module, kind: ast.ClassDef) -> None:
-    """Take the methods out of a class; one that Python calls itself, or that a foreign base class may call, stays."""
+def _split_methods(found: _Source, read: _Module, kind: ast.ClassDef) -> None:
+    """Split off the methods of a class, except special methods and those that a third-party base class may call."""
     for base in kind.bases:
         own = _Source()
         _refer(own, read, ast.Expr(base), None)
@@ -345,7 +345,7 @@ def _refer(found: _Source, read: _Module, bare: ast.stmt, visible: set[str] | No
 
 
 def _refer_to_named_module(found: _Source, call: ast.Call) -> None:
-    """``importlib.import_module(...)``: the module, or any of ragkit's if it is not known which."""
+    """Record the module of ``importlib.import_module(...)``, or all of ragkit's if its name is computed."""
     function = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     if function not in ("import_module", "__import__") or not call.args:
         return
@@ -361,21 +361,21 @@ def _refer_to_named_module(found: _Source, call: ast.Call) -> None:
 
 
 def _visible(read: _Module, owner: str, statement: ast.stmt) -> set[str] | None:
-    """The names that a function or class takes from its module; None for any other statement: all of its names."""
+    """Return the global names that a function or class uses; None, for all names, for any other statement."""
     if not isinstance(statement, _DEFINITION):
         return None
     heads: list[ast.AST] = [*statement.decorator_list]
     if isinstance(statement, ast.ClassDef):
         heads += [*statement.bases, *(keyword.value for keyword in statement.keywords)]
-        heads += [each.annotation for each in statement.body if isinstance(each, ast.AnnAssign)]  # these make fields
+        heads += [each.annotation for each in statement.body if isinstance(each, ast.AnnAssign)]  # dataclass fields
     else:
         arguments = statement.args
         heads += [*arguments.defaults, *(default for default in arguments.kw_defaults if default is not None)]
     return read.outside.get(owner, set()) | {name for head in heads for name, _ in _names_in(head)}
 
 
-def _names_in(node: ast.AST) -> Iterator[_Names]:
-    """The names in a piece of code, each with the attributes that are taken of it."""
+def _names_in(node: ast.AST) -> Iterator[_NameUse]:
+    """Yield the names in a piece of code, each with the attributes accessed on it."""
     attributes: list[str] = []
     while isinstance(node, ast.Attribute):
         attributes.insert(0, node.attr)
@@ -386,8 +386,8 @@ def _names_in(node: ast.AST) -> Iterator[_Names]:
         yield from _names_in(child)
 
 
-def _annotated(bare: ast.stmt, statement: ast.stmt) -> Iterator[_Names]:
-    """The names in annotations, also in those that are written as strings; methods have their own."""
+def _annotated(bare: ast.stmt, statement: ast.stmt) -> Iterator[_NameUse]:
+    """Yield the names in annotations, including string annotations, but not in those of split-off methods."""
     if isinstance(bare, ast.ClassDef) and isinstance(statement, ast.ClassDef):
         kept = {getattr(each, "name", None) for each in bare.body}
         body = [each for each in statement.body if not isinstance(each, _FUNCTION) or each.name in kept]
@@ -396,7 +396,7 @@ def _annotated(bare: ast.stmt, statement: ast.stmt) -> Iterator[_Names]:
         annotations: list[ast.expr | None] = []
         if isinstance(node, ast.arg | ast.AnnAssign):
             annotations.append(node.annotation)
-        elif isinstance(node, _FUNCTION) and not _SHOWN.fullmatch(node.name):
+        elif isinstance(node, _FUNCTION) and not _DISPLAY.fullmatch(node.name):
             annotations.append(node.returns)
         for annotation in annotations:
             if annotation is None:
@@ -406,15 +406,15 @@ def _annotated(bare: ast.stmt, statement: ast.stmt) -> Iterator[_Names]:
                 if isinstance(part, ast.Constant) and isinstance(part.value, str):
                     try:
                         yield from _names_in(ast.parse(part.value, mode="eval"))
-                    except (SyntaxError, ValueError):  # a string that is no annotation, as in Literal["a-b"]
+                    except (SyntaxError, ValueError):  # not a type, as in Literal["a-b"]
                         continue
 
 
-class _Bare(ast.NodeTransformer):
-    """Takes out what changes no result."""
+class _Stripped(ast.NodeTransformer):
+    """Removes display methods, docstrings and annotations, which do not affect results."""
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
-        node.body = [each for each in node.body if not (isinstance(each, _FUNCTION) and _SHOWN.fullmatch(each.name))]
+        node.body = [each for each in node.body if not (isinstance(each, _FUNCTION) and _DISPLAY.fullmatch(each.name))]
         return self._undocumented(node)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
@@ -424,7 +424,7 @@ class _Bare(ast.NodeTransformer):
         return self._plain(node)
 
     def _plain(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.AST:
-        if not node.decorator_list:  # a decorator can read annotations, as that of singledispatch does
+        if not node.decorator_list:  # a decorator may read annotations, as singledispatch does
             node.returns = None
             for argument in ast.walk(node.args):
                 if isinstance(argument, ast.arg):

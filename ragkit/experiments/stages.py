@@ -1,14 +1,14 @@
-"""The stages of an experiment, each of which computes only what is not kept yet.
+"""The stages of an experiment; each computes only the results that are not cached.
 
-    documents ─ chunk ─ embed ─┬─ retrieve (one result a question)
+    documents ─ chunk ─ embed ─┬─ retrieve (one result per question)
                                └─ ...
 
-A stage's key is a hash of what it is (`ragkit.experiments.fingerprint`) and of the keys of what it reads, so that
-set-ups share what they have in common, and a change reaches what depends on it and nothing else. Embeddings are kept by
-`ragkit.embedding.cache`, which every index uses too; everything else by `ragkit.experiments.result_cache`.
+The key of a stage is a hash of its identity (`ragkit.experiments.fingerprint`) and of the keys of its inputs, so that
+systems share the stages that they have in common, and a change invalidates only what depends on it. Embeddings are
+cached by `ragkit.embedding.cache`, which indexes use too; everything else by `ragkit.experiments.result_cache`.
 
-Nothing depends on where a run was interrupted: what is computed together (a window of texts or of questions) is kept
-together, so that floating-point sums are made in the same order in every run.
+Results do not depend on where a run was interrupted: a batch of texts or questions is computed and stored as a whole,
+so that floating-point sums have the same order in every run.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ from ragkit.retrieval.base import Retriever
 from ragkit.retrieval.corpus import Documents, Passages
 from ragkit.retrieval.query import SearchQuery, search_queries
 
-WINDOW = 64  # questions that are embedded and searched together
-KEPT = 1_000  # passages of a ranking, at most
-_TEXTS = 512  # texts that are embedded together
-_CUT_TOGETHER = 256  # documents
-_TIMED = 16  # questions whose retrieval is timed one by one
+BATCH_QUERIES = 64  # embedded and searched together
+MAX_RANKED = 1_000  # passages of a ranking
+_BATCH_TEXTS = 512  # embedded together
+_BATCH_DOCUMENTS = 256  # chunked and stored together
+_TIMED_QUERIES = 16  # whose retrieval is timed one by one
 
-Tell = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ranking:
-    """A question's passages, best first.
+    """The ranked passages of a question, best first.
 
     Attributes:
-        positions: Of the passages in `ChunkedCorpus.chunks`, shape (n,).
-        scores: Shape (n,).
+        positions: Indices of the passages in `ChunkedCorpus.chunks`, shape (n,).
+        scores: Their scores, shape (n,).
     """
 
     positions: npt.NDArray[np.int32]
@@ -61,8 +61,8 @@ class Ranking:
 
     @classmethod
     def of(cls, scores: Mapping[int, float]) -> Ranking:
-        """Rank scored passages: position -> score; of equal scores the first passage comes first."""
-        best = sorted(scores, key=lambda p: (-scores[p], p))[:KEPT]
+        """Rank passages by score (position -> score); ties are broken by the smaller position."""
+        best = sorted(scores, key=lambda p: (-scores[p], p))[:MAX_RANKED]
         return cls(np.asarray(best, dtype="<i4"), np.asarray([scores[p] for p in best], dtype="<f8"))
 
     def as_scores(self) -> dict[int, float]:
@@ -71,19 +71,19 @@ class Ranking:
 
 
 class ChunkedCorpus:
-    """Documents cut by a chunker, for an embedder.
+    """Documents split into chunks by a chunker, for an embedder.
 
     Args:
         documents: The documents.
-        chunks: Of each, its chunks.
-        embedder: Embeds them, through the cache.
-        chunker: What cut them; None if they were left whole.
-        key: Names all of this.
+        chunks: The chunks of each document.
+        embedder: Embeds the chunks, through the cache.
+        chunker: The chunker; None if each document is one chunk.
+        key: The cache key of the documents, the chunker and the embedder.
 
     Attributes:
-        key: What a stage that reads passages depends on.
-        chunks: All of them, in order.
-        owner: Of each chunk, the number of its document.
+        key: The key that stages which read passages depend on.
+        chunks: All chunks, in order.
+        owner: For each chunk, the index of its document.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class ChunkedCorpus:
         self._passages: Passages | None = None
 
     def texts(self) -> list[str]:
-        """What the embedder reads of each passage."""
+        """Return the text of each passage that the embedder receives."""
         found: list[str] = []
         for document, chunks in zip(self._documents, self._by_document, strict=True):
             if self._chunker is None:
@@ -115,16 +115,16 @@ class ChunkedCorpus:
                     found += embedded_texts(document.title, chunks, self.embedder)[0]
         return found
 
-    def passages(self, corpus: Documents, *, tell: Tell, cancelled: Callable[[], bool]) -> Passages:
-        """Return the passages for retrievers; what was never embedded is embedded when a retriever needs it.
+    def passages(self, corpus: Documents, *, on_progress: OnProgress, cancelled: Callable[[], bool]) -> Passages:
+        """Return the passages for retrievers; they are embedded when a retriever first needs their vectors.
 
         Args:
-            corpus: The documents, as every cut of them shares them.
-            tell: Called with texts embedded and to embed.
-            cancelled: Asked between windows.
+            corpus: The whole documents, shared by all chunkings of them.
+            on_progress: Called with the number of embedded texts and their total.
+            cancelled: Polled between batches.
 
-        A search in them raises:
-            OperationCancelled: ``cancelled`` said so.
+        A search in the passages raises:
+            OperationCancelled: ``cancelled`` returned True.
             EmbeddingError: The embedder failed.
         """
         if self._passages is None:
@@ -132,21 +132,21 @@ class ChunkedCorpus:
             self._passages = Passages(
                 corpus,
                 [[StoredChunk(str(next(numbers)), chunk) for chunk in of_one] for of_one in self._by_document],
-                embedder=self.embedder.inner,  # a question that is timed is embedded
-                vectors=lambda: embed(self.texts(), self.embedder, tell=tell, cancelled=cancelled),
+                embedder=self.embedder.inner,  # uncached: retrieval is timed with the embedding of the question
+                vectors=lambda: embed(self.texts(), self.embedder, on_progress=on_progress, cancelled=cancelled),
             )
         return self._passages
 
 
 def records(documents: Sequence[Document]) -> Documents:
-    """Return documents as retrievers see them."""
+    """Return the documents in the form that retrievers read."""
     return Documents(DocumentRecord(d.id, d.source, d.title, d.language, d.text) for d in documents)
 
 
 # ---------------------------------------------------------------------------------------- chunk
 
 
-def cut(
+def chunk_documents(
     documents: Sequence[Document],
     chunker: Chunker | None,
     embedder: CachedEmbedder,
@@ -154,12 +154,12 @@ def cut(
     *,
     cancelled: Callable[[], bool],
 ) -> ChunkedCorpus:
-    """ChunkedCorpus documents, each once.
+    """Chunk documents; the chunks of each document are cached.
 
     Raises:
-        DocumentError: The chunker, or the embedder's tokenizer, failed for a document; none is left out in silence.
-        OperationCancelled: ``cancelled`` said so.
-        InputError: The chunker's chunks are longer than what the embedder reads.
+        DocumentError: The chunker or the embedder's tokenizer failed for a document; no document is silently left out.
+        OperationCancelled: ``cancelled`` returned True.
+        InputError: The chunks are longer than the embedder's maximum input.
     """
     given = None if chunker is None or is_own(chunker) else code_version(Document)
     method = hash_values("chunk", identity(chunker), given, identity(embedder))
@@ -170,10 +170,10 @@ def cut(
         whole = [[Chunk(d.id, 0, len(d.text), d.text)] if d.text.strip() or d.title else [] for d in documents]
         return ChunkedCorpus(documents, whole, embedder, chunker=None, key=key)
     chunks: list[list[Chunk]] = []
-    for start in range(0, len(documents), _CUT_TOGETHER):
+    for start in range(0, len(documents), _BATCH_DOCUMENTS):
         _stop_if(cancelled)
-        part = documents[start : start + _CUT_TOGETHER]
-        keys = [hash_values(method, each) for each in digests[start : start + _CUT_TOGETHER]]
+        part = documents[start : start + _BATCH_DOCUMENTS]
+        keys = [hash_values(method, each) for each in digests[start : start + _BATCH_DOCUMENTS]]
         known = results.get(keys)
         fresh: dict[str, list[list[Any]]] = {}
         for k, document in zip(keys, part, strict=True):
@@ -198,25 +198,27 @@ def cut(
 # ---------------------------------------------------------------------------------------- embed
 
 
-def embed(texts: Sequence[str], embedder: CachedEmbedder, *, tell: Tell, cancelled: Callable[[], bool]) -> Vectors:
-    """Embed texts, each distinct one once; shape (len(texts), dimension).
+def embed(
+    texts: Sequence[str], embedder: CachedEmbedder, *, on_progress: OnProgress, cancelled: Callable[[], bool]
+) -> Vectors:
+    """Embed texts, each distinct text once; shape (len(texts), dimension).
 
-    The same texts fall into the same windows whether or not an earlier run was interrupted: all that is not known, the
-    longest first.
+    The texts that are not cached are embedded in batches, longest first. The batches are the same whether or not an
+    earlier run was interrupted.
     """
     distinct = list(dict.fromkeys(texts))
     known: dict[str, Vectors] = {}
-    for start in range(0, len(distinct), 10 * _TEXTS):
-        part = distinct[start : start + 10 * _TEXTS]
+    for start in range(0, len(distinct), 10 * _BATCH_TEXTS):
+        part = distinct[start : start + 10 * _BATCH_TEXTS]
         known |= {part[at]: vector for at, vector in embedder.known(part).items()}
     missing = sorted((text for text in distinct if text not in known), key=lambda text: (-len(text), text))
-    for start in range(0, len(missing), _TEXTS):
+    for start in range(0, len(missing), _BATCH_TEXTS):
         _stop_if(cancelled)
-        tell(start, len(missing))
-        window = missing[start : start + _TEXTS]
-        known |= dict(zip(window, embedder.embed(window), strict=True))
+        on_progress(start, len(missing))
+        batch = missing[start : start + _BATCH_TEXTS]
+        known |= dict(zip(batch, embedder.embed(batch), strict=True))
     if missing:
-        tell(len(missing), len(missing))
+        on_progress(len(missing), len(missing))
     if not texts:
         return np.zeros((0, embedder.dimension), dtype=np.float32)
     return np.stack([known[text] for text in texts])
@@ -226,34 +228,34 @@ def embed(texts: Sequence[str], embedder: CachedEmbedder, *, tell: Tell, cancell
 
 
 class Retrieval:
-    """One retriever over one cut.
+    """One retriever over one chunked corpus.
 
     Args:
-        retriever: Ranks.
-        cut: The passages.
-        results: Where rankings are kept.
+        retriever: The retriever.
+        chunked: The passages.
+        results: The cache for rankings.
     """
 
-    def __init__(self, retriever: Retriever, cut: ChunkedCorpus, results: ResultCache) -> None:
+    def __init__(self, retriever: Retriever, chunked: ChunkedCorpus, results: ResultCache) -> None:
         self.retriever = retriever
-        self.cut = cut
+        self.chunked = chunked
         self._results = results
-        # Of what a user's own retriever is given it may use anything; ragkit's own say what they use.
+        # A user-defined retriever may use anything of Passages; for ragkit's own, the source shows what they use.
         given = None if is_own(retriever) else code_version(Passages)
         code = [code_version(each) for each in (Ranking, windows)]
-        self.key = hash_values("retrieve", identity(retriever), given, code, cut.key)
+        self.key = hash_values("retrieve", identity(retriever), given, code, chunked.key)
 
     def known(self, queries: Sequence[SearchQuery]) -> dict[str, Ranking]:
-        """Return what was computed before: text of a query -> ranking."""
+        """Return the cached rankings: text of a query -> ranking."""
         keys = {self._key_of(query): query.text for query in queries}
         return {keys[key]: _decoded(value) for key, value in self._results.get(list(keys)).items()}
 
     def rank(
         self, queries: Sequence[SearchQuery], passages: Passages, *, known: Container[str] = ()
     ) -> dict[str, Ranking]:
-        """Rank the passages for the queries of one window, but for the known ones, and keep the rankings."""
+        """Rank the passages for the queries of one batch, except the known ones, and cache the rankings."""
         languages = [query.language for query in queries]
-        together = search_queries(queries, languages, embedder=self.cut.embedder)
+        together = search_queries(queries, languages, embedder=self.chunked.embedder)
         found = {q.text: Ranking.of(self.retriever.scores(q, passages)) for q in together if q.text not in known}
         keys = {query.text: self._key_of(query) for query in queries}
         self._results.put("retrieve", {keys[text]: _encoded(ranking) for text, ranking in found.items()})
@@ -263,22 +265,22 @@ class Retrieval:
         return hash_values(self.key, query.language, query.text)
 
     def latency(self, queries: Sequence[SearchQuery], passages: Passages) -> float:
-        """Return the median milliseconds of one query by itself, its embedding included; measured once.
+        """Return the median milliseconds of a single query, including its embedding; measured once and cached.
 
-        How long embedding takes is measured once for an embedder, and counts for those who ask for a vector.
+        Embedding time is measured once per embedder, and added if the retriever asks for the vector of the query.
         """
         known = self.known_latency()
         if known is None:
-            first, *others = queries[: _TIMED + 1]
-            # What is loaded once is loaded by the first.
-            embeds = _timed_search(self.retriever, first, passages, self.cut.embedder)[1]
-            took = [_timed_search(self.retriever, q, passages, self.cut.embedder)[0] for q in others or [first]]
-            known = statistics.median(took) + (self._embedding([first, *others]) if embeds else 0.0)
+            first, *others = queries[: _TIMED_QUERIES + 1]
+            # The first query warms up (loads models and caches) and is not counted.
+            embeds = _timed_search(self.retriever, first, passages, self.chunked.embedder)[1]
+            took = [_timed_search(self.retriever, q, passages, self.chunked.embedder)[0] for q in others or [first]]
+            known = statistics.median(took) + (self._embedding_latency([first, *others]) if embeds else 0.0)
             self._results.put("latency", {hash_values("latency", self.key): known})
         return known
 
-    def _embedding(self, queries: Sequence[SearchQuery]) -> float:
-        embedder = self.cut.embedder.inner
+    def _embedding_latency(self, queries: Sequence[SearchQuery]) -> float:
+        embedder = self.chunked.embedder.inner
         key = hash_values("latency", identity(embedder))
         known = self._results.get([key])
         if key not in known:
@@ -287,25 +289,25 @@ class Retrieval:
                 began = time.perf_counter()
                 embedder.embed([query.text], kind="query")
                 took.append(1_000 * (time.perf_counter() - began))
-            known = {key: statistics.median(took[1:] or took)}  # the first one loads what is loaded once
+            known = {key: statistics.median(took[1:] or took)}  # without the first query, which warms up
             self._results.put("latency", known)
         return float(known[key])
 
     def known_latency(self) -> float | None:
-        """Return what was measured before."""
+        """Return the cached latency in milliseconds, or None."""
         key = hash_values("latency", self.key)
         return self._results.get([key]).get(key)
 
 
 def windows(queries: Sequence[SearchQuery]) -> Iterator[Sequence[SearchQuery]]:
-    """Part distinct queries into what is computed together."""
+    """Split the distinct queries into batches."""
     distinct = list(dict.fromkeys(queries))
-    for start in range(0, len(distinct), WINDOW):
-        yield distinct[start : start + WINDOW]
+    for start in range(0, len(distinct), BATCH_QUERIES):
+        yield distinct[start : start + BATCH_QUERIES]
 
 
 class _TimedEmbedder:
-    """Measures what an embedder takes, in seconds."""
+    """An embedder that records the duration of each call, in seconds."""
 
     def __init__(self, embedder: CachedEmbedder) -> None:
         self.inner = embedder.inner
@@ -324,7 +326,7 @@ class _TimedEmbedder:
 def _timed_search(
     retriever: Retriever, query: SearchQuery, passages: Passages, embedder: CachedEmbedder
 ) -> tuple[float, bool]:
-    """Return the milliseconds of a search without its embedding, and whether it needed that."""
+    """Return the milliseconds of a search without the embedding, and whether it embedded the query."""
     timed = _TimedEmbedder(embedder)
     query = SearchQuery(query.text, query.language, embedder=timed)
     began = time.perf_counter()
@@ -343,4 +345,4 @@ def _decoded(value: Any) -> Ranking:
 
 def _stop_if(cancelled: Callable[[], bool]) -> None:
     if cancelled():
-        raise OperationCancelled("The experiment was stopped. Run it again, and it goes on.")
+        raise OperationCancelled("The experiment was stopped. Run it again to resume.")

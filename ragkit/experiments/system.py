@@ -1,4 +1,4 @@
-"""What an experiment compares: a pipeline as plain values."""
+"""A system: the configuration of a RAG pipeline, as plain values that an experiment compares."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from ragkit.space import expand, has_choices
 
 @functools.cache
 def _default_embedder() -> SentenceTransformerEmbedder:
-    return SentenceTransformerEmbedder()  # one for all systems: a model is loaded once
+    return SentenceTransformerEmbedder()  # shared by all systems, so that the model is loaded once
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class System:
-    """A set-up of the pipeline. Any field, and any field of a field, may be a `ragkit.choose`.
+    """A configuration of the pipeline. Any field, at any depth, may be a `ragkit.choose`.
 
     Attributes:
-        retriever: Ranks passages. In an experiment its search is exact.
-        chunker: Cuts documents into passages; None leaves them whole, and the embedder reads what it can of each.
+        retriever: Ranks passages. In an experiment its search is exact (no approximate nearest neighbours).
+        chunker: Splits documents into passages; None keeps documents whole, and the embedder truncates each.
         embedder: Embeds passages and questions.
-        rewriter: Makes of a question the texts that are searched for; None searches for the question.
-        reranker: Puts the best passages into a better order; None leaves them in the retriever's.
-        k: How many passages an answer is made from.
-        instructions: Added to the model's prompt, for example ``"Answer in one sentence."``
-        llm: Words the answers, if a measure looks at them; None quotes (`ragkit.engine.ExtractiveLLM`).
-        label: What the system is called; made of what is not a default if empty.
+        rewriter: Rewrites a question into one or more search queries; None searches for the question itself.
+        reranker: Reranks the best passages; None keeps the retriever's order.
+        k: The number of passages that an answer is generated from.
+        instructions: Text added to the model's prompt, for example ``"Answer in one sentence."``
+        llm: Generates the answers, if a measure needs them; None quotes passages (`ragkit.engine.ExtractiveLLM`).
+        label: The name of the system; if empty, a name made of the settings that differ from the defaults.
     """
 
     retriever: Retriever = dataclasses.field(default_factory=Hybrid)
@@ -56,7 +56,7 @@ class System:
 
     @property
     def name(self) -> str:
-        """The label, or else the retriever and everything that differs from the defaults."""
+        """The label, or else the retriever and every setting that differs from its default."""
         if self.label:
             return self.label
         parts = [described(self.retriever)]
@@ -77,31 +77,33 @@ class System:
 
 
 def described(value: Any) -> str:
-    """Write a value as it could have been written: a dataclass with the fields that are not defaults."""
+    """Return a short description of a value: of a dataclass, the constructor call without default values."""
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return str(getattr(value, "name", None) or repr(value))
-    told = []
+    arguments = []
     for field in dataclasses.fields(value):
-        mine = getattr(value, field.name)
-        if field.init and field.repr and mine != field.default:
-            told.append(f"{field.name}={described(mine) if dataclasses.is_dataclass(mine) else repr(mine)}")
-    return f"{type(value).__name__}({', '.join(told)})"
+        current = getattr(value, field.name)
+        if field.init and field.repr and current != field.default:
+            arguments.append(
+                f"{field.name}={described(current) if dataclasses.is_dataclass(current) else repr(current)}"
+            )
+    return f"{type(value).__name__}({', '.join(arguments)})"
 
 
 def expand_systems(
     systems: System | Iterable[System] | Mapping[str, System], *, taken: Iterable[str] = ()
 ) -> list[System]:
-    """Expand the choices in systems, and give each a name of its own.
+    """Expand the choices in systems and give each resulting system a unique name.
 
     Args:
-        systems: One, several, or several by name.
-        taken: Names that are used already.
+        systems: One system, several, or a dict of systems by name.
+        taken: Names that are already in use.
 
     Returns:
         Systems without choices, each with a ``label``.
 
     Raises:
-        InputError: Two have the same name, or what was given is no system.
+        InputError: Two systems have the same name, there is no system, or a value is not a `System`.
     """
     if isinstance(systems, System):
         given = [systems]
@@ -112,20 +114,20 @@ def expand_systems(
     found: dict[str, System] = {}
     for system in given:
         if not isinstance(system, System):
-            raise InputError(f"{system!r} is no System. Write System(retriever=...), and choose(...) for several.")
+            raise InputError(f"{system!r} is not a System. Write System(retriever=...), and choose(...) for several.")
         several = has_choices(dataclasses.replace(system, label=""))
         for one in expand(system):
             name = one.name
-            if several and one.label:  # a label for all of a sweep: say which is which
+            if several and one.label:  # a shared label does not identify one system of the sweep
                 name = f"{one.label}: {dataclasses.replace(one, label='').name}"
             if name in found or name in taken:
                 raise InputError(
-                    f"Two systems are called '{name}'. Give one of them another label: System(label='...', ...)."
+                    f"Two systems are named '{name}'. Give one of them another label: System(label='...', ...)."
                 )
             found[name] = dataclasses.replace(one, label=name)
     if not found:
         raise InputError(
-            "There is no system to run. Give one: System(), or System(retriever=choose(BM25(), Hybrid()))."
+            "There is no system to run. Pass one: System(), or System(retriever=choose(BM25(), Hybrid()))."
         )
     return list(found.values())
 

@@ -1,6 +1,6 @@
-"""Choose a set-up from a large space by some of the questions, and report it on the others.
+"""Tune a system: choose the best configuration on some of the questions and report it on the others.
 
-    found = search(
+    found = tune(
         load_dataset("data/questions", corpus="data/handbook"),
         System(
             retriever=choose(BM25(), Hybrid(dense_weight=between(0, 1))),
@@ -9,14 +9,13 @@
         method="halving",
     )
     found.best  # a System
-    found.test  # a Result: it and the baseline, on the other questions
+    found.test  # a Result: the best system and the baseline, on the test questions
 
-The best of many set-ups looks better than it is on the questions that it was chosen by. So the questions are parted
-before anything is asked, and those of the test are put to two systems, when the choice is made: to the baseline and
-to the one chosen.
+The best of many configurations is overrated on the questions that it was selected on. The questions are therefore split
+first, and only two systems run on the test questions, after the selection: the baseline and the selected system.
 
-Optuna draws set-ups; `ragkit.experiments.Experiment` measures them, so that nothing is computed twice. The same seed
-draws the same set-ups: a search that was stopped and is run again finds what was computed, and goes on.
+Optuna samples configurations; `ragkit.experiments.Experiment` evaluates them, so that nothing is computed twice. The
+same seed samples the same configurations: a search that is stopped and run again resumes from the cached results.
 """
 
 from __future__ import annotations
@@ -46,9 +45,9 @@ if TYPE_CHECKING:
 
     from ragkit.evaluation.plots import Figure
 
-_KEPT = 3  # one set-up of so many goes on to the next rung, where so many times the questions are asked
+_REDUCTION = 3  # halving keeps one trial in three and asks three times the questions in the next rung
 _RUNGS = 3
-_FEWEST = 10  # questions of a rung: with fewer, luck decides who goes on
+_MIN_QUESTIONS = 10  # of a rung: with fewer, chance decides which trials continue
 
 
 def tune(
@@ -70,105 +69,106 @@ def tune(
     max_concurrency: int = 4,
     cancelled: Callable[[], bool] = never,
 ) -> Tuning:
-    """Draw set-ups from a space, choose the best on train questions, and compare it with a baseline on test questions.
+    """Sample configurations, select the best on train questions, and compare it with a baseline on test questions.
 
-    Ctrl-C (or an interrupted kernel) stops it; run again with the same seed, it goes on.
+    Ctrl-C (or a kernel interrupt) stops the search; run it again with the same seed to resume.
 
     Args:
-        dataset: What is searched, asked and right.
-        system: With choices and ranges in it, at any depth; see `ragkit.space.choose` and `ragkit.space.between`.
-        measure: What to choose by; more of it is better.
-        method: ``"random"`` draws evenly, which is hard to beat where few parameters matter (Bergstra and Bengio
-            2012). ``"tpe"`` learns from every trial where to draw next (Bergstra et al. 2011). ``"halving"`` draws
-            evenly, asks a ninth of the train questions, then a third, then all, and each time only the best third of
-            the set-ups goes on (successive halving; Jamieson and Talwalkar 2016). A rung of fewer than ten questions
-            is left out.
-        trials: How many different set-ups to draw; fewer if there are no more.
-        seed: Decides what is drawn, and which questions are train.
-        train: The fraction of the questions to choose by; the others are the test.
-        test: The test questions, if they are a set of their own. All questions of ``dataset`` are then train, but for
-            those that the test asks, too.
-        baseline: What the chosen set-up is compared with on the test. If None, the first option of every choice and the
-            middle of every range, which is also the first trial.
-        also: Measures that are reported on the test besides.
-        store: See `ragkit.experiments.Experiment`; so are ``cache``, ``publisher``, ``progress``
-            and ``max_concurrency``. The test leaves a run in the store.
-        cancelled: Asked several times a second; True stops the work.
+        dataset: Documents, questions and judgements.
+        system: A system with choices and ranges, at any depth; see `ragkit.space.choose` and `ragkit.space.between`.
+        measure: The measure to select by; higher is better.
+        method: ``"random"`` samples uniformly, which is hard to beat where few parameters matter (Bergstra and Bengio
+            2012). ``"tpe"`` learns from every trial where to sample next (Bergstra et al. 2011). ``"halving"`` samples
+            uniformly and asks a ninth of the train questions, then a third, then all; after each rung only the best
+            third of the configurations continues (successive halving; Jamieson and Talwalkar 2016). A rung of fewer
+            than ten questions is skipped.
+        trials: The number of different configurations to sample; fewer if the space is smaller.
+        seed: Seed of the sampling and of the split into train and test questions.
+        train: The fraction of the questions to select on; the others are the test questions.
+        test: A separate dataset of test questions. All questions of ``dataset`` are then train questions, except those
+            that the test set contains too.
+        baseline: The system that the selected one is compared with on the test questions. If None, the first option of
+            every choice and the middle of every range, which is also the first trial.
+        also: Additional measures to report on the test questions.
+        store: See `ragkit.experiments.Experiment`, also for ``cache``, ``publisher``, ``progress`` and
+            ``max_concurrency``. The evaluation on the test questions is recorded as a run in the store.
+        cancelled: Polled several times a second; True stops the search.
 
     Raises:
-        OperationCancelled: ``cancelled`` said so.
+        OperationCancelled: ``cancelled`` returned True.
         BudgetError, ResultCacheError, EmbeddingError, LLMError: See `ragkit.experiments.Experiment.run`.
-        InputError: There is nothing to draw, too few questions, or no set-up that could be measured. One that cannot
-            be measured among others is a failed trial.
+        InputError: The system has no choices, there are too few questions, or no configuration could be evaluated. If
+            only some cannot be evaluated, they are failed trials.
         MissingExtraError: Optuna is not installed.
     """
     if method not in ("random", "tpe", "halving"):
-        raise InputError(f"The method is 'random', 'tpe' or 'halving', not {method!r}.")
+        raise InputError(f"The method must be 'random', 'tpe' or 'halving', not {method!r}.")
     require_count("trials", trials)
     if not has_choices(system):
         raise InputError(
-            "There is nothing to search in this system. Write choose(...) or between(low, high) in place of a value, "
-            "or compare systems with Experiment."
+            "This system has no choices to tune. Write choose(...) or between(low, high) in place of a value, or "
+            "compare fixed systems with Experiment."
         )
     if baseline is not None and has_choices(baseline):
-        raise InputError("The baseline is one system: it cannot hold choose() or between().")
-    chosen_by, held_out = (dataset, test) if test is not None else dataset.split(train, seed=seed)
-    chosen_by = _without(chosen_by, held_out)
+        raise InputError("The baseline must be a single system, without choose() or between().")
+    train_set, test_set = (dataset, test) if test is not None else dataset.split(train, seed=seed)
+    train_set = _without(train_set, test_set)
     options: dict[str, Any] = {
         "store": store, "cache": cache, "publisher": publisher, "progress": progress, "max_concurrency": max_concurrency
     }  # fmt: skip
     draws = Draws(system, method, trials, seed)
-    trying = _Trying(measure, options, cancelled)
+    evaluator = _TrialEvaluator(measure, options, cancelled)
     first = draws.draw()
     if baseline is None and (baseline := draws.trials[0].system) is None:
         raise InputError(
-            f"The first options of this space do not go together: {draws.trials[0].error} Put others first, or give "
-            "baseline=System(...)."
+            f"The first options of this space cannot be combined: {draws.trials[0].error} Put other options first, or "
+            "pass baseline=System(...)."
         )
     if method == "tpe":
-        trying.measure(chosen_by, [first] if first else [], name=f"{dataset.name}: search", then=draws.draw)
+        evaluator.measure(train_set, [first] if first else [], name=f"{dataset.name}: search", then=draws.draw)
     else:
         running = [first, *iter(draws.draw, None)] if first else []
-        subsets = _rungs(chosen_by, seed) if method == "halving" else [chosen_by]
+        subsets = _rungs(train_set, seed) if method == "halving" else [train_set]
         for number, subset in enumerate(subsets, start=1):
             of = f", rung {number} of {len(subsets)}" if len(subsets) > 1 else ""
-            trying.measure(subset, running, name=f"{dataset.name}: search{of}")
+            evaluator.measure(subset, running, name=f"{dataset.name}: search{of}")
             running = sorted((t for t in running if t.state == "done"), key=Trial.rank)
-            if subset is not chosen_by:
-                kept = math.ceil(len(running) / _KEPT)
+            if subset is not train_set:
+                kept = math.ceil(len(running) / _REDUCTION)
                 for trial in running[kept:]:
                     trial.state = "stopped"
                 running = running[:kept]
     done = [trial for trial in draws.trials if trial.state == "done"]
     if not done:
-        why = next((trial.error for trial in draws.trials if trial.error), "nothing was drawn")
-        raise InputError(f"No set-up of this search could be measured. The first one: {why}")
+        why = next((trial.error for trial in draws.trials if trial.error), "no configuration was sampled")
+        raise InputError(f"No configuration of this search could be evaluated. The first error: {why}")
     best = cast(System, min(done, key=Trial.rank).system)
     pair = {f"baseline: {baseline.name}": baseline}
     if dataclasses.replace(best, label="") != dataclasses.replace(baseline, label=""):
         pair[f"best: {best.name}"] = best
-    reported = Experiment(held_out, pair, measures=[measure, *also], name=f"{dataset.name}: test", **options)
+    reported = Experiment(test_set, pair, measures=[measure, *also], name=f"{dataset.name}: test", **options)
     result = reported.run(cancelled=cancelled)
     return Tuning(
-        draws.trials, best, baseline, result, method=method, train=chosen_by,
-        computed=trying.computed + reported.result_cache.computed,
+        draws.trials, best, baseline, result, method=method, train=train_set,
+        computed=evaluator.computed + reported.result_cache.computed,
     )  # fmt: skip
 
 
-# ---------------------------------------------------------------------------------------- found
+# --------------------------------------------------------------------------------------- result
 
 
 class Tuning:
-    """What a search found; shows itself as the comparison on the test questions.
+    """The result of a search; displayed as the comparison on the test questions.
 
     Attributes:
-        best: The set-up that was best on the train questions; the first one drawn of several.
-        baseline: What it is compared with.
-        test: Both on the test questions; see `ragkit.experiments.Result`. The baseline alone, if nothing was better.
-        train: What the set-ups were chosen by.
-        measure: What was chosen by.
-        method: How set-ups were drawn.
-        computed: By stage, how many results were computed and not found.
+        best: The system that was best on the train questions; of equal ones, the first one sampled.
+        baseline: The system that it is compared with.
+        test: Both systems on the test questions; see `ragkit.experiments.Result`. The baseline alone, if no system was
+            better.
+        train: The dataset of train questions.
+        measure: The name of the measure that the system was selected by.
+        method: The sampling method.
+        computed: The number of results that were computed rather than read from the cache, by stage.
     """
 
     def __init__(
@@ -193,13 +193,13 @@ class Tuning:
 
     @property
     def trials(self) -> pd.DataFrame:
-        """One row a trial, in the order in which they were drawn.
+        """One row per trial, in the order of sampling.
 
-        ``trial``; a column for each parameter, named by where it stands (``retriever.dense_weight``) and NaN where the
-        trial has none; ``train``, the mean on the train questions that were asked; ``questions``, how many were;
-        ``state``, which is "done", "stopped" (by halving, after fewer questions: its mean is of these) or "failed";
-        and ``error``, which also says how many questions failed. These are not scored, and a trial with fewer of them
-        is better whatever its mean, because they may have been the difficult ones.
+        Columns: ``trial``; one column per parameter, named by its path (``retriever.dense_weight``), NaN where the
+        trial does not have it; ``train``, the mean over the train questions that were asked; ``questions``, their
+        number; ``state``: "done", "stopped" (by halving, after fewer questions) or "failed"; and ``error``, which also
+        gives the number of failed questions. Failed questions have no score. A trial with fewer of them ranks higher
+        whatever its mean, because the failed questions may have been the difficult ones.
         """
         import pandas as pd
 
@@ -213,27 +213,27 @@ class Tuning:
         return frame.astype({"train": "float64"})
 
     def plot(self, parameter: str | None = None) -> Figure:
-        """Draw the trials' means on the train questions: in their order, or along a parameter.
+        """Plot the means of the trials on the train questions, in sampling order or against a parameter.
 
-        Those that were stopped are hollow, because other questions were asked of them. Orange is the best so far, or
-        the best.
+        Stopped trials are hollow, because they were asked fewer questions. Orange marks the best so far (in sampling
+        order) or the best (against a parameter).
 
         Args:
-            parameter: A column of `trials`, such as ``"retriever.dense_weight"``; the order if None.
+            parameter: A column of `trials`, such as ``"retriever.dense_weight"``; sampling order if None.
 
         Raises:
-            InputError: There is no such parameter, or nothing was measured with it.
+            InputError: There is no such parameter, or no trial with it was evaluated.
             MissingExtraError: matplotlib is not installed.
         """
         table = self.trials
         parameters = list(table.columns[1:-4])
         if parameter is not None and parameter not in parameters:
-            raise InputError(f"There is no parameter {parameter!r}. There is: {', '.join(parameters)}.")
+            raise InputError(f"There is no parameter {parameter!r}. The parameters are: {', '.join(parameters)}.")
         along = parameter or "trial"
         table = table[table["train"].notna() & table[along].notna()]
         if table.empty:
-            raise InputError(f"No trial with {along} was measured, so there is nothing to draw.")
-        return _picture(table, along, self.measure)
+            raise InputError(f"No trial with {along} was evaluated, so there is nothing to plot.")
+        return _plot(table, along, self.measure)
 
     def __repr__(self) -> str:
         return f"{self._title()}\n{self.test!r}"
@@ -245,18 +245,18 @@ class Tuning:
 
     def _title(self) -> str:
         states = Counter(trial.state for trial in self._trials)
-        failed = f", {states['failed']} of them failed (trials['error'] says why)" if states["failed"] else ""
+        failed = f", {states['failed']} of them failed (see trials['error'])" if states["failed"] else ""
         asked = sum(trial.questions for trial in self._trials)
-        better = "" if len(self.test.names) > 1 else " No other was better than the baseline."
+        better = "" if len(self.test.names) > 1 else " No system was better than the baseline."
         return (
-            f"{len(self._trials)} set-ups by {self.method}{failed}, {asked:,} questions asked. "
-            f"Chosen by {self.measure} on {len(self.train.queries)} train questions, "
+            f"{len(self._trials)} configurations by {self.method}{failed}, {asked:,} questions asked. "
+            f"Selected by {self.measure} on {len(self.train.queries)} train questions, "
             f"reported on {len(self.test.dataset.queries)} test questions.{better}"
         )
 
 
-def _picture(table: pd.DataFrame, along: str, measure: str) -> Figure:
-    """Each trial's value along a column; categories are rows."""
+def _plot(table: pd.DataFrame, along: str, measure: str) -> Figure:
+    """Plot the value of each trial against a column; categories become rows."""
     from pandas.api import types
 
     from ragkit.evaluation import plots
@@ -266,7 +266,7 @@ def _picture(table: pd.DataFrame, along: str, measure: str) -> Figure:
         figure, axes = plots.canvas(3.8)
         axes.set_xlabel(plots.label_of(along), **plots.TEXT)
         axes.set_ylabel(f"mean {plots.label_of(measure)} on train questions", **plots.TEXT)
-        places, values = column.to_numpy(), table["train"].to_numpy()
+        positions, values = column.to_numpy(), table["train"].to_numpy()
     else:
         names = [plots.label_of(name) for name in column.astype(str).unique()]
         rows, height = plots.row_positions(names)
@@ -276,25 +276,25 @@ def _picture(table: pd.DataFrame, along: str, measure: str) -> Figure:
         axes.set_xlabel(f"mean {plots.label_of(measure)} on train questions", **plots.TEXT)
         axes.set_ylabel(plots.label_of(along), **plots.TEXT)
         row_of = dict(zip(column.astype(str).unique(), rows, strict=True))
-        places, values = table["train"].to_numpy(), column.astype(str).map(row_of).to_numpy()
+        positions, values = table["train"].to_numpy(), column.astype(str).map(row_of).to_numpy()
     done = (table["state"] == "done").to_numpy()
-    axes.plot(places[~done], values[~done], "o", color=plots.GREY, markerfacecolor="white", markersize=5)
-    axes.plot(places[done], values[done], "o", color=plots.BLUE, markersize=5)
+    axes.plot(positions[~done], values[~done], "o", color=plots.GREY, markerfacecolor="white", markersize=5)
+    axes.plot(positions[done], values[done], "o", color=plots.BLUE, markersize=5)
     if along == "trial":
-        axes.step(places[done], np.maximum.accumulate(values[done]), where="post", color=plots.VERMILION)
+        axes.step(positions[done], np.maximum.accumulate(values[done]), where="post", color=plots.VERMILION)
     elif done.any():
         best = table["train"].where(done).argmax()
-        axes.plot(places[best], values[best], "D", color=plots.VERMILION, markersize=7)
+        axes.plot(positions[best], values[best], "D", color=plots.VERMILION, markersize=7)
     axes.set_axisbelow(True)
     axes.grid(color=plots.PALE, linewidth=0.8)
     return figure
 
 
-# ------------------------------------------------------------------------------------- measured
+# ----------------------------------------------------------------------------------- evaluation
 
 
-class _Trying:
-    """Measures trials by experiments that share their results."""
+class _TrialEvaluator:
+    """Evaluates trials in experiments that share cached results."""
 
     def __init__(self, measure: Any, options: dict[str, Any], cancelled: Callable[[], bool]) -> None:
         self.computed: Counter[str] = Counter()
@@ -310,13 +310,13 @@ class _Trying:
         name: str,
         then: Callable[[Trial], Trial | None] = lambda trial: None,
     ) -> None:
-        """Measure trials in one experiment; what cannot be measured has failed.
+        """Evaluate trials in one experiment; a trial that cannot be evaluated fails.
 
         Args:
-            dataset: What is asked.
-            trials: One or more.
-            name: What listeners see.
-            then: Called with each one that has ended; returns one to add.
+            dataset: The questions to ask.
+            trials: One or more trials.
+            name: The name that listeners see.
+            then: Called with each finished trial; returns a trial to add, or None.
         """
         waiting = list(trials)
         while waiting:
@@ -344,7 +344,7 @@ class _Trying:
             try:
                 experiment.run(cancelled=self._cancelled, on_system=learn)
             except InputError as error:
-                if len(waiting) > 1:  # which one it was is not told
+                if len(waiting) > 1:  # the error does not say which trial caused it
                     half = len(waiting) // 2
                     for part in (waiting[:half], waiting[half:]):
                         self.measure(dataset, part, name=name)
@@ -359,23 +359,23 @@ class _Trying:
 
 
 def _rungs(train: Dataset, seed: int) -> list[Dataset]:
-    """The sets that halving asks, each within the next one, so that what was asked is kept."""
+    """Return the datasets of the halving rungs; each contains the one before, so that its results are reused."""
     rungs = [train]
-    while len(rungs) < _RUNGS and (fewer := len(rungs[0].queries) // _KEPT) >= _FEWEST:
+    while len(rungs) < _RUNGS and (fewer := len(rungs[0].queries) // _REDUCTION) >= _MIN_QUESTIONS:
         rungs.insert(0, rungs[0].sample(fewer, seed=seed))
     return rungs
 
 
 def _without(train: Dataset, test: Dataset) -> Dataset:
-    """The train questions that the test does not ask, whatever their spelling of spaces and capitals."""
+    """Return the train questions that are not in the test set, ignoring case and white space."""
 
-    def spelled(text: str) -> str:
+    def normalized(text: str) -> str:
         return " ".join(text.casefold().split())
 
-    asked = {spelled(query.text) for query in test.queries}
-    queries = [query for query in train.queries if spelled(query.text) not in asked]
+    asked = {normalized(query.text) for query in test.queries}
+    queries = [query for query in train.queries if normalized(query.text) not in asked]
     if len(queries) == len(train.queries):
         return train
     if not queries:
-        raise InputError("The test asks every question of the dataset, so that none is left to choose by.")
+        raise InputError("The test set contains every question of the dataset, so that none is left to train on.")
     return train.with_queries(queries)

@@ -68,21 +68,26 @@ def dataset(*queries: Query, spans: Sequence[GoldSpan] = ()) -> Dataset:
         ("The usual k1 is 1.2. [1]", [FIRST], 1, 1),
         ("The usual k1 is 1.2. [1]", [SECOND], 0, 0),
         ("The usual k1 is 1.2. [1]", [FIRST, SECOND], 1, 0.5),
-        ("Both are usual. [1]", [FIRST, SECOND], 1, 1),  # in other words: the passage, which holds both
+        ("Both are usual. [1]", [FIRST, SECOND], 1, 1),  # not verbatim: the whole passage, with both sentences
         ("Both are usual. [1] So says another. [2]", [FIRST, SECOND], 0.5, 1),
         ("The usual k1 is 1.2. [1] The usual b is 0.75. [2]", [FIRST, SECOND], 0.5, 0.5),  # the other document
         ("The usual k1 is 1.2. [1] The usual b is 0.75. [1]", [FIRST, SECOND], 1, 1),  # one citation, two quotes
         ("usual k1 is 1.2. [1]", [FIRST], 1, 1),  # 16 of 20 characters
         ("The usual k1 is 1.2. [1]", [GoldSpan("a", 0, 40)], 1, 1),  # half of a span
-        ("The usual k1 is 1.2. [1]", [GoldSpan("a", 0, 41)], 1, 0),  # less than half, but all of it within
-        ("The usual k1 is 1.2. [1]", [GoldSpan("a", 10, 50)], 1, 0),  # half of it within
+        (
+            "The usual k1 is 1.2. [1]",
+            [GoldSpan("a", 0, 41)],
+            1,
+            0,
+        ),  # less than half of the span, but all of the citation within it
+        ("The usual k1 is 1.2. [1]", [GoldSpan("a", 10, 50)], 1, 0),  # half of the citation within
         ("The usual k1 is 1.2. [1]", [GoldSpan("a", 11, 50)], 0, 0),
         ("Nobody says where this stands.", [FIRST], None, 0),
         (abstention("en"), [FIRST], None, 0),
         ("The usual k1 is 1.2. [1]", [], None, None),
     ],
 )
-def test_citations_counted_by_hand(
+def test_citations_against_values_computed_by_hand(
     text: str, spans: list[GoldSpan], precision: float | None, recall: float | None
 ) -> None:
     answer = answered(text, hit(), hit("b"))
@@ -103,7 +108,7 @@ def test_characters_count_once(places: list[Place]) -> None:
 
 
 @given(st.lists(st.sampled_from([*SENTENCES, "Something else."]), min_size=1), PLACES)
-def test_citation_measures_keep_their_bounds(sentences: list[str], places: list[Place]) -> None:
+def test_citation_measures_are_between_0_and_1(sentences: list[str], places: list[Place]) -> None:
     answer = answered(" ".join(f"{sentence} [{n % 2 + 1}]" for n, sentence in enumerate(sentences)), hit(), hit("b"))
     spans = [GoldSpan(*place) for place in places]
     precision, recall = (m.score(query(), answer, spans) for m in (CitationPrecision, CitationRecall))
@@ -133,7 +138,7 @@ def test_citation_measures_keep_their_bounds(sentences: list[str], places: list[
         ("L’exactitude", "exactitude", "fr", 1),
         ("l'exactitude", "« L’exactitude »", "fr", 1),
         ("Le chat, la souris et les chiens", "un chat, une souris et des chiens", "fr", 1),
-        ("a", "the", "fr", 0),  # "a" is a verb there
+        ("a", "the", "fr", 0),  # "a" is a verb in French
         ("d'eau", "eau", "fr", 2 / 3),
         ("5 l", "5", "fr", 2 / 3),  # litres
         ("péché", "pêche", "fr", 0),
@@ -146,7 +151,7 @@ def test_citation_measures_keep_their_bounds(sentences: list[str], places: list[
         ("", "mot", "fr", 0),
     ],
 )
-def test_f1_counted_by_hand(one: str, other: str, language: str, expected: float) -> None:
+def test_f1_against_values_computed_by_hand(one: str, other: str, language: str, expected: float) -> None:
     assert f1(one, other, language=language) == pytest.approx(expected)
     assert exact_match(one, other, language=language) == (expected == 1)
 
@@ -175,16 +180,16 @@ def test_the_best_of_several_right_answers_counts() -> None:
     assert F1.score(query(), answer, ()) is None
 
 
-def test_the_set_says_which_language_it_is_or_else_the_answer() -> None:
+def test_the_language_is_the_datasets_or_else_the_answers() -> None:
     answer = answered("Le chat [1]", language="fr")
     assert ExactMatch.score(query("chat", language="und"), answer, ()) == 1
     assert ExactMatch.score(query("chat", language="en"), answer, ()) == 0
 
 
-def test_an_abstention_is_right_nowhere_where_there_is_an_answer() -> None:
-    said = abstention("fr")
-    answer = answered(said, language="fr")
-    assert F1.score(query(said), answer, ()) == ExactMatch.score(query(said), answer, ()) == 0
+def test_an_abstention_on_an_answerable_query_scores_zero() -> None:
+    text = abstention("fr")
+    answer = answered(text, language="fr")
+    assert F1.score(query(text), answer, ()) == ExactMatch.score(query(text), answer, ()) == 0
 
 
 @pytest.mark.parametrize(
@@ -196,7 +201,7 @@ def test_an_abstention_is_right_nowhere_where_there_is_an_answer() -> None:
         ("[a] [12345]", "[a] [12345]"),
     ],
 )
-def test_markers_are_no_words(text: str, without: str) -> None:
+def test_citation_markers_are_not_words(text: str, without: str) -> None:
     assert without_citations(text) == without
 
 
@@ -239,10 +244,14 @@ ASKED = Query("q", "How should I choose k1 for BM25?")
         (["What is the effect of b?", "Which stemmer is used for French?", "How is recall measured?"], "en", 1),
         (["What is the effect of b?", "Which stemmer is used for French?"], "en", 2 / 3),
         ([], "en", 0),
-        # The second is the first one in other words; the third what was asked.
+        # The second repeats the first in other words; the third repeats the original question.
         (["What is the effect of b?", "What effects does b have?", "Choosing k1 for BM25?"], "en", 1 / 3),
         (["Unanswerable things?", "What is the effect of b?", "?"], "en", 1 / 3),
-        (["", "the", "What is the effect of b?", "How is recall measured?"], "en", 1 / 3),  # the fourth is not wanted
+        (
+            ["", "the", "What is the effect of b?", "How is recall measured?"],
+            "en",
+            1 / 3,
+        ),  # the fourth exceeds the wanted number
         (["Quel est l'effet de b ?", "Quels sont les effets de b ?", "Comment mesurer le rappel ?"], "fr", 2 / 3),
     ],
 )
@@ -278,14 +287,14 @@ def test_follow_ups_part_by_part() -> None:
 @pytest.mark.parametrize(
     ("question", "new"), [("Alpha, beta, gamma, kappa?", True), ("Alpha, beta, gamma, delta, kappa?", False)]
 )
-def test_three_quarters_of_the_terms_may_be_the_same(question: str, new: bool) -> None:
+def test_questions_may_share_three_quarters_of_their_terms(question: str, new: bool) -> None:
     asked = Query("q", "Alpha, beta, gamma, delta, lambda?")
     (check,) = FollowUpQuality().check(asked, [question], answerable=lambda _: True, language="en")
     assert check.new == new
 
 
 @given(st.lists(st.text(max_size=30), max_size=6), st.integers(1, 6))
-def test_follow_ups_keep_their_bounds(follow_ups: list[str], wanted: int) -> None:
+def test_follow_up_scores_are_between_0_and_1(follow_ups: list[str], wanted: int) -> None:
     score = FollowUpQuality(wanted).score_questions(ASKED, follow_ups, answerable=lambda _: True, language="en")
     assert 0 <= score <= min(1, len(follow_ups) / wanted)
 
@@ -293,7 +302,7 @@ def test_follow_ups_keep_their_bounds(follow_ups: list[str], wanted: int) -> Non
 # --------------------------------------------------------------------------------- tables and texts
 
 
-def test_an_error_is_no_score_and_what_does_not_apply_has_no_row() -> None:
+def test_a_missing_answer_is_nan_and_other_queries_have_no_row() -> None:
     queries = [
         query("1.2", answerable=True),
         Query("r", "And b?", answers=("0.75",)),
@@ -316,7 +325,7 @@ def test_an_error_is_no_score_and_what_does_not_apply_has_no_row() -> None:
     ]
 
 
-def test_what_cannot_be_measured_from_answers() -> None:
+def test_measures_that_need_more_than_answers() -> None:
     made = dataset(query("1.2"), spans=[FIRST])
     answers = {"q": answered("The usual k1 is 1.2. [1]")}
     for name in ("FollowUps", "nDCG@10", "nonsense"):
@@ -328,7 +337,7 @@ def test_what_cannot_be_measured_from_answers() -> None:
 
 
 @pytest.mark.parametrize("name", [*ANSWER_MEASURES, "FollowUps@5"])
-def test_notation_there_and_back(name: str) -> None:
+def test_notation_round_trips(name: str) -> None:
     measure = parse_measure(name)
     assert isinstance(measure, AnswerMeasure | FollowUpQuality)
     assert str(measure) == name
@@ -338,15 +347,17 @@ def test_notation_there_and_back(name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["F1@5", "FollowUps@0", "FollowUps@'x'", "FollowUps(wanted=2)", "ExactMatch(x=1)"])
-def test_what_is_no_measure(text: str) -> None:
-    with pytest.raises(InputError, match=r"is no measure|must be a whole number"):
+def test_unknown_measures(text: str) -> None:
+    with pytest.raises(InputError, match=r"is not a measure|must be a whole number"):
         parse_measure(text)
 
 
-def test_judges_are_not_named_by_texts_alone() -> None:
-    with pytest.raises(InputError, match=r"'Faithfulness' needs a model that judges: give Faithfulness\(llm\)"):
+def test_judges_cannot_be_given_as_strings() -> None:
+    with pytest.raises(InputError, match=r"'Faithfulness' needs a judge model: pass Faithfulness\(llm\)"):
         parse_measure("Faithfulness")
-    with pytest.raises(InputError, match=r"There are: .*CitationRecall.*FollowUps.*nDCG.*Faithfulness and Relevance"):
+    with pytest.raises(
+        InputError, match=r"The measures are: .*CitationRecall.*FollowUps.*nDCG.*Faithfulness and Relevance"
+    ):
         parse_measure("Faith")
 
 
@@ -355,13 +366,13 @@ def test_judges_are_not_named_by_texts_alone() -> None:
     [
         (CitationPrecision, "gold spans"),
         (CitationRecall, "gold spans"),
-        (ExactMatch, "right answers in words"),
-        (F1, "right answers in words"),
+        (ExactMatch, "reference answers"),
+        (F1, "reference answers"),
         (Abstention, "the documents do not answer"),
-        (Answered, "the documents surely answer"),
+        (Answered, "known to be answerable"),
     ],
 )
-def test_gold_that_is_missing(measure: AnswerMeasure, what: str) -> None:
+def test_missing_gold_data(measure: AnswerMeasure, what: str) -> None:
     bare = dataset(Query("q", "What?"))
     with pytest.raises(InputError, match=f"'{measure}' needs .*{what}.*: 'made' has none"):
         check_gold([measure], bare)

@@ -1,4 +1,4 @@
-"""Judged sets that are written and read again."""
+"""Datasets that are written and read back."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def changed(**fields: object) -> Dataset:
     return dataclasses.replace(SET, **fields)  # type: ignore[arg-type]
 
 
-def test_what_is_written_reads_the_same(tmp_path: Path) -> None:
+def test_a_saved_dataset_reads_back_the_same(tmp_path: Path) -> None:
     folder = save_dataset(SET, tmp_path / "sets" / "élans")
     found = load_dataset(folder)
     assert found.digest() == SET.digest()
@@ -51,14 +51,14 @@ def test_what_is_written_reads_the_same(tmp_path: Path) -> None:
     assert found.spans == SET.spans
     assert found.documents[0].marks == DOCUMENT.marks
     assert found.documents[0].metadata == {"year": 1976, "journal": "Cervidae"}
-    assert [path.name for path in sorted(folder.parent.iterdir())] == ["élans"]  # nothing of the work is left
+    assert [path.name for path in sorted(folder.parent.iterdir())] == ["élans"]  # no temporary files are left
     assert (
         save_dataset(found, tmp_path / "again").joinpath("corpus.jsonl").read_bytes()
         == (folder / "corpus.jsonl").read_bytes()
     )
 
 
-def test_it_is_the_layout_of_beir(tmp_path: Path) -> None:
+def test_the_layout_is_that_of_beir(tmp_path: Path) -> None:
     folder = save_dataset(SET, tmp_path / "set")
     lines = (folder / "qrels" / "test.tsv").read_text(encoding="utf-8").splitlines()
     assert lines[:2] == ["query-id\tcorpus-id\tscore", f"q 1\t{DOCUMENT.id}\t2"]
@@ -66,7 +66,7 @@ def test_it_is_the_layout_of_beir(tmp_path: Path) -> None:
     assert [span["text"] for span in row["spans"]] == [TEXT[16:27], TEXT[8:12]]
 
 
-def test_a_set_without_spans_has_no_file_of_them(tmp_path: Path) -> None:
+def test_a_dataset_without_spans_has_no_spans_file(tmp_path: Path) -> None:
     folder = save_dataset(changed(spans={}), tmp_path / "set")
     assert not (folder / "spans.jsonl").exists()
     assert load_dataset(folder).digest() == changed(spans={}).digest()
@@ -80,11 +80,11 @@ def test_a_set_without_spans_has_no_file_of_them(tmp_path: Path) -> None:
         ({"documents": [DOCUMENT, Document(id="empty", text="", source="", title="a  b")]}, "document 'empty'"),
         ({"queries": [*SET.queries, Query("q4", "Judged by nothing?")]}, "query 'q4'"),
         ({"queries": [SET.queries[0], SET.queries[1], Query("q3", "\ud800?")]}, "query 'q3'"),
-        ({"qrels": {"q3": {"a\tb": 1}}, "spans": {}}, "not be read again"),
-        ({"qrels": {"q3": {"empty ": 1}}, "spans": {}}, "not be read again"),
+        ({"qrels": {"q3": {"a\tb": 1}}, "spans": {}}, "could not be read back"),
+        ({"qrels": {"q3": {"empty ": 1}}, "spans": {}}, "could not be read back"),
     ],
 )
-def test_what_would_read_differently_is_refused(fields: dict[str, object], message: str, tmp_path: Path) -> None:
+def test_a_dataset_that_would_change_is_refused(fields: dict[str, object], message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         save_dataset(changed(**fields), tmp_path / "set")
     assert list(tmp_path.iterdir()) == []
@@ -93,10 +93,10 @@ def test_what_would_read_differently_is_refused(fields: dict[str, object], messa
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     save_dataset(SET, tmp_path / "set")  # empty
-    with pytest.raises(InputError, match="something"):
+    with pytest.raises(InputError, match="already exists and is not an empty folder"):
         save_dataset(SET, tmp_path / "set")
     (tmp_path / "file").write_text("mine", encoding="utf-8")
-    with pytest.raises(InputError, match="something"):
+    with pytest.raises(InputError, match="already exists and is not an empty folder"):
         save_dataset(SET, tmp_path / "file")
     with pytest.raises(RagkitError, match="could not be written"):
         save_dataset(SET, tmp_path / "file" / "set")
@@ -115,7 +115,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
         [[0, "page", "iv", 1]],
     ],
 )
-def test_marks_that_are_none_are_refused(marks: object, tmp_path: Path) -> None:
+def test_invalid_marks_are_refused(marks: object, tmp_path: Path) -> None:
     folder = save_dataset(SET, tmp_path / "set")
     rows = [json.loads(line) for line in (folder / "corpus.jsonl").read_text(encoding="utf-8").split("\n") if line]
     rows[0]["marks"] = marks

@@ -43,7 +43,7 @@ def jsonl(path: Path, rows: list[Any]) -> None:
 
 
 def folder(path: Path, **files: Any) -> Path:
-    """Write a set in BEIR's layout, with what is given instead of what is usual; None for a file that is not there."""
+    """Write a dataset in BEIR's layout; the arguments replace default files, and None omits a file."""
     usual = {"corpus": CORPUS, "queries": QUERIES, "qrels": QRELS, "spans": None, "qa": None}
     for name, content in {**usual, **files}.items():
         if isinstance(content, list):
@@ -70,7 +70,7 @@ def folder(path: Path, **files: Any) -> Path:
         ("chunking_evaluation", None, 5, 472, 472, "en"),
     ],
 )
-def test_real_sets(
+def test_real_datasets(
     shared: Path, name: str, split: str | None, documents: int, queries: int, judgements: int, language: str | None
 ) -> None:
     dataset = load_dataset(shared / "datasets" / name, split=split, language=language)
@@ -86,7 +86,7 @@ def test_real_sets(
         assert set(dataset.spans) == set(dataset.qrels)
 
 
-def test_texts_are_those_of_the_index(shared: Path) -> None:
+def test_texts_are_the_same_as_in_the_index(shared: Path) -> None:
     (source,) = find_sources(shared / "datasets" / "scifact" / "corpus.jsonl").sources
     indexed = [item for item in parse(source) if isinstance(item, Document)]
     own = load_dataset(shared / "datasets" / "scifact", language="und").documents
@@ -125,7 +125,7 @@ def test_a_folder(tmp_path: Path) -> None:
     )
 
 
-def test_spans_alone_judge(tmp_path: Path) -> None:
+def test_spans_imply_judgements(tmp_path: Path) -> None:
     rows = [{"_id": "q1", "question": "?", "doc_id": "d1", "spans": [[3, 10, "premier"], [0, 2]]}]
     dataset = load_dataset(folder(tmp_path, qrels=None, spans=rows))
     assert dataset.qrels == {"q1": {"d1": 1}}
@@ -143,7 +143,7 @@ def test_splits(tmp_path: Path) -> None:
             load_dataset(path, split=split or "x")
 
 
-def test_a_corpus_that_is_elsewhere(tmp_path: Path) -> None:
+def test_a_separate_corpus(tmp_path: Path) -> None:
     pages, questions = tmp_path / "pages", tmp_path / "questions"
     (pages / "fr").mkdir(parents=True)
     questions.mkdir()
@@ -159,42 +159,42 @@ def test_a_corpus_that_is_elsewhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
         ({"queries": '{"_id": "q1", "text": "a"}\n{"_id": \n'}, r"queries\.jsonl, line 2: not JSON"),
-        ({"queries": '["q1"]\n'}, r"queries\.jsonl, line 1: no object"),
+        ({"queries": '["q1"]\n'}, r"queries\.jsonl, line 1: not a JSON object"),
         ({"queries": "[" * 100_000}, r"queries\.jsonl, line 1: not JSON"),
         ({"queries": [{"_id": "q1", "text": " "}]}, r"queries\.jsonl, line 1: the query is empty"),
         ({"queries": [{"text": "a"}]}, r"queries\.jsonl, line 1: no id"),
         ({"queries": [{"_id": "q1"}]}, r"queries\.jsonl, line 1: no text"),
         ({"queries": [*QUERIES, QUERIES[0]]}, "Two queries of .* have the id 'q1'"),
-        ({"queries": [{**QUERIES[0], "answers": [1]}, QUERIES[1]]}, "line 1: 'answers' should be a list of texts"),
-        ({"queries": [{**QUERIES[0], "answers": 5}, QUERIES[1]]}, "line 1: 'answers' should be a list of texts"),
+        ({"queries": [{**QUERIES[0], "answers": [1]}, QUERIES[1]]}, "line 1: 'answers' must be a list of strings"),
+        ({"queries": [{**QUERIES[0], "answers": 5}, QUERIES[1]]}, "line 1: 'answers' must be a list of strings"),
         ({"corpus": [*CORPUS, {"_id": "2", "text": "again"}]}, "Two documents of .* have the id '2'"),
         ({"corpus": [{"_id": "d1", "text": None}]}, r"corpus\.jsonl, line 1: no text"),
         ({"corpus": [{"_id": ["d1"], "text": "a"}]}, r"corpus\.jsonl, line 1: no id"),
         ({"corpus": [{"_id": "other", "text": "a"}]}, "None of the judged documents is in the corpus: 'd1' is judged"),
         ({"qrels": QRELS + "q9\td1\t1\n"}, "has judgements or spans for 'q9', which is not among its queries"),
-        ({"qrels": QRELS + "q1\td1\n"}, r"qrels\.tsv, line 5: no judgement"),
-        ({"qrels": None}, "holds no judgements"),
-        ({"qrels": ""}, "holds no judgements"),
+        ({"qrels": QRELS + "q1\td1\n"}, r"qrels\.tsv, line 5: not a judgement"),
+        ({"qrels": None}, "has no judgements"),
+        ({"qrels": ""}, "has no judgements"),
         ({"qrels": {"a": QRELS, "b": QRELS}}, r"no qrels/test\.tsv. There are: a, b"),
         ({"qa": [{"_id": "q9", "answers": []}]}, r"qa\.jsonl, line 1: there is no query 'q9'"),
         ({"spans": [{"_id": "q9", "spans": []}]}, r"spans\.jsonl, line 1: there is no query 'q9'"),
         ({"spans": [{"_id": "q1"}]}, "line 1: a span of 'q1' lacks"),
         ({"spans": [{"_id": "q1", "spans": [{"document_id": "d1", "start": "3", "end": 10}]}]}, "of 'q1' lacks"),
         ({"spans": [{"_id": "q1", "doc_id": "d9", "spans": [[3, 10]]}]}, "'q1' is in 'd9', which is not in the corpus"),
-        ({"spans": [{"_id": "q1", "doc_id": "d1", "spans": [[3, 10, "second"]]}]}, "does not stand .* has 'premier'"),
-        ({"spans": [{"_id": "q1", "doc_id": "d1", "spans": [[3, 1000]]}]}, "goes from 3 to 1000, and 'd1' from 0 to"),
+        ({"spans": [{"_id": "q1", "doc_id": "d1", "spans": [[3, 10, "second"]]}]}, "does not match: .* has 'premier'"),
+        ({"spans": [{"_id": "q1", "doc_id": "d1", "spans": [[3, 1000]]}]}, "goes from 3 to 1000, but 'd1' has"),
         ({"spans": [{"_id": "q1", "doc_id": "d1", "spans": [[-3, 3]]}]}, "of 'q1' goes from -3"),
     ],
 )  # fmt: skip
-def test_damage_is_named(tmp_path: Path, files: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_errors_name_the_file_and_line(tmp_path: Path, files: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         load_dataset(folder(tmp_path, **files))
 
 
-def test_what_is_no_text_or_not_there(tmp_path: Path) -> None:
+def test_binary_and_missing_files(tmp_path: Path) -> None:
     (folder(tmp_path) / "queries.jsonl").write_bytes(b"\x89PNG\x00\x00\xff\xfe\x00\x01" * 50)
     with pytest.raises(DocumentError, match="not text"):
         load_dataset(tmp_path)
@@ -205,8 +205,8 @@ def test_what_is_no_text_or_not_there(tmp_path: Path) -> None:
         load_dataset(tmp_path / "none")
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in folders on Windows")
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes in folders")
+def test_a_named_pipe_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(folder(tmp_path, queries=None) / "queries.jsonl")
     with pytest.raises(InputError, match="There is no file"):
         load_dataset(tmp_path)
@@ -222,24 +222,24 @@ def test_trec_files(tmp_path: Path) -> None:
     dataset = load_dataset(tmp_path / "topics.txt", qrels=tmp_path / "qrels.txt", corpus=corpus)
     assert dataset == Dataset("topics", corpus, [Query("1", "Ranking")], {"1": {"d2": 2, "d9": 0}})
     for options in ({"split": "test"}, {"split": "test", "qrels": tmp_path / "qrels.txt"}):
-        with pytest.raises(InputError, match="split= names"):
+        with pytest.raises(InputError, match="split= selects"):
             load_dataset(tmp_path / "topics.txt", corpus=corpus, **options)
-    with pytest.raises(InputError, match="qrels= goes with a file of queries"):
+    with pytest.raises(InputError, match="qrels= is for a source of queries only"):
         load_dataset(tmp_path, corpus=corpus, qrels=tmp_path / "qrels.txt")
-    with pytest.raises(InputError, match="Name the rest"):
+    with pytest.raises(InputError, match="Pass the rest"):
         load_dataset(tmp_path / "topics.txt", corpus=corpus)
 
 
 @pytest.fixture
 def ir_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The library, with a folder of its own and no network."""
+    """ir_datasets with a temporary folder and without network."""
     monkeypatch.setenv("IR_DATASETS_HOME", str(tmp_path / "home"))
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     return pytest.importorskip("ir_datasets")
 
 
-def test_a_set_of_ir_datasets(tmp_path: Path, ir_datasets: Any) -> None:
+def test_a_dataset_of_ir_datasets(tmp_path: Path, ir_datasets: Any) -> None:
     (tmp_path / "docs.tsv").write_text("d1\tUn texte.\nd2\tA text.\n", encoding="utf-8")
     (tmp_path / "queries.tsv").write_text("q1\tlequel ?\nq2\tnot judged\n", encoding="utf-8")
     (tmp_path / "qrels.txt").write_text("q1 0 d1 2\nq1 0 d2 0\n", encoding="utf-8")
@@ -256,14 +256,14 @@ def test_a_set_of_ir_datasets(tmp_path: Path, ir_datasets: Any) -> None:
     with pytest.raises(InputError, match="'ir_datasets:ragkit-docs' has no queries"):
         load_dataset("ir_datasets:ragkit-docs")
     (tmp_path / "qrels.txt").write_text("q1 0 d1\n", encoding="utf-8")
-    with pytest.raises(InputError, match="ir_datasets could not give 'ragkit-own'"):
+    with pytest.raises(InputError, match="ir_datasets could not load 'ragkit-own'"):
         load_dataset("ir_datasets:ragkit-own")
 
 
-def test_sets_that_ir_datasets_has_not(ir_datasets: Any) -> None:
-    with pytest.raises(InputError, match="ir_datasets knows no set 'nonsense'"):
+def test_datasets_that_ir_datasets_lacks(ir_datasets: Any) -> None:
+    with pytest.raises(InputError, match="ir_datasets has no dataset 'nonsense'"):
         load_dataset("ir_datasets:nonsense")
-    with pytest.raises(InputError, match=r"could not give 'cranfield': .* make sure that there is a network"):
+    with pytest.raises(InputError, match=r"could not load 'cranfield': .* check the network connection"):
         load_dataset("ir_datasets:cranfield")
 
 
@@ -276,7 +276,7 @@ def test_ir_datasets_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 # ----------------------------------------------------------------------------------------- tables
 
 
-def test_a_table() -> None:
+def test_a_dataframe() -> None:
     corpus = pd.DataFrame({"id": [1, 2], "text": ["Le chat dort dans la maison.", "A dog."], "title": ["Chat", None]})
     table = pd.DataFrame(
         {
@@ -300,28 +300,31 @@ def test_a_table() -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "said"),
+    ("table", "message"),
     [
         (pd.DataFrame({"question": ["a"], "document_id": ["1"]}), "columns 'query' and 'document_id', not question"),
-        (["a"], "Judgements are a folder, a file, or a DataFrame"),
+        (["a"], "The source must be a folder, a file, or a DataFrame"),
         (pd.DataFrame({"query": ["a"], "document_id": ["1"], "grade": ["high"]}), "row 1 of the judgements: 'high'"),
         (pd.DataFrame({"query": [None], "document_id": ["1"]}), "row 1 of the judgements: no text"),
         (pd.DataFrame({"query": ["a"], "document_id": ["1"], "query_id": [None]}), "row 1 of the judgements: no id"),
         (
             pd.DataFrame({"query": ["a", "b"], "document_id": ["1", "1"], "query_id": [7, 7]}),
-            "row 2 of the judgements: '7' is another query",
+            "row 2 of the judgements: the id '7' already belongs to another query",
         ),
         (
             pd.DataFrame({"query": ["a"], "document_id": ["1"], "start": [0], "end": [1.5]}),
-            "row 1 .*: 1.5 is no offset",
+            "row 1 .*: 1.5 is not an offset",
         ),
-        (pd.DataFrame({"query": ["a"], "document_id": ["1"], "start": [0], "end": [None]}), "None is no offset"),
+        (pd.DataFrame({"query": ["a"], "document_id": ["1"], "start": [0], "end": [None]}), "None is not an offset"),
         (pd.DataFrame({"query": ["a"], "document_id": ["9"]}), "None of the judged documents is in the corpus"),
-        (pd.DataFrame({"query": ["a"], "document_id": ["1"], "start": [0], "end": [99]}), "ends at 99, and '1' at 6"),
+        (
+            pd.DataFrame({"query": ["a"], "document_id": ["1"], "start": [0], "end": [99]}),
+            "ends at 99, but '1' has 6 characters",
+        ),
     ],
 )
-def test_tables_that_cannot_be_used(table: Any, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_invalid_dataframes(table: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         load_dataset(table, corpus=pd.DataFrame({"id": ["1"], "text": ["A dog."]}))
 
 
@@ -336,7 +339,7 @@ def made(queries: int = 10) -> Dataset:
 
 
 @given(n=st.integers(1, 10), seed=st.integers(0, 5))
-def test_samples_are_parts_in_their_order(n: int, seed: int) -> None:
+def test_samples_keep_the_order(n: int, seed: int) -> None:
     dataset = made()
     sample = dataset.sample(n, seed=seed)
     assert len(sample.queries) == n
@@ -348,7 +351,7 @@ def test_samples_are_parts_in_their_order(n: int, seed: int) -> None:
 
 
 @given(fraction=st.floats(0.06, 0.94), seed=st.integers(0, 5))
-def test_splits_part_the_queries(fraction: float, seed: int) -> None:
+def test_splits_are_disjoint_and_complete(fraction: float, seed: int) -> None:
     dataset = made()
     train, test = dataset.split(fraction, seed=seed)
     assert len(train.queries) == round(10 * fraction)
@@ -356,20 +359,20 @@ def test_splits_part_the_queries(fraction: float, seed: int) -> None:
     assert dataset.split(fraction, seed=seed)[0].digest() == train.digest()
 
 
-def test_parts_that_cannot_be_had() -> None:
+def test_impossible_samples_and_splits() -> None:
     assert [query.id for query in made().head(3).queries] == ["q0", "q1", "q2"]
     assert len(made().head(100).queries) == 10
     assert made().head(3).name == "made (first 3)"
     with pytest.raises(InputError, match="There are no queries of"):
         made().head(0)
-    with pytest.raises(InputError, match="has 10 queries, so that 11 cannot be drawn"):
+    with pytest.raises(InputError, match="has 10 queries, so 11 cannot be sampled"):
         made().sample(11)
     for fraction in (0.0, 1.0, 0.01, -1.0, float("nan")):
         with pytest.raises(InputError, match="would be empty"):
             made().split(fraction)
 
 
-def test_digests_say_what_differs() -> None:
+def test_digests_change_with_the_content() -> None:
     dataset = made()
     assert dataset.digest() == made().digest() == pickle.loads(pickle.dumps(dataset)).digest()
     assert dataclasses.replace(dataset, name="other").digest() == dataset.digest()
@@ -386,7 +389,7 @@ def test_digests_say_what_differs() -> None:
         assert (changed.queries_digest() != dataset.queries_digest()) == (field == "queries")
 
 
-def test_what_was_given_may_change() -> None:
+def test_a_dataset_copies_its_arguments() -> None:
     qrels = {"q0": {"a": 1}}
     dataset = Dataset("made", made().documents, [Query("q0", "what?")], qrels)
     before = dataset.digest()
@@ -395,26 +398,26 @@ def test_what_was_given_may_change() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"documents": []}, "There are no documents of 'made'"),
         ({"queries": []}, "There are no queries of 'made'"),
         ({"qrels": {"q99": {"a": 1}}}, "for 'q99', which is not among"),
-        ({"qrels": {"q0": {"a": 10**12}}}, "'a' for the query 'q0': 1000000000000 is no grade"),
-        ({"spans": {"q0": [GoldSpan("z", 0, 1)]}}, "'q0' is in 'z', which is none of the documents"),
-        ({"spans": {"q0": [GoldSpan("a", 0, 11)]}}, "'q0' ends at 11, and 'a' at 10"),
+        ({"qrels": {"q0": {"a": 10**12}}}, "'a' for the query 'q0': 1000000000000 is not a grade"),
+        ({"spans": {"q0": [GoldSpan("z", 0, 1)]}}, "'q0' is in 'z', which is not among the documents"),
+        ({"spans": {"q0": [GoldSpan("a", 0, 11)]}}, "'q0' ends at 11, but 'a' has 10 characters"),
     ],
 )
-def test_values_that_do_not_fit(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_inconsistent_datasets_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         dataclasses.replace(made(), **changes)
     for make in (lambda: GoldSpan("a", 3, 3), lambda: GoldSpan("a", -1, 3), lambda: Query("q", " \n")):
         with pytest.raises(InputError):
             make()
 
 
-def test_pyterriers_frames() -> None:
-    """Topics, judgements and a corpus as PyTerrier passes them around; a run is measured as trec_eval does."""
+def test_pyterrier_dataframes() -> None:
+    """Topics, judgements, a corpus and a run in PyTerrier's columns; values agree with trec_eval."""
     topics = pd.DataFrame({"qid": ["q1", "q2", "q3"], "query": ["cats", "dogs", "unjudged"]})
     qrels = pd.DataFrame({"qid": ["q1", "q2", "q2"], "docno": ["d1", "d2", "d1"], "label": [1, 2, 0]})
     corpus = pd.DataFrame({"docno": ["d1", "d2"], "text": ["A cat.", "A dog."]})

@@ -95,7 +95,7 @@ def test_equal_scores_are_ordered_as_trec_eval_does() -> None:
     assert list(evaluate(["RR@10"], dataset, {"q": [Ranked("a", 1), Ranked("b", 1)]})["value"]) == [0.5]
 
 
-def test_every_judged_query_counts_and_no_other() -> None:
+def test_exactly_the_judged_queries_count() -> None:
     dataset = made({"q": {"b": 1}, "r": {"c": 1}})
     some = evaluate(["RR"], dataset, {"q": [Ranked("b", 1)], "other": [Ranked("b", 1)]})
     assert list(some["value"]) == [1.0, 0.0]
@@ -109,12 +109,12 @@ def test_every_judged_query_counts_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf")])
-def test_scores_that_are_none(score: float) -> None:
+def test_scores_that_are_not_finite(score: float) -> None:
     with pytest.raises(InputError, match="score of 'b' for the query 'q'"):
         evaluate(["RR"], made({"q": {"b": 1}}), {"q": [Ranked("b", score)]})
 
 
-def test_what_a_library_cannot_compute_is_said() -> None:
+def test_errors_of_ir_measures_are_reported() -> None:
     with pytest.raises(InputError, match="ir_measures cannot compute Accuracy@5 for 'made': ZeroDivisionError"):
         evaluate(["Accuracy@5"], made({"q": {"b": 1}}), {"q": [Ranked("b", 1)]})
 
@@ -130,13 +130,13 @@ def test_what_a_library_cannot_compute_is_said() -> None:
         ([("a", 0, 10)], [("a", 20, 30)], 0, 0, 0),
         ([("a", 0, 10)], [], 0, 0, 0),
         ([("a", 0, 10), ("a", 20, 30)], [("a", 0, 40)], 1, 0.5, 0.5),
-        ([("a", 0, 10)], [("a", 0, 10), ("a", 0, 10)], 1, 0.5, 0.5),  # what is retrieved twice is paid for twice
-        ([("a", 0, 10), ("a", 0, 10)], [("a", 0, 10)], 1, 1, 1),  # and what is asked for twice counts once
+        ([("a", 0, 10)], [("a", 0, 10), ("a", 0, 10)], 1, 0.5, 0.5),  # retrieved characters count each time
+        ([("a", 0, 10), ("a", 0, 10)], [("a", 0, 10)], 1, 1, 1),  # gold characters count once
         ([("a", 0, 10)], [("b", 0, 10)], 0, 0, 0),
         ([("a", 0, 10), ("b", 0, 30)], [("b", 10, 40), ("c", 0, 10)], 0.5, 0.5, 1 / 3),
     ],
 )
-def test_counted_by_hand(
+def test_against_values_computed_by_hand(
     gold: list[Place], retrieved: list[Place], recall: float, precision: float, iou: float
 ) -> None:
     assert on_spans(gold, retrieved) == pytest.approx([recall, precision, iou])
@@ -149,7 +149,7 @@ PLACES = st.lists(
 
 
 @given(gold=PLACES.filter(bool), retrieved=PLACES)
-def test_intervals_count_as_sets_of_characters_do(gold: list[Place], retrieved: list[Place]) -> None:
+def test_intervals_agree_with_sets_of_characters(gold: list[Place], retrieved: list[Place]) -> None:
     wanted = {(document, at) for document, start, end in gold for at in range(start, end)}
     found = {(document, at) for document, start, end in retrieved for at in range(start, end)}
     shared, size = len(wanted & found), sum(end - start for _, start, end in retrieved)
@@ -177,14 +177,14 @@ def test_spans_need_offsets() -> None:
 @pytest.mark.parametrize(
     "text", ["nDCG@10", "R@100", "RR@10", "AP", "P(rel=2)@5", "IPrec@0.1", "SpanIoU@5", "SpanRecall"]
 )
-def test_notation_there_and_back(text: str) -> None:
+def test_notation_round_trips(text: str) -> None:
     measure = parse_measure(text)
     assert str(measure) == text
     assert parse_measure(measure) == measure
     assert isinstance(measure, ir_measures.Measure) or measure in (SpanRecall, SpanIoU @ 5)
 
 
-def test_other_names_of_a_measure_are_the_same_measure() -> None:
+def test_aliases_are_the_same_measure() -> None:
     assert parse_measure(" NDCG@10 ") == parse_measure(ir_measures.nDCG @ 10)
     table = evaluate(["Recall@5", "R@5"], made({"q": {"a": 1}}), {})
     assert list(table["measure"]) == ["R@5"]
@@ -195,14 +195,14 @@ def test_other_names_of_a_measure_are_the_same_measure() -> None:
     ["", "nonsense", "nDCG@", "a b", "nDCG@10; AP", "__import__('os').system('true')", "nDCG(**{'cutoff': 5})",
      "((" * 500, "nDCG\0", "SpanRecall(k=5)", "SpanRecall@5.0", "R(5)", "nDCG.params"],
 )  # fmt: skip
-def test_what_is_no_measure(text: str) -> None:
-    with pytest.raises(InputError, match=r"is no measure|cutoff of"):
+def test_unknown_measures(text: str) -> None:
+    with pytest.raises(InputError, match=r"is not a measure|cutoff of"):
         parse_measure(text)
 
 
-# trec_eval ends the process over a cutoff below 1.
+# trec_eval exits the process for a cutoff below 1.
 @pytest.mark.parametrize("text", ["nDCG@0", "R@-1", "P@True", "R@'5'", "SpanIoU@0", "nDCG@10000000"])
-def test_cutoffs_that_are_none(text: str) -> None:
+def test_invalid_cutoffs(text: str) -> None:
     with pytest.raises(InputError, match=r"cutoff of .* must be a whole number"):
         parse_measure(text)
 
@@ -215,14 +215,14 @@ def test_measures_that_cannot_be_computed(text: str) -> None:
         parse_measure(text)
 
 
-def test_the_error_lists_what_there_is() -> None:
-    with pytest.raises(InputError, match=r"'Nonsense@3' is no measure.*AP.*SpanRecall.*nDCG"):
+def test_the_error_lists_the_measures() -> None:
+    with pytest.raises(InputError, match=r"'Nonsense@3' is not a measure.*AP.*SpanRecall.*nDCG"):
         parse_measure("Nonsense@3")
-    with pytest.raises(InputError, match="None is no measure"):
+    with pytest.raises(InputError, match="None is not a measure"):
         parse_measure(None)  # type: ignore[arg-type]
 
 
-def test_gold_that_is_missing() -> None:
+def test_missing_gold_data() -> None:
     judged = made({"q": {"a": 1}})
     with pytest.raises(InputError, match="'SpanIoU@5' needs gold spans, and 'made' has none"):
         evaluate(["nDCG@10", "SpanIoU@5"], judged, {})

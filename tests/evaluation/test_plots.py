@@ -60,7 +60,7 @@ def texts(figure: Figure) -> list[str]:
 
 
 def assert_readable(figure: Figure) -> None:
-    """Everything lies within the picture, and no name lies upon another."""
+    """Check that everything is inside the figure and no names overlap."""
     png, size = figure._repr_png_()
     assert png.startswith(b"\x89PNG")
     assert 300 < size["width"] < 1400
@@ -74,7 +74,7 @@ def assert_readable(figure: Figure) -> None:
     assert drawn.y0 >= -1
     assert drawn.x1 <= figure.bbox.width + 1
     assert drawn.y1 <= figure.bbox.height + 1
-    # Of an annotation without its line: Text, not Annotation.
+    # Text.get_window_extent excludes the line of an annotation.
     for column in ([*axes.get_yticklabels()], [*axes.texts]):
         boxes = sorted(
             (Text.get_window_extent(text, renderer) for text in column if text.get_text()), key=lambda b: b.y0
@@ -82,7 +82,7 @@ def assert_readable(figure: Figure) -> None:
         assert all(below.y1 <= above.y0 + 1 for below, above in itertools.pairwise(boxes))
 
 
-def test_leaderboard_has_the_best_on_top() -> None:
+def test_leaderboard_is_sorted_best_first() -> None:
     queries = long_form(bm25=[0.2, 0.4, 0.6, 0.8], dense=[0.5, 0.7, 0.9, 0.9], broken=[0.1, 0.2, math.nan, math.nan])
     figure = plots.leaderboard(queries, measure="nDCG@10", baseline="bm25")
     (axes,) = figure.axes
@@ -98,7 +98,7 @@ def test_leaderboard_has_the_best_on_top() -> None:
     assert axes.texts[0].get_text().startswith("0.750  [0.")
 
 
-def test_a_system_without_values_stands_last_and_has_no_dot() -> None:
+def test_a_system_without_values_is_last_and_has_no_marker() -> None:
     figure = plots.leaderboard(long_form(none=[math.nan, math.nan], one=[0.5, math.nan]), measure="nDCG@10")
     assert [text.get_text() for text in figure.axes[0].texts] == ["0.500", "no value"]
     assert_readable(figure)
@@ -123,7 +123,7 @@ def test_differences_of_one_and_of_thousands_of_queries() -> None:
     assert_readable(plots.differences(many(["a", "b"], queries=5_000), measure="nDCG@10", system="a", baseline="b"))
 
 
-def test_tradeoff_draws_the_front() -> None:
+def test_tradeoff_plots_the_pareto_front() -> None:
     systems = pd.DataFrame(
         {
             "system": ["cheap", "dominated", "good", "equal", "lost"],
@@ -139,12 +139,12 @@ def test_tradeoff_draws_the_front() -> None:
     assert list(zip(*front.get_data(), strict=True)) == [(1.0, 0.3), (50.0, 0.6), (50.0, 0.6)]
     assert [dot.get_marker() for dot in dots].count("D") == 3
     assert axes.get_xscale() == "log"
-    assert axes.get_xlabel() == "retrieval per question (ms)\nnot drawn, for want of a number: lost"
+    assert axes.get_xlabel() == "retrieval per question (ms)\nnot plotted, because a value is missing: lost"
     assert plots.tradeoff(costs(["a", "b"]), measure="nDCG@10", cost="cost").axes[0].get_xscale() == "linear"
 
 
 @pytest.mark.parametrize("qualities", [[0.9, 0.5, 0.5, 0.5, 0.1, 0.1], [0.9, 0.5, 0.5, 0.5, 0.1, 0.1, 0.1, 0.1]])
-def test_names_of_equals_stand_one_below_the_other(qualities: list[float]) -> None:
+def test_names_of_equal_systems_do_not_overlap(qualities: list[float]) -> None:
     systems = costs(list("abcdefgh"[: len(qualities)])).assign(**{"nDCG@10": qualities})
     figure = plots.tradeoff(systems, measure="nDCG@10")
     assert_readable(figure)
@@ -154,7 +154,7 @@ def test_names_of_equals_stand_one_below_the_other(qualities: list[float]) -> No
 @pytest.mark.parametrize(
     "names", [["alone"], [f"system_{i}" for i in range(30)], HOSTILE], ids=["one", "thirty", "hostile"]
 )
-def test_names_can_be_read(names: list[str]) -> None:
+def test_names_are_readable(names: list[str]) -> None:
     queries = many(names)
     leaderboard = plots.leaderboard(queries, measure="nDCG@10", baseline=names[-1])
     tradeoff = plots.tradeoff(costs(names), measure="nDCG@10")
@@ -164,7 +164,7 @@ def test_names_can_be_read(names: list[str]) -> None:
         assert_readable(plots.differences(queries, measure="nDCG@10", system=one, baseline=other))
 
 
-def test_hostile_names_are_shown_as_they_are() -> None:
+def test_hostile_names_are_shown_literally() -> None:
     shown = texts(plots.leaderboard(many(HOSTILE), measure="nDCG@10"))
     assert r"$\frac{$ chunk_size=$128$" in shown
     assert r"\x1b[2J new line \u202eturned" in shown
@@ -173,7 +173,7 @@ def test_hostile_names_are_shown_as_they_are() -> None:
     assert any(name.startswith("RAGEngine(chunker=") and name.endswith("very last") for name in shown)
 
 
-def test_the_users_own_style_changes_nothing_and_is_not_changed() -> None:
+def test_the_users_matplotlib_style_is_neither_used_nor_changed() -> None:
     queries = long_form(a=[0.1, 0.9, 0.5], b=[0.3, 0.2, 0.5])
 
     def pictures() -> list[bytes]:
@@ -190,7 +190,7 @@ def test_the_users_own_style_changes_nothing_and_is_not_changed() -> None:
         assert dict(matplotlib.rcParams) == before
 
 
-def test_pictures_are_drawn_in_threads() -> None:
+def test_plots_work_in_threads() -> None:
     queries = many(["a", "b", "c"])
     expected = plots.leaderboard(queries, measure="nDCG@10")._repr_png_()[0]
     drawn: list[bytes] = []
@@ -228,23 +228,23 @@ def test_a_notebook_shows_the_figure_once_with_and_without_pyplot(tmp_path: Path
     assert first.outputs[0].metadata["image/png"]["width"] > 300
 
 
-def test_what_cannot_be_drawn_is_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     queries = long_form(a=[0.1, math.nan], b=[math.nan, 0.2])
-    with pytest.raises(InputError, match=r"no measure 'AP'. There is: 'nDCG@10', 'R@100'"):
+    with pytest.raises(InputError, match=r"no measure 'AP'. Available: 'nDCG@10', 'R@100'"):
         plots.leaderboard(queries, measure="AP")
-    with pytest.raises(InputError, match=r"no system 'c'. There is: 'a', 'b'"):
+    with pytest.raises(InputError, match=r"no system 'c'. Available: 'a', 'b'"):
         plots.leaderboard(queries, measure="nDCG@10", baseline="c")
     with pytest.raises(InputError, match="no column 'query_id'"):
         plots.leaderboard(queries.drop(columns="query_id"), measure="nDCG@10")
     with pytest.raises(InputError, match="'a' has more than one nDCG@10 for query 'q0'"):
         plots.leaderboard(pd.concat([queries, queries]), measure="nDCG@10")
-    with pytest.raises(InputError, match="names no system"):
+    with pytest.raises(InputError, match="has no system or no query_id"):
         plots.leaderboard(queries.assign(system=["a", None] * 4), measure="R@100")
     with pytest.raises(InputError, match="'value' are numbers"):
         plots.leaderboard(queries.assign(value="high"), measure="nDCG@10")
     with pytest.raises(InputError, match="No query has a nDCG@10 of both"):
         plots.differences(queries, measure="nDCG@10", system="a", baseline="b")
-    with pytest.raises(InputError, match="two systems"):
+    with pytest.raises(InputError, match="cannot be compared with itself"):
         plots.differences(queries, measure="nDCG@10", system="a", baseline="a")
     with pytest.raises(InputError, match="No system has both"):
         plots.tradeoff(costs(["a"]).assign(cost=math.nan), measure="nDCG@10", cost="cost")

@@ -19,7 +19,7 @@ UNPROVEN = ["low", "high", "effect_size", *P, *(f"{p}_holm" for p in P)]
 
 
 def scores(queries: int, *, seed: int = 0, **lifts: float) -> pd.DataFrame:
-    """Scores between 0 and 1, many of them 0 or 1, as those of queries are; a system by its name and its lift."""
+    """Return realistic scores between 0 and 1, many of them 0 or 1; one column per system, shifted by its lift."""
     rng = np.random.default_rng(seed)
     ease = rng.normal(0.5, 0.4, queries)
     columns = {name: (ease + lift + rng.normal(0, 0.3, queries)).clip(0, 1) for name, lift in lifts.items()}
@@ -30,7 +30,7 @@ def frame(baseline: Sequence[float], system: Sequence[float]) -> pd.DataFrame:
     return pd.DataFrame({"base": baseline, "system": system}, dtype="float64")
 
 
-def test_by_hand() -> None:
+def test_against_values_computed_by_hand() -> None:
     """Differences 1, 1, -1, 1: mean 0.5, deviation 1, t = 1 with 3 degrees of freedom; of 16 flips 10 are as far."""
     (row,) = compare(frame([0, 0, 1, 0, 1], [1, 1, 0, 1, math.nan]), baseline="base").to_dict("records")
     assert (row["system"], row["baseline"], row["n"], row["left_out"]) == ("system", "base", 4, 1)
@@ -91,11 +91,11 @@ def test_few_pairs_are_tested_exactly(pairs: list[float]) -> None:
     assert row["p_wilcoxon"] == pytest.approx(stats.wilcoxon(differing).pvalue)
 
 
-def test_the_tests_keep_their_level() -> None:
-    """Where there is no difference, one in twenty is found all the same; the bounds are those of 1 in 10,000."""
+def test_the_significance_level_holds() -> None:
+    """Without a difference, 5% of the tests are significant, within bounds that fail once in 10,000 runs."""
     systems, queries = 400, 30
     null = scores(systems * queries, base=0.0, same=0.0)
-    blocks = np.arange(len(null)) // queries  # each system answers queries of its own, so that all are independent
+    blocks = np.arange(len(null)) // queries  # each system has its own queries, so that all are independent
     own = {f"s{i}": null["same"].where(blocks == i) for i in range(systems)}
     table = compare(pd.DataFrame({"base": null["base"]} | own), baseline="base", resamples=400)
     assert (table["n"] == queries).all()
@@ -111,7 +111,7 @@ PAIRS = st.lists(st.tuples(SCORE, SCORE), max_size=8)
 
 @settings(max_examples=30, deadline=None)
 @given(PAIRS)
-def test_swapping_the_systems_turns_the_table_around(pairs: list[tuple[float, float]]) -> None:
+def test_swapping_the_systems_negates_the_differences(pairs: list[tuple[float, float]]) -> None:
     base, system = [a for a, _ in pairs], [b for _, b in pairs]
     (row,) = compare(frame(base, system), baseline="base", resamples=200).to_dict("records")
     (turned,) = compare(frame(system, base), baseline="base", resamples=200).to_dict("records")
@@ -124,7 +124,7 @@ def test_swapping_the_systems_turns_the_table_around(pairs: list[tuple[float, fl
         assert math.isnan(row[p]) or 0 < row[p] <= 1
 
 
-def test_without_any_difference_nothing_is_found() -> None:
+def test_identical_scores_are_not_significant() -> None:
     (row,) = compare(frame([0.1, 0.5, 1], [0.1, 0.5, 1]), baseline="base").to_dict("records")
     assert [row[p] for p in P] == [1, 1, 1]
     assert [row[f"{p}_holm"] for p in P] == [1, 1, 1]
@@ -140,14 +140,14 @@ def test_one_constant_difference_has_no_deviation() -> None:
 
 
 @pytest.mark.parametrize(("system", "n"), [([0.4, math.nan, math.nan], 1), ([math.nan] * 3, 0)])
-def test_fewer_than_two_pairs_prove_nothing(system: list[float], n: int) -> None:
+def test_fewer_than_two_pairs_give_nan(system: list[float], n: int) -> None:
     (row,) = compare(frame([0.1, 0.2, 0.3], system), baseline="base").to_dict("records")
     assert (row["n"], row["left_out"], row["wins"]) == (n, 3 - n, n)
     assert all(math.isnan(row[name]) for name in UNPROVEN)
     assert math.isnan(row["difference"]) == (n == 0)
 
 
-def test_systems_that_prove_nothing_do_not_count_for_holm() -> None:
+def test_holm_ignores_systems_without_a_p_value() -> None:
     values = scores(20, base=0.0, a=0.1, b=0.2)
     expected = compare(values, baseline="base")
     values.insert(1, "failed", math.nan)
@@ -155,7 +155,7 @@ def test_systems_that_prove_nothing_do_not_count_for_holm() -> None:
     pd.testing.assert_frame_equal(table[1:].reset_index(drop=True), expected)
 
 
-def test_a_baseline_alone_gives_an_empty_table_of_the_same_kind() -> None:
+def test_a_baseline_alone_gives_an_empty_table_with_the_same_columns() -> None:
     values = scores(5, base=0.0, a=0.1)
     alone, table = compare(values[["base"]], baseline="base"), compare(values, baseline="base")
     assert len(alone) == 0
@@ -163,7 +163,7 @@ def test_a_baseline_alone_gives_an_empty_table_of_the_same_kind() -> None:
     assert (alone.dtypes.drop(["system", "baseline"]) == table.dtypes.drop(["system", "baseline"])).all()
 
 
-def test_the_same_seed_gives_the_same_row_whatever_else_is_compared() -> None:
+def test_a_row_does_not_depend_on_the_other_systems() -> None:
     values = scores(40, base=0.0, a=0.1, b=0.2)
     both = compare(values, baseline="base", seed=3)
     alone = compare(values[["b", "base"]], baseline="base", seed=3)
@@ -171,7 +171,7 @@ def test_the_same_seed_gives_the_same_row_whatever_else_is_compared() -> None:
     assert not both[["low", "high"]].equals(compare(values, baseline="base", seed=4)[["low", "high"]])
 
 
-def test_rounding_makes_neither_wins_nor_ranks() -> None:
+def test_rounding_errors_are_ties() -> None:
     found = paired_differences([0.1 + 0.2, 0.3, 0.2, math.nan], [0.3, 0.2, 0.1, 0.1])
     assert found[0] == 0
     assert found[1] == found[2] == pytest.approx(0.1)
@@ -190,13 +190,13 @@ def test_interval_of_a_mean() -> None:
         assert np.isnan(interval(few)).all()
 
 
-def test_pandas_own_na_is_no_score() -> None:
+def test_pandas_na_is_nan() -> None:
     values = pd.DataFrame({"base": [0.1, 0.2, 0.3], "system": pd.array([0.2, None, 0.5], dtype="Float64")})
     assert compare(values, baseline="base").loc[0, ["n", "left_out"]].tolist() == [2, 1]
     assert np.isfinite(interval(pd.Series([0.1, 0.2, None], dtype=object))).all()
 
 
-def test_what_cannot_be_compared_is_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     values = scores(4, base=0.0, a=0.1)
     with pytest.raises(InputError, match=r"no system 'bm25'.*base, a"):
         compare(values, baseline="bm25")
@@ -210,7 +210,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
         compare(values.assign(a=["high", "low", "high", "low"]), baseline="base")
     with pytest.raises(InputError, match="one list"):
         interval([[0.1, 0.2]])  # type: ignore[list-item]
-    with pytest.raises(InputError, match="these are 2 and 1"):
+    with pytest.raises(InputError, match="the lengths are 2 and 1"):
         paired_differences([0.1, 0.2], [0.1])
     for options in ({"confidence": 95}, {"resamples": 10}, {"resamples": 1e4}, {"seed": -1}):
         with pytest.raises(InputError, match=next(iter(options))):

@@ -52,16 +52,16 @@ def test_topics_as_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        ("<top>\n<num> 1 <title> a </top>\n<top>\n<title> b\n</top>", "line 3: no topic"),
-        ("<top><num> 1 <title></top>", "line 1: no topic"),
-        ("1\ta\n2 b\n", "line 2: no topic"),
-        ("1\ta\n1\tb\n", "line 2: the topic '1' stands there twice"),
+        ("<top>\n<num> 1 <title> a </top>\n<top>\n<title> b\n</top>", "line 3: not a topic"),
+        ("<top><num> 1 <title></top>", "line 1: not a topic"),
+        ("1\ta\n2 b\n", "line 2: not a topic"),
+        ("1\ta\n1\tb\n", "line 2: the topic '1' occurs twice"),
     ],
 )
-def test_topics_that_are_none(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_malformed_topics(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         read_topics(file(tmp_path, text))
 
 
@@ -74,24 +74,24 @@ def test_qrels_of_trec_and_of_beir(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        ("q1\td1\t1\nq1\td2\n", "line 2: no judgement"),
-        ("q1\td1\tx\n", "line 1: 'x' is no grade"),
-        ("q1\td1\t0.5\n", "line 1: '0.5' is no grade"),
-        ("q1\td1\tnan\n", "line 1: 'nan' is no grade"),
-        ("q1\td1\t99999999999\n", "line 1: '99999999999' is no grade"),
-        ("q1\t\t1\n", "line 1: no judgement"),
-        ("q1 0 d1 1 extra\n", "line 1: no judgement"),
+        ("q1\td1\t1\nq1\td2\n", "line 2: not a judgement"),
+        ("q1\td1\tx\n", "line 1: 'x' is not a grade"),
+        ("q1\td1\t0.5\n", "line 1: '0.5' is not a grade"),
+        ("q1\td1\tnan\n", "line 1: 'nan' is not a grade"),
+        ("q1\td1\t99999999999\n", "line 1: '99999999999' is not a grade"),
+        ("q1\t\t1\n", "line 1: not a judgement"),
+        ("q1 0 d1 1 extra\n", "line 1: not a judgement"),
         ("q1\td1\t1\nq1\td1\t2\n", "line 2: document 'd1' is judged twice for query 'q1', 2 and 1"),
     ],
 )
-def test_judgements_that_are_none(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_malformed_judgements(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         read_qrels(file(tmp_path, text))
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_files(tmp_path: Path) -> None:
     for path in (tmp_path / "none.tsv", tmp_path, tmp_path / ("x" * 300)):
         with pytest.raises(InputError, match=r"There is no file|cannot be read"):
             read_qrels(path)
@@ -99,7 +99,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         read_qrels(file(tmp_path, b"\x89PNG\x00\x00\xff\xfe\x00\x01" * 50))
 
 
-def test_runs_go_out_as_trec_eval_reads_them(tmp_path: Path) -> None:
+def test_runs_are_written_in_the_format_of_trec_eval(tmp_path: Path) -> None:
     path = tmp_path / "a.run"
     write_run(path, {"q1": [("d2", 1.5), ("d1", 3), ("d3", 1.5)], "q2": [("d1", -1e-9)]}, tag="bm25")
     assert path.read_text(encoding="utf-8") == (
@@ -109,47 +109,47 @@ def test_runs_go_out_as_trec_eval_reads_them(tmp_path: Path) -> None:
 
 
 @given(run=RUNS)
-def test_runs_come_back(tmp_path_factory: pytest.TempPathFactory, run: dict[str, dict[str, float]]) -> None:
+def test_runs_round_trip(tmp_path_factory: pytest.TempPathFactory, run: dict[str, dict[str, float]]) -> None:
     path = tmp_path_factory.mktemp("runs") / "a.run"
     write_run(path, {query_id: list(ranking.items()) for query_id, ranking in run.items()}, tag="é")
     assert {query_id: dict(ranking) for query_id, ranking in read_run(path).items()} == run
 
 
 @pytest.mark.parametrize(
-    ("run", "tag", "said"),
+    ("run", "tag", "message"),
     [
-        ({"q": [("my page.md", 1.0)]}, "t", "'my page.md' cannot stand in a run: white space"),
-        ({"": [("d", 1.0)]}, "t", "'' cannot stand in a run"),
-        ({"q": [("d\u2028", 1.0)]}, "t", "cannot stand in a run"),
-        ({"q": [("d", 1.0)]}, "my system", "'my system' cannot stand in a run"),
-        ({"q": [("d", float("nan"))]}, "t", "nan is no score"),
-        ({"q": [("d", 1.0), ("d", 0.5)]}, "t", "holds a document twice"),
+        ({"q": [("my page.md", 1.0)]}, "t", "'my page.md' cannot be written to a run: white space"),
+        ({"": [("d", 1.0)]}, "t", "'' cannot be written to a run"),
+        ({"q": [("d\u2028", 1.0)]}, "t", "cannot be written to a run"),
+        ({"q": [("d", 1.0)]}, "my system", "'my system' cannot be written to a run"),
+        ({"q": [("d", float("nan"))]}, "t", "nan is not a score"),
+        ({"q": [("d", 1.0), ("d", 0.5)]}, "t", "contains a document twice"),
     ],
 )
 def test_runs_that_cannot_be_written(
-    tmp_path: Path, run: dict[str, list[tuple[str, float]]], tag: str, said: str
+    tmp_path: Path, run: dict[str, list[tuple[str, float]]], tag: str, message: str
 ) -> None:
     path = file(tmp_path, "what was there")
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         write_run(path, run, tag=tag)
     assert path.read_text(encoding="utf-8") == "what was there"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(RagkitError, match="could not be written"):
         write_run(tmp_path / "none" / "a.run", {"q": [("d", 1.0)]}, tag="t")
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("q Q0 d 1 1.0\n", "line 1: 5 columns"),
         ("q Q0 d 1 1.0 t\nq Q0 d 2 0.5 t\n", "line 2: document 'd' is ranked twice for query 'q'"),
-        ("q Q0 d 1 high t\n", "line 1: 'high' is no score"),
-        ("q Q0 d 1 inf t\n", "line 1: 'inf' is no score"),
+        ("q Q0 d 1 high t\n", "line 1: 'high' is not a score"),
+        ("q Q0 d 1 inf t\n", "line 1: 'inf' is not a score"),
     ],
 )
-def test_runs_that_are_none(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_malformed_runs(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         read_run(file(tmp_path, text))

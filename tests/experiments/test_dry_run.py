@@ -1,4 +1,4 @@
-"""What an experiment would cost, told before anything is asked."""
+"""Dry runs: the estimated calls and cost of an experiment."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def model(url: str = "http://127.0.0.1:1/v1", **options: Any) -> MeteredLLM:
     return MeteredLLM(OpenAILLM("m", base_url=url, max_tokens=20), price=Price(3, 15), **options)
 
 
-def test_nothing_is_asked_and_everything_is_counted(dataset: Dataset, tmp_path: Path) -> None:
+def test_no_model_is_called_and_every_call_is_counted(dataset: Dataset, tmp_path: Path) -> None:
     embedder, answering, judging = Counting(), model(), model()
     systems = System(embedder=embedder, retriever=BM25(), llm=answering, k=choose(1, 2), rewriter=HyDE(answering))
     one = experiment(dataset, systems, tmp_path, measures=["Answered", Relevance(judging, repeats=3)])
     found = one.estimate()
-    assert answering.requests == judging.requests == 0  # their server does not even exist
+    assert answering.requests == judging.requests == 0  # their server does not exist
     assert found.calls == 2 * (4 + 4 + 4 * 3)  # by system: rewriting, answering, judging
     assert found.frame["calls"].sum() == found.calls
     assert 0 < found.cost < found.max_cost
@@ -49,9 +49,7 @@ def test_nothing_is_asked_and_everything_is_counted(dataset: Dataset, tmp_path: 
     assert not {"answer", "rewrite", "judge Relevance"} & set(one.result_cache.computed)
 
 
-def test_what_is_known_costs_nothing_and_what_is_made_costs_no_more_than_the_most(
-    dataset: Dataset, tmp_path: Path
-) -> None:
+def test_cached_replies_cost_nothing_and_max_cost_is_a_bound(dataset: Dataset, tmp_path: Path) -> None:
     with RawServer(billing) as server:
         llm = model(server.url)
         system = System(embedder=Counting(), retriever=BM25(), llm=llm)
@@ -62,13 +60,13 @@ def test_what_is_known_costs_nothing_and_what_is_made_costs_no_more_than_the_mos
         assert llm.cost <= found.max_cost
         assert one.estimate().calls == 0
         assert repr(one.estimate()) == "no calls to language models"
-        # A limit, a price or a budget changes no reply: what is known stays known.
+        # A limit, a price or a budget does not change the key of a reply.
         assert experiment(
             dataset, System(embedder=Counting(), retriever=BM25(), llm=llm.inner), tmp_path, measures=["Answered"]
         ).estimate().calls == 0  # fmt: skip
 
 
-def test_a_model_that_cannot_be_replaced_is_not_asked_either(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_replaced_is_an_error(dataset: Dataset, tmp_path: Path) -> None:
     class Mine:
         def __init__(self, llm: Any) -> None:
             self.llm = llm
@@ -94,11 +92,11 @@ class Titled:
     llm: Any
 
     def chunk(self, document: Document, **options: Any) -> list[Chunk]:
-        said = self.llm.complete([{"role": "user", "content": document.text}])
-        return [Chunk(document.id, 0, len(document.text), document.text, (said,))]
+        reply = self.llm.complete([{"role": "user", "content": document.text}])
+        return [Chunk(document.id, 0, len(document.text), document.text, (reply,))]
 
 
-def test_what_is_computed_without_a_model_is_not_taken_for_what_it_says(dataset: Dataset, tmp_path: Path) -> None:
+def test_results_of_a_stand_in_are_not_cached(dataset: Dataset, tmp_path: Path) -> None:
     llm = Reader()
     one = experiment(dataset, System(embedder=Counting(), retriever=BM25(), chunker=Titled(llm)), tmp_path)
     assert one.estimate().calls == len(dataset.documents)
@@ -109,11 +107,11 @@ def test_what_is_computed_without_a_model_is_not_taken_for_what_it_says(dataset:
     assert one.estimate().calls == 0
 
 
-def test_what_is_estimated_is_what_is_asked(dataset: Dataset, tmp_path: Path) -> None:
-    """Also where a part is kept: more repeats, another question."""
+def test_the_estimate_equals_the_calls_of_the_run(dataset: Dataset, tmp_path: Path) -> None:
+    """Also if a part is cached: more repeats, another question."""
     llm = Reader()
     system = System(embedder=Counting(), retriever=BM25(), llm=llm, rewriter=HyDE(llm))
-    three = dataset.head(3)  # none of which it abstains from
+    three = dataset.head(3)  # the model abstains from none of them
     four = dataclasses.replace(three, queries=[*three.queries, Query("more", "What is the rank constant?")])
     for data, repeats, calls in ((three, 1, 3 * 3), (three, 2, 3), (four, 2, 4)):
         llm.asked.clear()
@@ -126,7 +124,7 @@ def test_what_is_estimated_is_what_is_asked(dataset: Dataset, tmp_path: Path) ->
 
 @dataclasses.dataclass(frozen=True)
 class Several:
-    """Asks several models for one order."""
+    """A reranker that calls several models."""
 
     llms: tuple[Any, ...]
     depth: int = 2

@@ -1,4 +1,4 @@
-"""Experiments: what is computed once, what is kept, what is told."""
+"""Experiments: what is computed, cached and published."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ragkit.retrieval.query import search_queries
 from ragkit.retrieval.retrievers import BM25, Dense, Hybrid
 from ragkit.space import choose
 from tests.support.corpora import PAGES
-from tests.support.experiments import Counting, Told, experiment, pages
+from tests.support.experiments import Counting, RecordingPublisher, experiment, pages
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def embedder() -> Counting:
 
 
 def figures(result: Result) -> list[Any]:
-    """What must be the same in every run: not how long something took."""
+    """Return the figures that must be equal in every run, without durations."""
     rankings = {name: result.rankings(name) for name in result.names}
     return [result.queries.to_dict("records"), rankings, result.compare().to_dict("records")]
 
@@ -79,7 +79,7 @@ def test_each_distinct_text_is_embedded_once(dataset: Dataset, embedder: Countin
     assert one.result_cache.computed["retrieve"] == 6 * len(dataset.queries)
 
 
-def test_who_looks_at_words_alone_embeds_nothing(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+def test_a_lexical_retriever_embeds_nothing(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
     experiment(dataset, System(embedder=embedder, retriever=BM25()), tmp_path).run()
     assert not embedder.embedded
 
@@ -108,12 +108,14 @@ def test_only_a_new_system_runs(dataset: Dataset, embedder: Counting, tmp_path: 
     result = one.run()
     assert result.names[-1] == "new"
     assert one.result_cache.computed == {"retrieve": len(dataset.queries), "latency": 1}
-    assert {kind for kind, _ in embedder.embedded} <= {"query"}  # to see how long one takes
-    with pytest.raises(InputError, match="called 'new'"):
+    assert {kind for kind, _ in embedder.embedded} <= {"query"}  # to measure the latency
+    with pytest.raises(InputError, match="named 'new'"):
         one.add(System(label="new"))
 
 
-def test_a_changed_document_reaches_what_depends_on_it(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+def test_a_changed_document_invalidates_only_its_dependents(
+    dataset: Dataset, embedder: Counting, tmp_path: Path
+) -> None:
     experiment(dataset, sweep(embedder), tmp_path).run()
     first, *others = dataset.documents
     changed = dataclasses.replace(first, text=first.text + "\n\nA sentence that was not there.\n")
@@ -125,7 +127,7 @@ def test_a_changed_document_reaches_what_depends_on_it(dataset: Dataset, embedde
     assert len({text for kind, text in embedder.embedded if kind == "passage"}) <= 4
 
 
-def test_a_changed_question_is_asked_alone(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+def test_only_a_changed_question_is_computed(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
     experiment(dataset, sweep(embedder), tmp_path).run()
     first, *others = dataset.queries
     again = experiment(
@@ -138,12 +140,12 @@ def test_a_changed_question_is_asked_alone(dataset: Dataset, embedder: Counting,
     assert again.result_cache.computed["retrieve"] == 6
 
 
-def test_stopped_and_run_again_it_ends_the_same(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_with_the_same_result(dataset: Dataset, tmp_path: Path) -> None:
     undisturbed = figures(experiment(dataset, sweep(Counting()), tmp_path / "one").run())
     embedder = Counting()
     again = experiment(dataset, sweep(embedder), tmp_path / "two")
     result = None
-    for stop_at in range(1, 100):  # each run gets a step further
+    for stop_at in range(1, 100):  # each run gets one step further
         asked = iter(range(1, 1000))
         try:
             result = again.run(cancelled=lambda: next(asked) == stop_at)  # noqa: B023
@@ -156,11 +158,11 @@ def test_stopped_and_run_again_it_ends_the_same(dataset: Dataset, tmp_path: Path
     assert {n for (kind, _), n in embedder.embedded.items() if kind == "passage"} == {1}
 
 
-def test_it_is_told_live(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
-    told = Told()
-    experiment(dataset, sweep(embedder), tmp_path, publisher=told, name="live").run()
-    progress = [e for e in told.events if isinstance(e, messages.ExperimentProgress)]
-    results = [e for e in told.events if isinstance(e, messages.ExperimentResult)]
+def test_progress_and_results_are_published(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+    publisher = RecordingPublisher()
+    experiment(dataset, sweep(embedder), tmp_path, publisher=publisher, name="live").run()
+    progress = [e for e in publisher.events if isinstance(e, messages.ExperimentProgress)]
+    results = [e for e in publisher.events if isinstance(e, messages.ExperimentResult)]
     assert [progress[0].state, progress[-1].state] == ["running", "done"]
     assert progress[-1].cells_done == progress[-1].cells_total
     assert [e.cells_done for e in progress] == sorted(e.cells_done for e in progress)
@@ -168,21 +170,21 @@ def test_it_is_told_live(dataset: Dataset, embedder: Counting, tmp_path: Path) -
     assert "difference" not in results[0].row
     assert results[-1].row["interim"] is True
     assert {"system", "nDCG@10", "difference", "wins", "losses"} <= set(results[-1].row)
-    assert len({e.task_id for e in told.events}) == 1  # type: ignore[union-attr]
+    assert len({e.task_id for e in publisher.events}) == 1  # type: ignore[union-attr]
 
 
-def test_a_failure_is_told_and_raised(dataset: Dataset, tmp_path: Path) -> None:
-    told = Told()
-    broken = experiment(dataset, System(chunker=TokenChunker(max_tokens=10**7)), tmp_path, publisher=told)
+def test_a_failure_is_published_and_raised(dataset: Dataset, tmp_path: Path) -> None:
+    publisher = RecordingPublisher()
+    broken = experiment(dataset, System(chunker=TokenChunker(max_tokens=10**7)), tmp_path, publisher=publisher)
     with pytest.raises(InputError, match="would not see the end"):
         broken.run()
-    assert isinstance(told.events[-1], messages.ExperimentProgress)
-    assert told.events[-1].state == "failed"
-    assert "would not see the end" in (told.events[-1].message or "")
+    assert isinstance(publisher.events[-1], messages.ExperimentProgress)
+    assert publisher.events[-1].state == "failed"
+    assert "would not see the end" in (publisher.events[-1].message or "")
 
 
 class Broken:
-    """A retriever of a user's own, with a fault in it."""
+    """A user-defined retriever with a bug."""
 
     name = "broken"
 
@@ -190,18 +192,18 @@ class Broken:
         return {0: 1 / len(question[:0])}
 
 
-def test_a_users_fault_is_told_too(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
-    told = Told()
+def test_an_error_of_user_code_is_published_too(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+    publisher = RecordingPublisher()
     with pytest.raises(ZeroDivisionError):
         experiment(
-            dataset, System(label="broken", embedder=embedder, retriever=Broken()), tmp_path, publisher=told
+            dataset, System(label="broken", embedder=embedder, retriever=Broken()), tmp_path, publisher=publisher
         ).run()
-    assert isinstance(told.events[-1], messages.ExperimentProgress)
-    assert (told.events[-1].state, told.events[-1].message) == ("failed", "division by zero")
+    assert isinstance(publisher.events[-1], messages.ExperimentProgress)
+    assert (publisher.events[-1].state, publisher.events[-1].message) == ("failed", "division by zero")
 
 
 class Slow:
-    """A retriever that waits until it may go on."""
+    """A retriever that waits for an event."""
 
     name = "slow"
 
@@ -229,11 +231,11 @@ def test_a_system_is_added_while_it_runs(dataset: Dataset, embedder: Counting, t
     assert running.result(timeout_seconds=60).names == ["slow", "more"]
 
 
-def test_a_running_one_is_stopped(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+def test_a_running_experiment_can_be_stopped(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
     GO.set()
     running = experiment(dataset, sweep(embedder), tmp_path).start()
     running.stop()
-    with pytest.raises(OperationCancelled, match="it goes on"):
+    with pytest.raises(OperationCancelled, match="to resume"):
         running.result()
 
 
@@ -253,11 +255,11 @@ def test_runs_are_written_for_trec_eval(dataset: Dataset, embedder: Counting, tm
     assert run["k1"][0][0] == "bm25.md"
 
 
-def test_what_cannot_be_is_refused(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
     for options, message in (
         ({"measures": []}, "needs a measure"),
         ({"measures": ["nonsense"]}, "nonsense"),
-        ({"baseline": "other"}, "none of the systems"),
+        ({"baseline": "other"}, "not one of the systems"),
     ):
         with pytest.raises(InputError, match=message):
             experiment(dataset, sweep(embedder), tmp_path, **options)
@@ -272,14 +274,14 @@ def test_what_cannot_be_is_refused(dataset: Dataset, embedder: Counting, tmp_pat
             wrong()
 
 
-def test_a_damaged_file_of_results_says_what_to_do(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+def test_a_damaged_result_cache_says_what_to_do(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "results.db").write_bytes(b"not a database" * 100)
     with pytest.raises(ResultCacheError, match="delete it"):
         experiment(dataset, System(embedder=embedder), tmp_path).run()
 
 
-def test_an_experiment_loads_no_vector_store(tmp_path: Path) -> None:
+def test_an_experiment_does_not_import_a_vector_store(tmp_path: Path) -> None:
     program = """
 import sys
 from ragkit.experiments import tune
@@ -299,8 +301,8 @@ print(*sys.modules)
     assert not {"chromadb", "ragkit.indexing.vector_store", "ragkit.indexing.records", "bs4"} & set(loaded)
 
 
-def test_exact_search_is_one_product() -> None:
-    """Queries of one batch get what a query by itself gets, but for rounding; they are embedded in one call."""
+def test_exact_search_is_one_matrix_product() -> None:
+    """Queries of a batch get the same scores as single queries, up to rounding, and are embedded in one call."""
     random = np.random.default_rng(0)
     vectors = random.standard_normal((50, 64)).astype(np.float32)
     from ragkit.chunking.base import Chunk

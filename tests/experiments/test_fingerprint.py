@@ -30,7 +30,7 @@ from ragkit.retrieval.rewriting import HyDE
 
 
 def defined(source: str, name: str) -> Any:
-    """What a cell of a notebook defines."""
+    """Return what a notebook cell defines."""
     scope: dict[str, Any] = {"__name__": "__main__"}
     exec(compile(textwrap.dedent(source), "<cell>", "exec"), scope)
     return scope[name]
@@ -40,7 +40,7 @@ def same(a: Any, b: Any) -> bool:
     return hash_values(identity(a)) == hash_values(identity(b))
 
 
-def test_values_are_what_they_are() -> None:
+def test_equal_values_have_equal_identities() -> None:
     assert same(BM25(), BM25())
     assert not same(BM25(), BM25(depth=50))
     assert not same(BM25(), Dense())
@@ -54,7 +54,7 @@ def test_values_are_what_they_are() -> None:
     assert not same(TokenChunker(), TokenChunker(max_tokens=100))
 
 
-def test_it_is_the_same_in_another_process() -> None:
+def test_an_identity_is_the_same_in_another_process() -> None:
     program = "from ragkit.experiments.fingerprint import hash_values, identity; from ragkit.retrieval import Hybrid; "
     program += "print(hash_values(identity([Hybrid(), {'x', 'y'}])))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
@@ -71,7 +71,7 @@ FUNCTION = """
 """
 
 
-def test_a_function_of_a_notebook_counts_with_what_it_refers_to() -> None:
+def test_a_notebook_function_includes_what_it_refers_to() -> None:
     def written(**changes: Any) -> FunctionType:
         values = {"weight": 2, "plus": 1, "docstring": "Score."} | changes
         return defined(FUNCTION.format(**values), "score")
@@ -99,7 +99,7 @@ CLASS = """
 """
 
 
-def test_a_class_of_a_notebook_counts_with_its_methods_and_state() -> None:
+def test_a_notebook_class_includes_its_methods_and_state() -> None:
     def made(k: int = 3, **changes: Any) -> Any:
         return defined(CLASS.format(**({"factor": 1, "double": 2, "twice": 2} | changes)), "Mine")(k)
 
@@ -109,7 +109,7 @@ def test_a_class_of_a_notebook_counts_with_its_methods_and_state() -> None:
         assert not same(made(), made(**{change: 7})), change
 
 
-def test_a_class_may_be_made_from_one_of_ragkits_protocols() -> None:
+def test_a_class_may_inherit_from_a_ragkit_protocol() -> None:
     source = """
         from ragkit.retrieval import Retriever
         class Mine(Retriever):
@@ -120,24 +120,24 @@ def test_a_class_may_be_made_from_one_of_ragkits_protocols() -> None:
     assert not same(defined(source.format(n=1), "Mine")(), defined(source.format(n=2), "Mine")())
 
 
-def test_a_function_that_calls_itself_is_told() -> None:
+def test_a_recursive_function() -> None:
     source = "def down(n):\n    return n and down(n - {step})"
     assert same(defined(source.format(step=1), "down"), defined(source.format(step=1), "down"))
     assert not same(defined(source.format(step=1), "down"), defined(source.format(step=2), "down"))
 
 
-def test_what_cannot_be_told_is_refused() -> None:
+def test_a_value_without_an_identity_is_refused() -> None:
     @dataclasses.dataclass(frozen=True)
     class Holds:
         what: object
 
     with pytest.raises(InputError, match=r"frozen dataclass, or give it a method identity"):
         identity(Holds(object()))
-    with pytest.raises(InputError, match="does not tell"):
+    with pytest.raises(InputError, match="has no identity"):
         identity(float("nan"))
 
 
-def test_an_object_may_tell_itself() -> None:
+def test_an_object_may_define_its_identity() -> None:
     class Remote:
         def __init__(self, address: str, secret: str) -> None:
             self.address, self.secret = address, secret
@@ -151,7 +151,7 @@ def test_an_object_may_tell_itself() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder of a user's own modules; those that a test imports are forgotten after it."""
+    """A folder for user-defined modules, which are removed from sys.modules after the test."""
     before = set(sys.modules)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a source that changes within a second would come from it
@@ -178,8 +178,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "import package.part\ndef score(x):\n    return package.part.weigh(x)",
     ],
 )
-def test_own_modules_count_however_they_are_reached(source: str, folder: Path) -> None:
-    """What is reached of a module counts, with what this refers to; what is merely beside it does not."""
+def test_user_modules_count_however_they_are_imported(source: str, folder: Path) -> None:
+    """The used part of a module counts, with everything that it refers to; the rest of the module does not."""
     text = """
         import functools
         from mine_too import SCALE
@@ -218,7 +218,7 @@ def test_own_modules_count_however_they_are_reached(source: str, folder: Path) -
     assert written(docstring="Weigh again.") == before
 
 
-def test_what_is_beside_it_in_an_own_module_does_not_count(folder: Path) -> None:
+def test_unused_parts_of_a_user_module_do_not_count(folder: Path) -> None:
     def written(other: int) -> Any:
         sys.modules.pop("mine", None)
         importlib.invalidate_caches()
@@ -257,8 +257,8 @@ def test_docstrings_names_of_variables_and_places_do_not_count() -> None:
     assert not same(defined("def f(x):\n    return 'a'", "f"), defined("def f(x):\n    return 'b'", "f"))
 
 
-def test_a_package_that_is_edited_counts_by_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its version stays the same while it is developed."""
+def test_an_editable_package_counts_by_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The version of an editable package stays the same while its code changes."""
 
     class Editable:
         def read_text(self, name: str) -> str | None:
@@ -272,7 +272,7 @@ def test_a_package_that_is_edited_counts_by_its_code(monkeypatch: pytest.MonkeyP
 
 @pytest.fixture
 def upgrade(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Give a distribution another version."""
+    """Change the version of a distribution."""
     real = importlib.metadata.version
     versions: dict[str, str] = {}
 
@@ -299,7 +299,7 @@ THINGS = {
     "rewriter": HyDE(OpenAILLM("m", base_url="http://localhost:1/v1")),
     "model": OpenAILLM("m", base_url="http://localhost:1/v1"),
 }
-"""Values, by what an experiment does with them."""
+"""Values by their role in an experiment."""
 
 UPGRADES = {
     "bm25s": {"BM25", "Hybrid", "answers"},
@@ -325,7 +325,7 @@ UPGRADES = {
         frozenset[str](),
     ),
 }
-"""A package -> what of the above an upgrade of it may change."""
+"""Package -> the values above whose identity an upgrade of it may change."""
 
 
 @pytest.mark.parametrize("package", UPGRADES)

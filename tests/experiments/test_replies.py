@@ -1,4 +1,4 @@
-"""Replies: asked once, kept as they were given, under what the model was given and nothing else."""
+"""Replies: each is requested once, and cached as raw text under the input of the model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MESSAGES = [{"role": "user", "content": "Say yes."}]
 
 
 class Counted:
-    """A model that says how often it was asked."""
+    """A model that replies with the number of its calls."""
 
     generative = True
     name = "counted"
@@ -45,14 +45,14 @@ class Counted:
         return "counted"
 
     def stream(self, prompt: Prompt, *, cancelled: Callable[[], bool] = lambda: False) -> Iterator[str]:
-        yield from self._said(prompt.question)
+        yield from self._reply_to(prompt.question)
 
     def complete(
         self, messages: Sequence[Any], *, max_tokens: int = 1024, cancelled: Callable[[], bool] = lambda: False
     ) -> str:
-        return "".join(self._said(messages[-1]["content"]))
+        return "".join(self._reply_to(messages[-1]["content"]))
 
-    def _said(self, text: str) -> Iterator[str]:
+    def _reply_to(self, text: str) -> Iterator[str]:
         self.asked[text] += 1
         number = self.asked.total()
         yield "reply "
@@ -76,7 +76,7 @@ def test_the_same_messages_are_sent_once(results: ResultCache) -> None:
     first = replies(results).recorded(llm)
     assert first.complete(MESSAGES) == "reply 1"
     assert "".join(first.stream(PROMPT)) == "reply 2"
-    assert first.complete(MESSAGES) == "reply 3"  # the same work wants another one
+    assert first.complete(MESSAGES) == "reply 3"  # the same work gets a different reply
     again = Replies(ResultCache(results.path), "another stage").recorded(Counted())
     assert [again.complete(MESSAGES), *again.stream(PROMPT), again.complete(MESSAGES)] == [
         f"reply {n}" for n in (1, 2, 3)
@@ -86,7 +86,7 @@ def test_the_same_messages_are_sent_once(results: ResultCache) -> None:
     assert results.computed == {"test": 3}
 
 
-def test_a_key_is_the_messages_the_model_its_settings_and_the_repeat(results: ResultCache) -> None:
+def test_the_key_depends_on_messages_model_settings_and_repeat(results: ResultCache) -> None:
     llm = Counted()
 
     @dataclasses.dataclass(frozen=True)
@@ -107,12 +107,12 @@ def test_a_key_is_the_messages_the_model_its_settings_and_the_repeat(results: Re
         (1, llm, {"max_tokens": 5}),
     ):
         before = llm.asked.total()
-        said = [replies(results, repeat=repeat).recorded(model).complete(MESSAGES, **options) for _ in range(2)]
-        assert said[0] == said[1]
+        texts = [replies(results, repeat=repeat).recorded(model).complete(MESSAGES, **options) for _ in range(2)]
+        assert texts[0] == texts[1]
         assert llm.asked.total() == before + 1
 
 
-def test_a_models_longest_answer_is_no_part_of_what_it_replies_to_others(tmp_path: Path) -> None:
+def test_max_tokens_of_the_model_is_not_part_of_other_keys(tmp_path: Path) -> None:
     def key(max_tokens: int, **options: Any) -> str:
         recorded = replies(ResultCache(tmp_path / "results.db")).recorded(
             OpenAILLM("m", base_url="http://user:secret@localhost:1/v1", max_tokens=max_tokens, **options)
@@ -126,9 +126,7 @@ def test_a_models_longest_answer_is_no_part_of_what_it_replies_to_others(tmp_pat
     assert key(100) != key(100, temperature=1.0)
 
 
-def test_what_a_limit_or_a_price_wraps_gives_the_same_replies_and_those_that_are_kept_cost_nothing(
-    results: ResultCache, tmp_path: Path
-) -> None:
+def test_wrappers_share_replies_and_cached_replies_cost_nothing(results: ResultCache, tmp_path: Path) -> None:
     llm = Counted()
     metered = MeteredLLM(llm, price=Price(1, 1), budget=Budget(1, folder=tmp_path))
     assert replies(results).recorded(metered).complete(MESSAGES) == "reply 1"
@@ -139,7 +137,7 @@ def test_what_a_limit_or_a_price_wraps_gives_the_same_replies_and_those_that_are
     assert (metered.requests, metered.cost) == (1, pytest.approx(spent))
 
 
-def test_usage_and_seconds_are_kept_with_the_text(results: ResultCache) -> None:
+def test_usage_and_seconds_are_cached_with_the_text(results: ResultCache) -> None:
     class Telling(Counted):
         def reply(self, messages: Sequence[Any], **options: Any) -> Iterator[str]:
             yield "half a \ud83d character"
@@ -160,21 +158,21 @@ def test_usage_and_seconds_are_kept_with_the_text(results: ResultCache) -> None:
     assert kept == {"text": reply.text, "seconds": reply.seconds, "input_tokens": 100, "output_tokens": 20}
 
 
-def test_threads_that_ask_the_same_at_once_ask_once(results: ResultCache) -> None:
+def test_concurrent_equal_requests_are_coalesced(results: ResultCache) -> None:
     llm = Counted(seconds=0.2)
-    said: list[str] = []
+    texts: list[str] = []
     threads = [
-        threading.Thread(target=lambda: said.append(replies(results).recorded(llm).complete(MESSAGES)))
+        threading.Thread(target=lambda: texts.append(replies(results).recorded(llm).complete(MESSAGES)))
         for _ in range(8)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert said == ["reply 1"] * 8
+    assert texts == ["reply 1"] * 8
 
 
-def test_who_waits_for_the_same_can_be_stopped(results: ResultCache) -> None:
+def test_waiting_for_an_equal_request_can_be_cancelled(results: ResultCache) -> None:
     slow = Counted(seconds=2.0)
     asking = threading.Thread(target=lambda: replies(results).recorded(slow).complete(MESSAGES))
     asking.start()
@@ -187,7 +185,7 @@ def test_who_waits_for_the_same_can_be_stopped(results: ResultCache) -> None:
     asking.join()
 
 
-def test_a_reply_that_is_cut_is_not_kept(results: ResultCache) -> None:
+def test_a_truncated_reply_is_not_cached(results: ResultCache) -> None:
     llm = Counted()
     llm.errors = [LLMConnectionError("cut", model="counted", base_url="")]
     with pytest.raises(LLMConnectionError):
@@ -196,16 +194,16 @@ def test_a_reply_that_is_cut_is_not_kept(results: ResultCache) -> None:
 
 
 @pytest.mark.parametrize("error", [LLMResponseError("no number", model="counted", base_url=""), ValueError("mine")])
-def test_what_cannot_be_read_is_passed_over_and_kept(results: ResultCache, error: Exception) -> None:
-    """The next attempt asks again, as does the next run; another parser reads what is kept."""
+def test_invalid_replies_are_skipped_and_kept(results: ResultCache, error: Exception) -> None:
+    """The next attempt and the next run send a new request; another parser reads the cached replies."""
     llm = Counted()
 
     def attempt(of: Replies, readable: str) -> str:
         def work() -> str:
-            said = of.recorded(llm).complete(MESSAGES)
-            if said != readable:
+            text = of.recorded(llm).complete(MESSAGES)
+            if text != readable:
                 raise error
-            return said
+            return text
 
         return of.read(work)
 
@@ -215,7 +213,7 @@ def test_what_cannot_be_read_is_passed_over_and_kept(results: ResultCache, error
             attempt(run, "reply 4")
         assert llm.asked.total() == asked
     run = replies(results)
-    with pytest.raises(type(error)):  # those that are kept first, which cost nothing
+    with pytest.raises(type(error)):  # cached replies come first
         attempt(run, "reply 4")
     assert llm.asked.total() == 3
     assert attempt(run, "reply 4") == "reply 4"
@@ -224,7 +222,7 @@ def test_what_cannot_be_read_is_passed_over_and_kept(results: ResultCache, error
     assert llm.asked.total() == 4
 
 
-def test_what_fails_for_another_reason_does_not_ask_again(results: ResultCache) -> None:
+def test_other_failures_do_not_send_a_new_request(results: ResultCache) -> None:
     llm = Counted()
     for error in (EmbeddingError("m", "out of memory"), OperationCancelled("stopped")):
         for _ in range(2):
@@ -237,7 +235,7 @@ def test_what_fails_for_another_reason_does_not_ask_again(results: ResultCache) 
             with pytest.raises(type(error)):
                 run.read(work)
     assert llm.asked.total() == 1
-    # One model replied and another did not: the reply is given again.
+    # One model replied and another failed: the reply is reused.
     other = Counted()
     other.errors = [LLMResponseError("HTTP 500", model="counted", base_url="", status=500)]
     run = replies(results)
@@ -255,7 +253,7 @@ def test_what_fails_for_another_reason_does_not_ask_again(results: ResultCache) 
     assert llm.asked.total() == 1
 
 
-def test_models_are_found_in_values_and_nothing_else_of_these_changes(results: ResultCache) -> None:
+def test_replacing_models_changes_nothing_else(results: ResultCache) -> None:
     llm = Counted()
 
     @dataclasses.dataclass
@@ -280,7 +278,7 @@ def test_models_are_found_in_values_and_nothing_else_of_these_changes(results: R
         assert replace_models(plain, lambda model: None) is plain
 
 
-def test_a_recorded_model_is_as_the_model(results: ResultCache) -> None:
+def test_a_recorded_model_has_the_interface_of_the_model(results: ResultCache) -> None:
     llm = OpenAILLM("m", base_url="http://localhost:1/v1", max_tokens=7)
     recorded = replies(results).recorded(llm)
     assert (recorded.name, recorded.generative, recorded.max_tokens) == ("m", True, 7)

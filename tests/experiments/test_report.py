@@ -1,4 +1,4 @@
-"""The page of a result: what it says, that nothing from outside gets into its markup, that it can be read."""
+"""The HTML report: content, escaping of untrusted text, readability."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Model:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setup:
-    """Fields of all kinds, as a system has them."""
+    """A stand-in for a system, with fields of all kinds."""
 
     retriever: Any = dataclasses.field(default_factory=Retriever)
     rewriter: Any = None
@@ -62,7 +62,7 @@ class Setup:
 def findings(
     values: dict[str, list[float]], *, baseline: str = "BM25()", settings: Any = None, facts: Any = None, **fields: Any
 ) -> Findings:
-    """What an experiment finds, for systems with these values of nDCG@10; R@100 is 1 everywhere."""
+    """Return findings for systems with these values of nDCG@10; R@100 is 1 everywhere."""
     n = max(map(len, values.values()), default=1)
     documents = [Document(id="d", text="A text.", source="d", title="", language="en")]
     queries = [
@@ -98,7 +98,7 @@ def findings(
 
 
 def drawn(*names: str, n: int = 30) -> dict[str, list[float]]:
-    """Values that are higher from name to name."""
+    """Return values that increase from name to name."""
     chance = np.random.default_rng(0)
     base = chance.random(n) * 0.5
     return {name: [*(base + at * 0.2 + chance.random(n) * 0.1)] for at, name in enumerate(names)}
@@ -139,7 +139,7 @@ def path(found: Findings, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page with names, questions and messages that try to be markup, and with errors."""
+    """A page with errors, and with markup in names, questions and messages."""
     values = drawn(HOSTILE, "BM25()")
     values[HOSTILE][:3] = [math.nan] * 3
     dataset = Dataset(
@@ -168,13 +168,13 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
-def test_it_says_what_was_asked(path: Path, found: Findings) -> None:
+def test_the_dataset_is_described(path: Path, found: Findings) -> None:
     text = section(read(path), "asked")
     for part in ("name elk", "questions 30 (en 15, fr 15)", "gold spans 30", f"digest {found.dataset.digest()}"):
         assert part in text
 
 
-def test_the_leaderboard_holds_means_with_the_intervals_of_the_picture(path: Path, found: Findings) -> None:
+def test_the_leaderboard_has_means_and_intervals(path: Path, found: Findings) -> None:
     rows = [words(row) for row in read(path).xpath("(//table)[1]/tbody/tr")]
     assert rows[0].startswith("1 Better()")
     assert rows[3].startswith("4 Worse()")
@@ -185,7 +185,7 @@ def test_the_leaderboard_holds_means_with_the_intervals_of_the_picture(path: Pat
     assert "14.5" in rows[0]  # milliseconds
 
 
-def test_only_what_the_test_bears_is_claimed(path: Path, found: Findings) -> None:
+def test_only_significant_differences_are_claimed(path: Path, found: Findings) -> None:
     page = read(path)
     table = compare(found.per_query("nDCG@10"), baseline="BM25()").set_index("system")
     claims = {claim.split(" ", 1)[0]: claim for claim in map(words, page.xpath("//ul[1]/li")[:3])}
@@ -217,9 +217,9 @@ def test_the_questions_that_differ_most_come_first(path: Path, found: Findings) 
     assert [words(cell) for cell in rows[0].xpath("td")] == [f"{value:.3f}" for value in wide.loc[first.id]]
 
 
-def test_every_setting_is_told_once(hostile: Path) -> None:
+def test_every_setting_is_shown_once(hostile: Path) -> None:
     page = read(hostile)
-    (table,) = page.xpath("//table[caption[contains(., 'What differs')]]")
+    (table,) = page.xpath("//table[caption[contains(., 'Settings that differ')]]")
     assert [th.text_content() for th in table.xpath(".//thead//th")[1:]] == [
         "retriever.depth", "rewriter", "rewriter.depth", "instructions",
     ]  # fmt: skip
@@ -241,7 +241,7 @@ def test_errors_are_counted_and_shown(hostile: Path, path: Path) -> None:
     assert section(read(path), "errors") == "Errors None."
 
 
-def test_what_has_no_value_is_left_out_and_said(hostile: Path) -> None:
+def test_missing_values_are_left_out_and_counted(hostile: Path) -> None:
     page = read(hostile)
     text = section(page, "systems")
     assert "27 of 30 questions" in text
@@ -250,7 +250,7 @@ def test_what_has_no_value_is_left_out_and_said(hostile: Path) -> None:
     assert "27 3 left out" in section(page, "comparison")
 
 
-def test_nothing_from_outside_becomes_markup(hostile: Path) -> None:
+def test_untrusted_text_is_escaped(hostile: Path) -> None:
     source = hostile.read_text(encoding="utf-8")
     page = read(hostile)
     assert not page.xpath("//script | //img | //iframe | //object | //*[local-name()='foreignObject']")
@@ -260,16 +260,16 @@ def test_nothing_from_outside_becomes_markup(hostile: Path) -> None:
     assert page.xpath("//h1")[0].text_content() == HOSTILE.replace("\x1b", r"\x1b").replace("\u202e", r"\u202e")
 
 
-def test_an_interim_result_says_so(path: Path, tmp_path: Path) -> None:
+def test_an_interim_result_is_marked(path: Path, tmp_path: Path) -> None:
     page = read(write_page(findings(drawn("Dense()"), interim=True), tmp_path / "page.html"))
     assert "Interim result." in words(page)
-    assert "the baseline has not been measured" in section(page, "comparison")
+    assert "the baseline has not been evaluated" in section(page, "comparison")
     assert "Interim" not in words(read(path))
     page = read(write_page(findings({}, interim=True), tmp_path / "page.html"))
-    assert "No system has been measured yet." in section(page, "systems")
+    assert "No system has been evaluated yet." in section(page, "systems")
 
 
-def test_a_measure_that_applies_to_no_question_is_no_obstacle(tmp_path: Path) -> None:
+def test_a_measure_without_values(tmp_path: Path) -> None:
     found = findings(drawn("BM25()", "Dense()", n=4))
     queries = found.queries[found.queries["measure"] == "R@100"]
     systems = found.systems.assign(**{"nDCG@10": math.nan})
@@ -277,13 +277,13 @@ def test_a_measure_that_applies_to_no_question_is_no_obstacle(tmp_path: Path) ->
     assert "cannot be compared by nDCG@10: fewer than two questions" in section(page, "comparison")
 
 
-def test_provenance_is_told(path: Path) -> None:
+def test_provenance_is_shown(path: Path) -> None:
     text = section(read(path), "provenance")
     for part in ("c0ffee" * 6, "d1ff", "Python 3.13.1", "Linux-6.1", "numpy==2.3.0", "split = 7", "ragkit 0.1.0"):
         assert part in text
 
 
-def test_it_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_the_page_is_written_atomically(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "page.html"
     found = findings(drawn("BM25()", n=4))
     assert write_page(found, path) == path
@@ -296,7 +296,7 @@ def test_it_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         write_page(found, path / "page.html")
 
 
-def test_figures_share_a_page(path: Path) -> None:
+def test_figures_have_unique_ids(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     page = read(path)
     ids = page.xpath("//@id")
@@ -307,11 +307,11 @@ def test_figures_share_a_page(path: Path) -> None:
     wanted = re.findall(r'xlink:href="#([^"]+)"|url\(#([^)]+)\)', source)
     assert wanted
     assert {a or b for a, b in wanted} <= set(ids)
-    assert "#222222" not in source.partition("<main>")[2]  # they take the page's colours
+    assert "#222222" not in source.partition("<main>")[2]  # figures use the colours of the page
 
 
-def test_a_thousand_questions_stay_small(tmp_path: Path) -> None:
-    """A system more is a picture more: ten systems are below 2 MB."""
+def test_the_page_stays_small_with_a_thousand_questions(tmp_path: Path) -> None:
+    """Each system adds one figure: ten systems stay below 2 MB."""
     sizes = [
         write_page(findings(drawn(*names, n=1000), measures=["nDCG@10"]), tmp_path / "page.html").stat().st_size
         for names in (["BM25()"], ["BM25()", "Dense()"])
@@ -321,18 +321,18 @@ def test_a_thousand_questions_stay_small(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1200])
-def test_a_browser_shows_it(path: Path, browser: Browser, scheme: Any, width: int) -> None:
-    """No script, no request, no error; nothing sticks out; what it shows can be told from the paper."""
+def test_the_page_in_a_browser(path: Path, browser: Browser, scheme: Any, width: int) -> None:
+    """No script, no request, no error, no horizontal overflow; the text contrasts with the background."""
     with open_page(browser) as page:
-        told: list[str] = []
-        page.on("console", lambda message: told.append(message.text))
-        page.on("request", lambda request: told.append(request.url) if not request.is_navigation_request() else None)
+        events: list[str] = []
+        page.on("console", lambda message: events.append(message.text))
+        page.on("request", lambda request: events.append(request.url) if not request.is_navigation_request() else None)
         page.emulate_media(color_scheme=scheme)
         page.set_viewport_size({"width": width, "height": 900})
         page.goto(path.as_uri())
-        assert told == []
+        assert events == []
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         ink, paper = page.evaluate("(s => [s.color, s.backgroundColor])(getComputedStyle(document.body))")
         assert (sum(map(int, re.findall(r"\d+", ink))) > sum(map(int, re.findall(r"\d+", paper)))) == (scheme == "dark")
-        # The picture's letters are drawn in the page's ink.
+        # The text of figures has the text colour of the page.
         assert page.evaluate("getComputedStyle(document.querySelector('svg [id*=text] g')).fill") == ink

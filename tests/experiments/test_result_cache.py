@@ -1,4 +1,4 @@
-"""ResultCache: what is put is there, and nothing else is given back."""
+"""ResultCache: stored values are returned unchanged, or an error is raised."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ragkit.experiments.result_cache import ResultCache
 VALUES = {"a": {"positions": np.arange(50).tobytes()}, "b": [1, 2.5, None, "é"], "c": "x" * 100}
 
 
-def test_each_value_is_kept_once_for_all(tmp_path: Path) -> None:
+def test_a_stored_value_is_never_replaced(tmp_path: Path) -> None:
     results = ResultCache(tmp_path / "runs" / "results.db")
     results.put("stage", VALUES)
     results.put("stage", {"a": "another"})
@@ -29,11 +29,11 @@ def test_each_value_is_kept_once_for_all(tmp_path: Path) -> None:
         "UPDATE results SET value = substr(value, 1, 60)",
         "UPDATE results SET value = x'c1'",  # never in MessagePack
         "UPDATE results SET value = 'text'",
-        # Sound in every way, and other figures.
+        # Valid MessagePack with other numbers.
         "UPDATE results SET value = (SELECT value FROM results WHERE key = 'b')",
     ],
 )
-def test_a_damaged_value_in_a_sound_file_is_not_given_back(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_value_in_a_valid_file_is_an_error(tmp_path: Path, damage: str) -> None:
     results = ResultCache(tmp_path / "results.db")
     results.put("stage", VALUES)
     with closing(sqlite3.connect(results.path)) as db, db:
@@ -43,7 +43,7 @@ def test_a_damaged_value_in_a_sound_file_is_not_given_back(tmp_path: Path, damag
     assert results.get(["b"]) == {"b": VALUES["b"]}
 
 
-def test_a_changed_byte_on_disk_is_found(tmp_path: Path) -> None:
+def test_a_changed_byte_on_disk_is_detected(tmp_path: Path) -> None:
     results = ResultCache(tmp_path / "results.db")
     results.put("stage", VALUES)
     results.close()

@@ -1,4 +1,4 @@
-"""What a system makes of questions beyond retrieval: rewriting, reranking, answers, judges, follow-ups."""
+"""Stages after retrieval: rewriting, reranking, answers, judges, follow-ups."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ from ragkit.retrieval.rewriting import MultiQuery
 from ragkit.runs.run import Run
 from ragkit.runs.store import RunStore
 from ragkit.space import choose
-from tests.support.experiments import Counting, Told, experiment, pages
+from tests.support.experiments import Counting, RecordingPublisher, experiment, pages
 from tests.support.llm_servers import BillingServer, Connection, RawServer
 
 
 class Reader:
-    """A model that repeats the first words of the first passage, and counts what it is asked.
+    """A model that repeats the first words of the first passage, and counts its calls.
 
-    It fails for questions that hold a word, as often as it is told to.
+    It fails a given number of times for questions that contain a given word.
     """
 
     generative = True
@@ -62,7 +62,7 @@ class Reader:
     def identity(self) -> str:
         return type(self).__name__
 
-    def _meet(self, text: str) -> None:
+    def _maybe_fail(self, text: str) -> None:
         with self._lock:
             for word, times in self.fails.items():
                 if word in text and times > 0:
@@ -71,7 +71,7 @@ class Reader:
 
     def stream(self, prompt: Prompt, *, cancelled: Callable[[], bool] = lambda: False) -> Iterator[str]:
         self.asked[prompt.question] += 1
-        self._meet(prompt.question)
+        self._maybe_fail(prompt.question)
         if "accents" in prompt.question or not prompt.passages:
             yield abstention(prompt.language)
         else:
@@ -82,7 +82,7 @@ class Reader:
     ) -> str:
         text = messages[-1]["content"]
         self.asked["judge" if "ANSWER" in text else "rewrite" if len(messages[-1]["content"]) < 60 else "other"] += 1
-        self._meet(text)
+        self._maybe_fail(text)
         if "--- BEGIN ANSWER" in text:
             return '{"statements": [{"statement": "s", "supported": true}], "score": 4}'
         return "k1 b values\nrank constant sixty"
@@ -116,7 +116,7 @@ def values(result: Result, measure: str, system: str | None = None) -> dict[str,
     return dict(zip(frame["query_id"], frame["value"], strict=True))
 
 
-def test_answers_are_made_measured_and_kept(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+def test_answers_are_generated_evaluated_and_cached(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
     llm = Reader()
     one = experiment(dataset, answering(embedder, llm), tmp_path, measures=["nDCG@10", *ANSWERS])
     result = one.run()
@@ -129,7 +129,7 @@ def test_answers_are_made_measured_and_kept(dataset: Dataset, embedder: Counting
     assert answers["taille"].language == "fr"
     row = result.systems.iloc[0]
     assert (row["errors"], row["answer_ms"] >= 0) == (0, True)
-    assert "tokens" not in result.systems.columns  # it does not say
+    assert "tokens" not in result.systems.columns  # the model does not report usage
 
     again = experiment(
         dataset, answering(embedder, llm), tmp_path, measures=["AP", "F1", *ANSWERS[:2]] if 0 else ["AP", *ANSWERS]
@@ -139,7 +139,7 @@ def test_answers_are_made_measured_and_kept(dataset: Dataset, embedder: Counting
     assert not again.result_cache.computed
 
 
-def test_what_a_model_is_given_is_what_its_reply_is_kept_under(
+def test_replies_are_cached_under_the_input_of_the_model(
     dataset: Dataset,
     embedder: Counting,
     tmp_path: Path,
@@ -155,7 +155,7 @@ def test_what_a_model_is_given_is_what_its_reply_is_kept_under(
     assert sum(llm.asked.values()) == 8
     experiment(dataset, dataclasses.replace(system, k=1), tmp_path, measures=ANSWERS).run()
     assert sum(llm.asked.values()) == 9  # for one question BM25 finds more than one passage
-    # No measure looks at answers: none is made.
+    # No measure needs answers: none are generated.
     other = Reader()
     experiment(dataset, answering(embedder, other), tmp_path).run()
     assert not other.asked
@@ -178,7 +178,7 @@ def test_a_failure_is_retried_marked_counted_and_never_scored(
     one = experiment(dataset, answering(embedder, llm), tmp_path, measures=["nDCG@10", *ANSWERS])
     result = one.run()
     assert llm.asked["How do I choose k1 and b for BM25?"] == 3  # the third time it answered
-    assert llm.asked["Quelle taille de passage choisir ?"] == 3  # and here it gave up
+    assert llm.asked["Quelle taille de passage choisir ?"] == 3  # the call failed after all retries
     assert result.errors.to_dict("records") == [
         {
             "system": result.names[0],
@@ -196,7 +196,7 @@ def test_a_failure_is_retried_marked_counted_and_never_scored(
     assert result.systems["errors"].item() == 1
     assert values(result, "nDCG@10")["taille"] > 0  # its ranking was not touched
     assert "taille" not in result.answers(result.names[0])
-    # The next run asks what failed, and nothing else.
+    # The next run repeats only the failed call.
     llm.fails.clear()
     before = llm.asked.copy()
     healed = one.run()
@@ -218,21 +218,21 @@ def test_a_server_that_fails_a_fifth_of_its_calls(dataset: Dataset, embedder: Co
     failed = set(result.errors["query_id"])
     assert server.failed > 5
     assert llm.failures == server.failed
-    # Whoever failed three times is marked; all others have their answer, and nobody has an answer from a failure.
+    # Questions whose call failed three times are errors; all others have an answer.
     assert set(result.answers(name)) == {query.id for query in many.queries} - failed
     assert {q for q, value in values(result, "Answered").items() if math.isnan(value)} == failed & set(many.spans)
     assert all(len(answer.text.split()) > 1 for answer in result.answers(name).values())
     assert sum(usage.input_tokens for usage in server.billed) <= llm.usage.input_tokens  # never less than was billed
 
 
-def test_a_key_that_is_refused_ends_it_at_once(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+def test_a_rejected_api_key_ends_the_run(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
     llm = Reader(fails={"": 99}, error=LLMAuthenticationError("another key", model="reader", base_url=""))
     with pytest.raises(LLMAuthenticationError):
         experiment(dataset, answering(embedder, llm), tmp_path, measures=ANSWERS, max_concurrency=1).run()
     assert sum(llm.asked.values()) == 1
 
 
-def test_a_server_that_answers_nothing_is_not_asked_for_ever(
+def test_a_dead_server_ends_the_run(
     dataset: Dataset,
     embedder: Counting,
     tmp_path: Path,
@@ -246,9 +246,7 @@ def test_a_server_that_answers_nothing_is_not_asked_for_ever(
     assert len(llm.asked) < 12
 
 
-def test_questions_that_a_model_always_refuses_stop_no_later_run(
-    dataset: Dataset, embedder: Counting, tmp_path: Path
-) -> None:
+def test_refused_questions_do_not_end_later_runs(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
     refused = [Query(f"no{n}", f"Forbidden BM25 question {n}?") for n in range(12)]
     more = dataclasses.replace(dataset, queries=[*dataset.queries, *refused])
     error = LLMResponseError("content filter", model="reader", base_url="", status=400)
@@ -259,7 +257,7 @@ def test_questions_that_a_model_always_refuses_stop_no_later_run(
         assert len(result.answers(result.names[0])) == 4
 
 
-def test_a_judge_that_is_not_there_is_noticed_although_others_answer(
+def test_a_missing_judge_ends_the_run_although_other_models_answer(
     dataset: Dataset, embedder: Counting, tmp_path: Path
 ) -> None:
     more = dataclasses.replace(
@@ -271,7 +269,7 @@ def test_a_judge_that_is_not_there_is_noticed_although_others_answer(
     assert judge.asked.total() == 3 * 8
 
 
-def test_measures_have_names_of_their_own(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+def test_names_of_measures_are_unique(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
     system = answering(embedder, Reader())
     with pytest.raises(InputError, match="same name: Relevance, Relevance"):
         experiment(dataset, system, tmp_path, measures=[Relevance(Reader()), Relevance(Reader())])
@@ -279,9 +277,9 @@ def test_measures_have_names_of_their_own(dataset: Dataset, embedder: Counting, 
     assert [str(measure) for measure in twice.measures] == ["nDCG@10"]
 
 
-def test_a_model_that_thinks_is_measured_by_its_answers(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+def test_reasoning_is_not_part_of_the_answer(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
     class Thinker(Reader):
-        """It thinks of passages that it does not cite, and is cut off while it thinks of fusion."""
+        """A model whose reasoning mentions passages that it does not cite, and is truncated for one question."""
 
         def stream(self, prompt: Prompt, *, cancelled: Callable[[], bool] = lambda: False) -> Iterator[str]:
             yield "<think>Passage [2] may say so, or not."
@@ -301,7 +299,7 @@ def test_a_model_that_thinks_is_measured_by_its_answers(dataset: Dataset, embedd
     assert set(result.answers("plain")) - set(result.answers("thinks")) == cut
 
 
-def test_half_a_character_is_no_reason_to_fail(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+def test_an_unpaired_surrogate_is_replaced(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
     class Broken(Reader):
         def stream(self, prompt: Prompt, **options: Any) -> Iterator[str]:
             yield "bad \ud83d text [1]"
@@ -311,7 +309,7 @@ def test_half_a_character_is_no_reason_to_fail(dataset: Dataset, embedder: Count
     assert result.errors.empty
 
 
-def test_judges_are_repeated_spread_and_kept(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+def test_judgements_are_repeated_and_cached(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
     class Moody(Reader):
         def complete(self, messages: Sequence[Any], **options: Any) -> str:
             super().complete(messages, **options)
@@ -331,14 +329,14 @@ def test_judges_are_repeated_spread_and_kept(dataset: Dataset, embedder: Countin
     row = result.systems.iloc[0]
     assert row["Relevance spread"] > 0
     assert (row["Faithfulness"], row["Faithfulness spread"]) == (1, 0)
-    # More repeats are more of the same.
+    # More repeats reuse the earlier judgements.
     asked = judge.asked["mood"]
     more = experiment(dataset, answering(embedder, Reader()), tmp_path, measures=[Relevance(judge, repeats=5)])
     more.run()
     assert judge.asked["mood"] == asked + 3
 
 
-def test_a_judgement_that_cannot_be_read_is_no_score(
+def test_an_invalid_judgement_is_not_a_score(
     dataset: Dataset,
     embedder: Counting,
     tmp_path: Path,
@@ -355,7 +353,7 @@ def test_a_judgement_that_cannot_be_read_is_no_score(
     assert values(result, "Answered")["k1"] == 1
 
 
-def test_follow_ups_are_made_checked_and_scored(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+def test_follow_ups_are_generated_checked_and_scored(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
     one = experiment(dataset, System(embedder=embedder, retriever=BM25()), tmp_path, measures=["FollowUps"])
     result = one.run()
     assert set(result.follow_ups.columns) == {"system", "query_id", "question", "answerable"}
@@ -366,14 +364,14 @@ def test_follow_ups_are_made_checked_and_scored(dataset: Dataset, embedder: Coun
 
 
 def paid(embedder: Counting, llm: Any, **options: Any) -> dict[str, Any]:
-    """A system that asks a model at every stage, and measures that ask it, too."""
+    """Return a system and measures that call a model at every stage."""
     system = answering(embedder, llm, rewriter=MultiQuery(llm), reranker=Orders(llm), **options)
     return {"systems": system, "measures": ["nDCG@10", *ANSWERS, "FollowUps", Relevance(llm), Faithfulness(llm)]}
 
 
 @dataclasses.dataclass(frozen=True)
 class Orders(LLMReranker):
-    """A user's own: its results are kept under its fingerprint, beside the replies."""
+    """A user-defined reranker: its results are cached under its fingerprint, besides the replies."""
 
     def scores(self, question: str, texts: Sequence[str], **options: Any) -> list[float]:
         self.llm.complete(self.messages(question, texts))  # type: ignore[attr-defined]
@@ -381,7 +379,7 @@ class Orders(LLMReranker):
 
 
 @pytest.mark.parametrize("package", ["ipython", "beautifulsoup4", "chromadb", "torch", "pandas", "requests", "openai"])
-def test_an_upgrade_of_what_is_not_used_computes_nothing(
+def test_an_upgrade_of_an_unused_package_computes_nothing(
     dataset: Dataset, embedder: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     llm = Reader()
@@ -398,7 +396,7 @@ def test_an_upgrade_of_what_is_not_used_computes_nothing(
     assert not llm.asked
 
 
-def test_an_upgrade_of_everything_asks_a_model_nothing(
+def test_an_upgrade_of_all_packages_calls_no_model(
     dataset: Dataset, embedder: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llm = Reader()
@@ -410,15 +408,13 @@ def test_an_upgrade_of_everything_asks_a_model_nothing(
     estimated = again.estimate().calls
     after = again.run()
     fingerprint._installed.cache_clear()
-    assert again.result_cache.computed["retrieve"] > 0  # BM25 is another version's
+    assert again.result_cache.computed["retrieve"] > 0  # BM25 has another version
     assert estimated == llm.asked.total() == 0
     assert after.queries.equals(before.queries)
     assert after.judgements.equals(before.judgements)
 
 
-def test_two_experiments_that_send_the_same_messages_ask_once(
-    dataset: Dataset, embedder: Counting, tmp_path: Path
-) -> None:
+def test_two_experiments_share_replies(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
     llm = Reader()
     options = paid(embedder, llm)
     experiment(dataset, **options, folder=tmp_path).run()
@@ -433,7 +429,7 @@ def test_two_experiments_that_send_the_same_messages_ask_once(
     assert two.result_cache.computed["retrieve"] > 0
 
 
-def test_another_parser_reads_the_replies_that_are_kept(
+def test_another_parser_reads_the_cached_replies(
     dataset: Dataset, embedder: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llm = Reader()
@@ -453,7 +449,7 @@ def test_another_parser_reads_the_replies_that_are_kept(
     assert not llm.asked
 
 
-def test_a_judgement_that_cannot_be_read_is_asked_for_again_and_lost_by_nobody(
+def test_an_invalid_judgement_is_requested_again_and_kept(
     dataset: Dataset, embedder: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Silly(Reader):
@@ -481,7 +477,7 @@ def test_a_judgement_that_cannot_be_read_is_asked_for_again_and_lost_by_nobody(
 
 
 class Hidden:
-    """A rewriter of a user's own, whose model nobody sees."""
+    """A user-defined rewriter with a hidden model."""
 
     def __init__(self, llm: Any) -> None:
         self.llm = llm
@@ -490,7 +486,7 @@ class Hidden:
         return [question, self.llm.complete([{"role": "user", "content": question}])]
 
 
-def test_what_a_user_computes_is_kept_under_its_fingerprint(
+def test_results_of_user_code_are_cached_under_its_fingerprint(
     dataset: Dataset, embedder: Counting, tmp_path: Path
 ) -> None:
     llm = Reader()
@@ -502,7 +498,7 @@ def test_what_a_user_computes_is_kept_under_its_fingerprint(
     assert llm.asked.total() == 4
 
 
-def test_rewriting_searches_with_more_and_shares_the_question_itself(
+def test_rewriting_shares_the_search_for_the_original_question(
     dataset: Dataset,
     embedder: Counting,
     tmp_path: Path,
@@ -520,7 +516,7 @@ def test_rewriting_searches_with_more_and_shares_the_question_itself(
     assert not one.result_cache.computed
 
 
-def test_a_question_that_could_not_be_rewritten_is_not_scored(
+def test_a_question_whose_rewriting_failed_is_not_scored(
     dataset: Dataset,
     embedder: Counting,
     tmp_path: Path,
@@ -538,9 +534,7 @@ def test_a_question_that_could_not_be_rewritten_is_not_scored(
     assert result.errors["stage"].tolist() == ["rewrite"]
 
 
-def test_a_system_without_any_value_of_a_measure_stands_in_the_table(
-    dataset: Dataset, embedder: Counting, tmp_path: Path
-) -> None:
+def test_a_system_without_values_is_in_the_table(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
     class Silent(Reader):
         def stream(self, prompt: Prompt, **options: Any) -> Iterator[str]:
             yield abstention(prompt.language)
@@ -552,14 +546,14 @@ def test_a_system_without_any_value_of_a_measure_stands_in_the_table(
     assert result.compare().set_index("system").loc["silent", "n"] == 0
     assert "silent" in repr(result)
     assert "silent" in result.report(tmp_path / "report.html").read_text(encoding="utf-8")
-    assert result.rankings("reads")["none"] == []  # BM25 finds nothing, and that is no failure
+    assert result.rankings("reads")["none"] == []  # BM25 finds nothing, which is not a failure
     reranked = dataclasses.replace(systems["reads"], reranker=Backwards())
     assert experiment(nothing, reranked, tmp_path).run().errors.empty
 
 
 @dataclasses.dataclass(frozen=True)
 class Backwards:
-    """A reranker of a user's own."""
+    """A user-defined reranker."""
 
     depth: int = 2
 
@@ -567,7 +561,7 @@ class Backwards:
         return [float(at) for at in range(len(texts))]
 
 
-def test_reranking_changes_the_order_of_the_best(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+def test_reranking_reorders_the_best_passages(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
     plain = System(embedder=embedder, retriever=BM25(), label="plain")
     one = experiment(dataset, [plain, dataclasses.replace(plain, reranker=Backwards(), label="backwards")], tmp_path)
     result = one.run()
@@ -580,9 +574,7 @@ def test_reranking_changes_the_order_of_the_best(dataset: Dataset, embedder: Cou
         assert [p.score for p in after] == sorted((p.score for p in after), reverse=True)
 
 
-def test_scores_that_are_none_are_a_failure_and_are_not_kept(
-    dataset: Dataset, embedder: Counting, tmp_path: Path
-) -> None:
+def test_invalid_scores_are_failures_and_not_cached(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
     wrong = [math.nan]
 
     class Mine:
@@ -604,7 +596,7 @@ def test_scores_that_are_none_are_a_failure_and_are_not_kept(
     assert one.run().errors.empty
 
 
-def test_an_embedder_is_known_without_a_cache_too(dataset: Dataset, tmp_path: Path) -> None:
+def test_an_embedder_has_an_identity_without_a_cache(dataset: Dataset, tmp_path: Path) -> None:
     class Trained(Counting):
         def __init__(self, version: str) -> None:
             super().__init__()
@@ -628,7 +620,7 @@ def test_an_embedder_is_known_without_a_cache_too(dataset: Dataset, tmp_path: Pa
             assert one.result_cache.computed["retrieve"] == 4
 
 
-def test_who_stops_makes_no_other_call(tmp_path: Path) -> None:
+def test_no_call_starts_after_cancellation(tmp_path: Path) -> None:
     made: list[int] = []
 
     def call(cancelled: Callable[[], bool]) -> int:
@@ -638,28 +630,28 @@ def test_who_stops_makes_no_other_call(tmp_path: Path) -> None:
     def interrupted(stage: str, done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    asking = calls.Calls(ResultCache(tmp_path / "results.db"), max_concurrency=1, tell=interrupted)
+    asking = calls.Calls(ResultCache(tmp_path / "results.db"), max_concurrency=1, on_progress=interrupted)
     with pytest.raises(KeyboardInterrupt):
         asking.compute("answer", {str(number): call for number in range(5_000)})
     assert len(made) < 5_000
 
 
-def test_a_run_that_cannot_be_written_down_has_failed(
+def test_a_run_that_cannot_be_recorded_has_failed(
     dataset: Dataset, embedder: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise RagkitError("the disk is full")
 
     monkeypatch.setattr(Run, "record", full)
-    told = Told()
+    publisher = RecordingPublisher()
     with pytest.raises(RagkitError, match="disk is full"):
-        experiment(dataset, System(embedder=embedder, retriever=BM25()), tmp_path, publisher=told).run()
+        experiment(dataset, System(embedder=embedder, retriever=BM25()), tmp_path, publisher=publisher).run()
     assert [info.state for info in RunStore(tmp_path / "runs").list()] == ["failed"]
-    assert isinstance(told.events[-1], messages.ExperimentProgress)
-    assert told.events[-1].state == "failed"
+    assert isinstance(publisher.events[-1], messages.ExperimentProgress)
+    assert publisher.events[-1].state == "failed"
 
 
-def test_a_document_with_nothing_but_a_title_is_ranked(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+def test_a_document_with_only_a_title_is_ranked(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
     bare = dataclasses.replace(dataset.documents[0], id="bare.md", text="", title="BM25 k1")
     more = dataclasses.replace(dataset, documents=[*dataset.documents, bare])
     result = experiment(more, System(embedder=embedder, retriever=Dense(), chunker=None), tmp_path).run()
@@ -667,7 +659,7 @@ def test_a_document_with_nothing_but_a_title_is_ranked(dataset: Dataset, embedde
     assert all(0 <= value <= 1 for value in values(result, "SpanRecall@3").values())
 
 
-def test_choices_anywhere(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
+def test_choices_in_any_field(dataset: Dataset, embedder: Counting, tmp_path: Path) -> None:
     system = answering(embedder, Reader(), k=choose(1, 5), reranker=choose(None, Backwards()))
     names = [each.name for each in experiment(dataset, system, tmp_path).systems]
     assert len(names) == len(set(names)) == 4
@@ -725,9 +717,9 @@ def test_a_spent_budget_pauses_and_resumes(dataset: Dataset, embedder: Counting,
         running.resume()
         result = running.result(timeout_seconds=60)
         assert "done" in repr(running)
-        running.add(System(label="late", embedder=embedder, retriever=Dense()))  # it goes on
+        running.add(System(label="late", embedder=embedder, retriever=Dense()))  # it resumes
         assert running.result(timeout_seconds=60).names[-1] == "late"
-        assert len(server.connections) == 4  # none was asked twice
+        assert len(server.connections) == 4  # no request was repeated
         assert budget.spent == pytest.approx(4 * 300e-6)
         assert result.systems["cost"].item() == pytest.approx(4 * 300e-6)
         assert result.systems["tokens"].item() == 120

@@ -1,4 +1,4 @@
-"""What is drawn from a space: every part of it, in its bounds, each set-up once."""
+"""Sampling from a search space: complete, within bounds, each configuration once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ METHODS = pytest.mark.parametrize("method", ["random", "tpe"])
 
 @dataclasses.dataclass(frozen=True)
 class Hill:
-    """A retriever to be drawn; nothing is retrieved."""
+    """A retriever with parameters; it retrieves nothing."""
 
     height: float = 0.0
     kind: Any = "hill"
@@ -41,7 +41,7 @@ def space(retriever: Any, **parts: Any) -> System:
 
 
 def drawn(draws: Draws, height: float = 0.7) -> list[Trial]:
-    """Draw all; the nearer to a height, the better."""
+    """Draw all trials; the score is higher the closer to a height."""
     last = None
     while (trial := draws.draw(last)) is not None:
         far = abs(trial.parameters.get("retriever.height", 0.0) - height)
@@ -51,7 +51,7 @@ def drawn(draws: Draws, height: float = 0.7) -> list[Trial]:
 
 
 @METHODS
-def test_parameters_of_an_option_are_there_when_it_is(method: Literal["random", "tpe"]) -> None:
+def test_a_trial_has_the_parameters_of_its_option(method: Literal["random", "tpe"]) -> None:
     system = space(
         choose(BM25(), Hybrid(dense_weight=between(0, 1), depth=choose(50, 100)), Dense(depth=choose(7, 8, 9))),
         chunker=TokenChunker(max_tokens=between(200, 400, step=100)),
@@ -85,7 +85,7 @@ def test_parameters_of_an_option_are_there_when_it_is(method: Literal["random", 
         (choose(5, between(1, 2)), 5, lambda x: x == 5 or 1 <= x <= 2),
     ],
 )
-def test_numbers_keep_within_their_range(method: str, part: Any, middle: float, is_right: Any) -> None:
+def test_numbers_stay_within_their_range(method: str, part: Any, middle: float, is_right: Any) -> None:
     draws = Draws(space(Hill(part)), method, 25, seed=1)
     heights = [trial.system.retriever.height for trial in drawn(draws)]  # type: ignore[union-attr]
     assert heights[0] == middle
@@ -93,24 +93,24 @@ def test_numbers_keep_within_their_range(method: str, part: Any, middle: float, 
     assert len(set(heights)) == len(heights) == min(25, count(Hill(part)))
 
 
-def test_whole_numbers_stay_whole() -> None:
+def test_integers_stay_integers() -> None:
     draws = Draws(space(Hill(0.5, between(1, 9), between(1, 100, log=True))), "random", 30, seed=0)
     hills: list[Any] = [trial.system.retriever for trial in drawn(draws) if trial.system]
     assert all(type(hill.kind) is type(hill.size) is int for hill in hills)
     assert all(1 <= hill.kind <= 9 and 1 <= hill.size <= 100 for hill in hills)
     assert hills[0] == Hill(0.5, 5, 10)
-    assert sum(hill.size <= 10 for hill in hills) > 8  # half of the logarithm
+    assert sum(hill.size <= 10 for hill in hills) > 8  # the lower half on a logarithmic scale
 
 
 @METHODS
-def test_a_small_space_is_drawn_whole_and_once(method: str) -> None:
+def test_a_small_space_is_sampled_completely_and_once(method: str) -> None:
     draws = Draws(space(Hill(choose(0.7, 0.1, 0.4), choose("hill", choose("slope", "cliff")))), method, 50, seed=0)
     found = [(trial.system.retriever.height, trial.system.retriever.kind) for trial in drawn(draws)]  # type: ignore[union-attr]
     assert sorted(found) == [(height, kind) for height in (0.1, 0.4, 0.7) for kind in ("cliff", "hill", "slope")]
 
 
 @METHODS
-def test_options_that_do_not_go_together_have_failed(method: str) -> None:
+def test_incompatible_options_are_failed_trials(method: str) -> None:
     draws = Draws(space(Hill(choose(0.7, 0.25), choose("hill", "cliff"))), method, 50, seed=0)
     by_state = {state: [t for t in drawn(draws) if t.state == state] for state in ("done", "failed")}
     assert len(by_state["done"]) == 3
@@ -119,7 +119,7 @@ def test_options_that_do_not_go_together_have_failed(method: str) -> None:
     assert failed.parameters == {"retriever.height": 0.25, "retriever.kind": "cliff"}
 
 
-def test_what_was_measured_teaches_tpe_where_to_draw() -> None:
+def test_tpe_learns_from_scores() -> None:
     hill = space(Hill(between(0, 1)))
     far = {
         method: [abs(trial.parameters["retriever.height"] - 0.7) for trial in drawn(Draws(hill, method, 60, seed=0))]
@@ -128,7 +128,7 @@ def test_what_was_measured_teaches_tpe_where_to_draw() -> None:
     assert sum(far["tpe"][30:]) < sum(far["random"][30:]) / 2
 
 
-def test_failures_teach_tpe_where_not_to_draw() -> None:
+def test_tpe_learns_from_failures() -> None:
     draws = Draws(space(choose(Hill(between(0, 1)), Hill(between(0, 1), "steep"))), "tpe", 40, seed=0)
     last = None
     while (trial := draws.draw(last)) is not None:
@@ -141,7 +141,7 @@ def test_failures_teach_tpe_where_not_to_draw() -> None:
 
 
 @METHODS
-def test_the_seed_decides(method: str) -> None:
+def test_the_seed_determines_the_trials(method: str) -> None:
     def parameters(seed: int, trials: int = 15) -> list[dict[str, Any]]:
         system = space(choose(BM25(), Hill(between(0, 1))))
         return [trial.parameters for trial in drawn(Draws(system, method, trials, seed))]
@@ -151,12 +151,12 @@ def test_the_seed_decides(method: str) -> None:
     assert parameters(3) != parameters(4)
 
 
-def test_optuna_is_left_as_it_was(caplog: pytest.LogCaptureFixture) -> None:
+def test_global_settings_of_optuna_are_restored(caplog: pytest.LogCaptureFixture) -> None:
     import optuna
 
     level = optuna.logging.get_verbosity()
     logger = logging.getLogger("optuna")
-    logger.addHandler(caplog.handler)  # it does not pass on what it is told
+    logger.addHandler(caplog.handler)  # Optuna's logger does not propagate
     try:
         drawn(Draws(space(Hill(between(0, 1))), "tpe", 5, seed=0))
         assert not caplog.records

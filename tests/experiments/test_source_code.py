@@ -1,4 +1,4 @@
-"""The source that a definition depends on: all that it refers to, and nothing else."""
+"""Static dependencies: everything that a definition refers to, and nothing else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Tree = Callable[..., None]
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tree]:
-    """Writes modules of another ragkit: ``tree(a="...", b__c="...")`` are ragkit.a and ragkit.b.c."""
+    """Write modules of a fake ragkit: ``tree(a="...", b__c="...")`` creates ragkit.a and ragkit.b.c."""
     monkeypatch.setattr(source_code, "_ROOT", tmp_path / "ragkit")
 
     def forget() -> None:
@@ -165,20 +165,20 @@ OTHERS = {
         ("f", "a", 'TABLE["x"] = 1', 'TABLE["x"] = 2'),
         ("f", "a", "return function", "return lambda *a: 1"),  # a decorator
         ("f", "b", "x + SHIFT", "x - SHIFT"),
-        ("f", "b", "SHIFT = 1", "SHIFT = 2"),  # at two removes
+        ("f", "b", "SHIFT = 1", "SHIFT = 2"),  # indirectly
         ("f", "c__d", "return 1", "return 3"),  # by attribute of a module
-        ("f", "e", "return 1", "return 4"),  # what an argument's annotation says
+        ("f", "e", "return 1", "return 4"),  # through the annotation of an argument
         ("f", "e", "size = 3", "size = 4"),
         ("f", "a", "return self.inner()", "return -self.inner()"),  # a method
         ("f", "a", "return 1", "return 5"),  # which another method calls
         ("f", "a", "flag = True", "flag = False"),
         ("K", "b", "return SHIFT", "return -SHIFT"),  # a base class
-        ("K", "a", "return lxml", "return not lxml"),  # asked about itself, all methods of it count
+        ("K", "a", "return lxml", "return not lxml"),  # all methods of the requested class count
         ("K", "a", "lxml = None", "lxml = False"),
         ("lazy", "b", "x + SHIFT", "x - SHIFT"),  # imported in the function
         ("dynamic", "a", "UNUSED = 1", "UNUSED = 2"),  # globals() may mean anything
         ("dynamic", "b", "x + SHIFT", "x - SHIFT"),
-        ("by_attribute", "e", "return 2", "return 3"),  # so may a name that is computed
+        ("by_attribute", "e", "return 2", "return 3"),  # so may a computed attribute name
         ("by_name", "e", "return 2", "return 3"),
         ("whole", "c__d", "return 2", "return 3"),
         ("loaded", "c__d", "return 2", "return 3"),
@@ -189,7 +189,7 @@ OTHERS = {
         ("calls_itself", "a", "calls_itself(n - 1)", "calls_itself(n - 2)"),
     ],
 )
-def test_a_change_of_what_is_referred_to_counts(tree: Tree, name: str, module: str, old: str, new: str) -> None:
+def test_changes_of_referenced_code_count(tree: Tree, name: str, module: str, old: str, new: str) -> None:
     modules = {"a": BEFORE, **OTHERS}
     tree(**modules)
     before = of(name)
@@ -205,17 +205,17 @@ def test_a_change_of_what_is_referred_to_counts(tree: Tree, name: str, module: s
         ("a", "    def decorator", "\n    # a comment\n    def decorator"),
         ("a", "UNUSED = 1", "UNUSED = 2"),
         ("a", "return requests", "return 1"),
-        ("a", "return lxml", "return not lxml"),  # a method that nothing takes
-        ("a", "yaml.dump(1)", "yaml.dump(2)"),  # what a notebook shows
+        ("a", "return lxml", "return not lxml"),  # an unused method
+        ("a", "yaml.dump(1)", "yaml.dump(2)"),  # a display method
         ("a", "import bm25s", "import bs4 as bm25s"),
         ("b", "def beside():\n            return 1", "def beside():\n            return 2"),
-        ("b", "return SHIFT", "return -SHIFT"),  # a method of a base class that nothing takes
+        ("b", "return SHIFT", "return -SHIFT"),  # an unused method of a base class
         ("c__d", "return 2", "return 3"),
         ("e", "return 2", "return 3"),
         ("errors", "self.text = text", "self.text = text.upper()"),
     ],
 )
-def test_a_change_of_anything_else_does_not(tree: Tree, module: str, old: str, new: str) -> None:
+def test_other_changes_do_not_count(tree: Tree, module: str, old: str, new: str) -> None:
     modules = {"a": BEFORE, **OTHERS}
     tree(**modules)
     before = of()
@@ -224,7 +224,7 @@ def test_a_change_of_anything_else_does_not(tree: Tree, module: str, old: str, n
     assert of() == before
 
 
-def test_packages_are_those_that_the_source_itself_uses(tree: Tree) -> None:
+def test_packages_are_those_that_the_source_uses(tree: Tree) -> None:
     tree(a=BEFORE, **OTHERS)
     assert of("f").packages == {"numpy"}  # not torch, which only an annotation names
     assert of("K").packages == {"lxml"}
@@ -233,7 +233,7 @@ def test_packages_are_those_that_the_source_itself_uses(tree: Tree) -> None:
     assert of(ALL).packages == {"numpy", "lxml", "bm25s", "requests", "yaml"}
 
 
-def test_names_that_a_package_lists_lead_to_their_modules(tree: Tree, tmp_path: Path) -> None:
+def test_public_names_of_a_package_resolve_to_their_modules(tree: Tree, tmp_path: Path) -> None:
     tree(a="from ragkit.b import helper\ndef f():\n    return helper(1)", b__c="def helper(x):\n    return x")
     (tmp_path / "ragkit" / "b" / "__init__.pyi").write_text("from .c import helper as helper\n", encoding="utf-8")
     before = of()
@@ -241,8 +241,8 @@ def test_names_that_a_package_lists_lead_to_their_modules(tree: Tree, tmp_path: 
     assert of() != before
 
 
-def test_ragkit_as_it_is(tree: Tree, tmp_path: Path) -> None:
-    """One copy and the other are the same; BM25 depends on how terms are made, and Dense does not."""
+def test_the_source_of_ragkit(tree: Tree, tmp_path: Path) -> None:
+    """Two copies have the same digests; BM25 depends on the tokenizer, and Dense does not."""
     real = Path(source_code.__file__).parents[1]
     places = [("ragkit.retrieval.retrievers", name) for name in ("BM25", "Dense")]
     shutil.copytree(real, tmp_path / "ragkit", dirs_exist_ok=True)

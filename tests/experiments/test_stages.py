@@ -1,4 +1,4 @@
-"""The stages of an experiment: what one document does to them."""
+"""The stages of an experiment: failures of a single document."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ragkit.embedding.cache import CachedEmbedder
 from ragkit.embedding.hashed import HashEmbedder
 from ragkit.errors import DocumentError, InputError
 from ragkit.experiments.result_cache import ResultCache
-from ragkit.experiments.stages import cut
+from ragkit.experiments.stages import chunk_documents
 from tests.indexing.test_pipeline import ERRORS, Trap, TrappedChunker, TrappedTokenizer
 
 
@@ -27,13 +27,14 @@ def documents(*texts: str) -> list[Document]:
 
 
 def texts_of(tmp_path: Path, chunker: Chunker, embedder: Embedder, *texts: str) -> list[str]:
-    cells = ResultCache(tmp_path / "cells.db")
-    return cut(documents(*texts), chunker, CachedEmbedder(embedder, False), cells, cancelled=never).texts()
+    results = ResultCache(tmp_path / "results.db")
+    cached = CachedEmbedder(embedder, False)
+    return chunk_documents(documents(*texts), chunker, cached, results, cancelled=never).texts()
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
 @pytest.mark.parametrize("where", ["chunker", "tokenizer"])
-def test_a_document_that_cannot_be_cut_is_named_and_not_left_out(
+def test_a_document_that_cannot_be_chunked_is_an_error_with_its_name(
     tmp_path: Path, where: str, error: BaseException
 ) -> None:
     TrappedChunker.trap = TrappedTokenizer.trap = Trap(error=error)
@@ -47,7 +48,7 @@ def test_a_document_that_cannot_be_cut_is_named_and_not_left_out(
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError()], ids=lambda e: type(e).__name__)
-def test_a_wish_to_stop_stays_one(tmp_path: Path, error: BaseException) -> None:
+def test_interrupts_are_not_document_errors(tmp_path: Path, error: BaseException) -> None:
     TrappedChunker.trap = Trap(error=error)
     with pytest.raises(type(error)):
         texts_of(tmp_path, TrappedChunker(), HashEmbedder(dimension=8), "A line of poison.")
@@ -67,7 +68,7 @@ def test_a_capital_letter_a_wide_space_and_a_full_stop(tmp_path: Path) -> None:
 
 
 class WantsMetadata(SentenceChunker):
-    """Raises for the plain document too, by which it is found whether any document fails."""
+    """A chunker that also fails for the plain document that is used to test whether any document works."""
 
     def chunk(self, document: Document, *, embedder: Embedder) -> list[Chunk]:
         document.metadata["chapter"]

@@ -1,4 +1,4 @@
-"""Searches: what is asked of whom, what is reported, and that it is done once."""
+"""Tuning: which systems are asked which questions, what is reported, and that nothing is computed twice."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Hill:
             raise InputError("A cliff falls.")
 
     def scores(self, question: str, passages: Passages) -> Mapping[int, float]:
-        globals()["ASKED"][self.height, question] += 1  # what is counted is no part of its identity
+        globals()["ASKED"][self.height, question] += 1  # via globals(), because a counter is not part of the identity
         if self.kind == "abyss":
             raise InputError("Nothing comes out of an abyss.")
         found = BM25().scores(question, passages)
@@ -54,7 +54,7 @@ class Hill:
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """Searches for the question as it was given, and may fail at every second one."""
+    """Searches for the unchanged question, and can fail for every second one."""
 
     fails: bool
 
@@ -64,8 +64,8 @@ class Given:
         return [question]
 
 
-class Told:
-    """A publisher that keeps what it is told."""
+class RecordingPublisher:
+    """A publisher that records events."""
 
     def __init__(self) -> None:
         self.events: list[Any] = []
@@ -78,7 +78,11 @@ HILL = System(retriever=Hill(between(0, 1)), chunker=TokenChunker(max_tokens=400
 
 
 def find(dataset: Dataset, system: System, folder: Path, **options: Any) -> Tuning:
-    return tune(dataset, system, **{"store": folder, "cache": False, "publisher": Told(), "progress": False, **options})
+    return tune(
+        dataset,
+        system,
+        **{"store": folder, "cache": False, "publisher": RecordingPublisher(), "progress": False, **options},
+    )
 
 
 def kinds(*options: str) -> System:
@@ -87,7 +91,7 @@ def kinds(*options: str) -> System:
 
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
-    """Questions in English and French on the articles of the handbook."""
+    """English and French questions on the articles of the handbook."""
     return load_dataset(ROOT / "data" / "questions", corpus=ROOT / "data" / "handbook").sample(48, seed=1)
 
 
@@ -108,7 +112,7 @@ def nothing_asked(halved: Tuning) -> None:
 
 
 @METHODS
-def test_stopped_and_run_again_it_computes_what_is_missing(dataset: Dataset, tmp_path: Path, method: Any) -> None:
+def test_a_stopped_search_resumes(dataset: Dataset, tmp_path: Path, method: Any) -> None:
     few = dataset.sample(36 if method == "halving" else 12)
     times = iter(range(1, 10_000))
     with pytest.raises(OperationCancelled):
@@ -127,7 +131,7 @@ def test_stopped_and_run_again_it_computes_what_is_missing(dataset: Dataset, tmp
     assert again.test.queries.equals(once.test.queries)
 
 
-def test_the_best_on_train_is_compared_on_test(few: Dataset, tmp_path: Path) -> None:
+def test_the_best_system_is_compared_on_the_test_questions(few: Dataset, tmp_path: Path) -> None:
     found = find(few, HILL, tmp_path, trials=6, method="tpe", also=["R@5"])
     train = {query.text for query in found.train.queries}
     test = {query.text for query in found.test.dataset.queries}
@@ -149,23 +153,25 @@ def test_the_best_on_train_is_compared_on_test(few: Dataset, tmp_path: Path) -> 
     (compared,) = found.test.compare("R@5").to_dict("records")
     assert compared["n"] == 10
     assert compared["difference"] > 0
-    title = "6 set-ups by tpe, 60 questions asked. Chosen by nDCG@10 on 10 train questions, reported on 10 test"
+    title = (
+        "6 configurations by tpe, 60 questions asked. Selected by nDCG@10 on 10 train questions, reported on 10 test"
+    )
     assert title in repr(found)
     assert title in found._repr_html_()
 
 
-def test_halving_asks_fewer_questions_for_the_same_best(dataset: Dataset, halved: Tuning, tmp_path: Path) -> None:
+def test_halving_finds_the_best_with_fewer_questions(dataset: Dataset, halved: Tuning, tmp_path: Path) -> None:
     every = find(dataset, HILL, tmp_path, trials=9, test=dataset.head(3))
     assert halved.best == every.best != every.baseline
     assert list(halved.trials["retriever.height"]) == list(every.trials["retriever.height"])
     assert Counter(halved.trials["questions"]) == {15: 6, 45: 3}
     assert Counter(halved.trials["state"]) == {"stopped": 6, "done": 3}
-    # What a rung has asked, the next one does not ask again.
+    # A rung reuses the results of the previous one.
     assert halved.computed["retrieve"] == 9 * 15 + 3 * (45 - 15) + 2 * 3
     assert every.computed["retrieve"] == 9 * 45 + 2 * 3
 
 
-def test_rungs_are_within_each_other() -> None:
+def test_rungs_are_nested() -> None:
     questions = load_dataset(ROOT / "data" / "questions", corpus=ROOT / "data" / "handbook")
     rungs = _rungs(questions, seed=3)
     assert [len(rung.queries) for rung in rungs] == [len(questions.queries) // n for n in (9, 3, 1)]
@@ -175,7 +181,7 @@ def test_rungs_are_within_each_other() -> None:
 
 
 @METHODS
-def test_what_cannot_be_measured_has_failed(few: Dataset, tmp_path: Path, method: Any) -> None:
+def test_systems_that_cannot_be_evaluated_are_failed_trials(few: Dataset, tmp_path: Path, method: Any) -> None:
     found = find(few, kinds("hill", "abyss", "cliff", "slope"), tmp_path, method=method)
     trials = found.trials.set_index("retriever.kind")
     assert dict(trials["error"]) == {
@@ -183,10 +189,12 @@ def test_what_cannot_be_measured_has_failed(few: Dataset, tmp_path: Path, method
     }  # fmt: skip
     assert dict(trials["state"]) == {"hill": "done", "slope": "done", "cliff": "failed", "abyss": "failed"}
     assert trials["train"].notna().equals(trials["state"] == "done")
-    assert f"4 set-ups by {method}, 2 of them failed (trials['error'] says why), " in repr(found)
+    assert f"4 configurations by {method}, 2 of them failed (see trials['error']), " in repr(found)
 
 
-def test_who_fails_at_questions_is_not_the_best(few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_with_failed_questions_is_not_the_best(
+    few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("ragkit.experiments.calls.PAUSE_SECONDS", 0.0)
     system = dataclasses.replace(HILL, retriever=choose(Hill(0.5), BM25()), rewriter=choose(Given(True), Given(False)))
     found = find(few, system, tmp_path)
@@ -200,15 +208,15 @@ def test_who_fails_at_questions_is_not_the_best(few: Dataset, tmp_path: Path, mo
     assert found.best == dataclasses.replace(HILL, retriever=BM25(), rewriter=Given(False))
 
 
-def test_of_equals_the_first_is_best(few: Dataset, tmp_path: Path) -> None:
+def test_of_equal_systems_the_first_is_best(few: Dataset, tmp_path: Path) -> None:
     found = find(few, kinds("hill", "slope", "ridge"), tmp_path)
     assert found.trials["train"].nunique() == 1
     assert found.best == found.baseline
     assert found.test.names == [f"baseline: {found.baseline.name}"]
-    assert "No other was better than the baseline." in repr(found)
+    assert "No system was better than the baseline." in repr(found)
 
 
-def test_a_test_of_its_own_and_another_baseline(few: Dataset, tmp_path: Path) -> None:
+def test_a_separate_test_set_and_a_given_baseline(few: Dataset, tmp_path: Path) -> None:
     test = few.sample(8, seed=5)
     shouted = dataclasses.replace(test, queries=[Query(query.id, query.text.upper() + " ") for query in test.queries])
     baseline = dataclasses.replace(HILL, retriever=Dense())
@@ -219,17 +227,17 @@ def test_a_test_of_its_own_and_another_baseline(few: Dataset, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("method", ["random", "tpe"])
-def test_it_is_told_live_as_one_task(few: Dataset, tmp_path: Path, method: Any) -> None:
-    told = Told()
-    find(few, HILL, tmp_path, method=method, trials=3, publisher=told)
-    names = dict.fromkeys((event.task_id, event.experiment) for event in told.events)
+def test_each_experiment_is_published_as_one_task(few: Dataset, tmp_path: Path, method: Any) -> None:
+    publisher = RecordingPublisher()
+    find(few, HILL, tmp_path, method=method, trials=3, publisher=publisher)
+    names = dict.fromkeys((event.task_id, event.experiment) for event in publisher.events)
     assert [name for _, name in names] == [f"{few.name}: search", f"{few.name}: test"]
-    results = [event for event in told.events if isinstance(event, messages.ExperimentResult)]
+    results = [event for event in publisher.events if isinstance(event, messages.ExperimentResult)]
     assert [len(event.leaderboard) for event in results] == [1, 2, 3, 1, 2]
     assert [event.row["system"][:8] for event in results[:3]] == ["trial 0:", "trial 1:", "trial 2:"]
 
 
-def test_pictures(halved: Tuning, few: Dataset) -> None:
+def test_plots(halved: Tuning, few: Dataset) -> None:
     long = "b" * 99
     states: Any = [("$x_1$", 0.3, "done"), ("\u202e", None, "failed"), (long, 0.5, "stopped"), (long, 0.4, "done")]
     trials = [
@@ -248,32 +256,34 @@ def test_pictures(halved: Tuning, few: Dataset) -> None:
     trials[2].parameters["stopped"] = 1
     for parameter in (None, "k", "kind", "exact", "stopped"):
         assert found.plot(parameter)._repr_png_()[0].startswith(b"\x89PNG")
-    with pytest.raises(InputError, match=r"There is: retriever\.height\."):
+    with pytest.raises(InputError, match=r"The parameters are: retriever\.height\."):
         halved.plot("height")
-    with pytest.raises(InputError, match="nothing to draw"):
+    with pytest.raises(InputError, match="nothing to plot"):
         found.plot("failed")
 
 
 @pytest.mark.parametrize(
     ("system", "options", "message"),
     [
-        (dataclasses.replace(HILL, retriever=BM25()), {}, "nothing to search"),
+        (dataclasses.replace(HILL, retriever=BM25()), {}, "no choices to tune"),
         (HILL, {"method": "grid"}, "'grid'"),
         (HILL, {"trials": 0}, "at least 1"),
-        (HILL, {"baseline": HILL}, "one system"),
+        (HILL, {"baseline": HILL}, "single system"),
         (HILL, {"train": 1.0}, "one part would be empty"),
         (HILL, {"measure": "nonsense"}, "nonsense"),
-        (kinds("cliff"), {}, "do not go together: A cliff falls"),
-        (kinds("abyss", "cliff"), {"method": "tpe"}, "could be measured.*comes out of an abyss"),
+        (kinds("cliff"), {}, "cannot be combined: A cliff falls"),
+        (kinds("abyss", "cliff"), {"method": "tpe"}, "could be evaluated.*comes out of an abyss"),
     ],
 )
-def test_what_cannot_be_is_refused(few: Dataset, tmp_path: Path, system: System, options: Any, message: str) -> None:
+def test_invalid_arguments_are_refused(
+    few: Dataset, tmp_path: Path, system: System, options: Any, message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         find(few, system, tmp_path, **options)
 
 
-def test_questions_are_left_to_choose_by(few: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="none is left"):
+def test_train_questions_must_remain(few: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="none is left to train on"):
         find(few, HILL, tmp_path, test=few)
 
 

@@ -1,4 +1,4 @@
-"""A small judged set, an embedder that counts, and experiments that tell nobody."""
+"""A small dataset, a counting embedder, and experiments that publish only to a recorder."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ragkit.experiments.experiment import Experiment
 from ragkit.live import messages
 from tests.support.corpora import PAGES
 
-__all__ = ["Counting", "Told", "experiment", "pages"]
+__all__ = ["Counting", "RecordingPublisher", "Told", "experiment", "pages"]
 
 
 class Counting(HashEmbedder):
-    """Counts what it embeds, and has a fingerprint, so that what it makes is kept."""
+    """An embedder that counts the texts and has a fingerprint, so that its vectors are cached."""
 
     def __init__(self, dimension: int = 64) -> None:
         super().__init__(dimension=dimension)
@@ -36,19 +36,22 @@ class Counting(HashEmbedder):
         return f"counting {self.dimension} {kind}"
 
 
-class Told:
-    """A publisher that keeps what it is told."""
+class RecordingPublisher:
+    """A publisher that records the events."""
 
     def __init__(self) -> None:
         self.events: list[messages.Broadcast] = []
 
     def publish(self, event: messages.Broadcast) -> None:
-        messages.encode(event)  # it can be sent
+        messages.encode(event)  # raises if it cannot be sent
         self.events.append(event)
 
 
+Told = RecordingPublisher
+
+
 def pages() -> Dataset:
-    """Four pages, two of them French, and a question about each, with the words that answer it."""
+    """Return a dataset of four pages, two of them French, with one question and gold span for each."""
     documents = [
         Document(id=name, text=text, source=name, title=text.splitlines()[0].strip("# "), language=language)
         for name, text in PAGES.items()
@@ -75,7 +78,7 @@ def experiment(dataset: Dataset, systems: Any, folder: Path, **options: Any) -> 
             "measures": ["nDCG@10", "SpanRecall@3"],
             "store": folder / "runs",
             "cache": EmbeddingCache(folder / "embeddings.db"),
-            "publisher": Told(),
+            "publisher": RecordingPublisher(),
             "progress": False,
             **options,
         },

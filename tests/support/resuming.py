@@ -1,10 +1,10 @@
-"""Kills a process that runs an experiment, wherever it is, and holds what comes of it against an undisturbed run.
+"""Kill a process that runs an experiment at random moments, and compare the outcome with an undisturbed run.
 
-``python -m tests.resuming COUNT SEED`` sends SIGKILL COUNT times at random moments. After each it looks at what is on
-disk: nothing that was there is gone, nothing that was there is computed again, and of what was computed only the last
-window, which was in flight, may be missing. A run that comes to its end must have found what an undisturbed run finds,
-bit for bit; then it begins from nothing. Every run is a fork of this process, which has run the experiment once, so
-that all is imported, and has nothing open.
+``python -m tests.support.resuming COUNT SEED`` sends SIGKILL COUNT times. After each kill it checks the files: no
+stored result is lost, none is computed again, and of the new results only the last batch, which was in flight, may be
+missing. A run that completes must have exactly the result of an undisturbed run; then the next run starts from scratch.
+Every run is a fork of this process, which has run the experiment once, so that all modules are imported, and has no
+open files.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from ragkit.space import choose
 from tests.support.killing import forked
 
 DATA = Path(__file__).resolve().parents[2] / "data"
-# So that there are many windows.
-stages.WINDOW, stages._TEXTS, stages._CUT_TOGETHER = 8, 32, 4
-# Slow enough to be killed at it.
-SECONDS_A_TEXT = 0.0005
-SECONDS_A_WINDOW = 0.003
+# Small batches, so that there are many of them.
+stages.BATCH_QUERIES, stages._BATCH_TEXTS, stages._BATCH_DOCUMENTS = 8, 32, 4
+# Slow enough for kills in the middle of a batch.
+SECONDS_PER_TEXT = 0.0005
+SECONDS_PER_BATCH = 0.003
 
 
 @dataclasses.dataclass(frozen=True)
 class Log:
-    """What runs computed, a line a window, written before the window is kept: a kill leaves the line."""
+    """The computed results, one line per batch, written before the batch is stored, so that a kill leaves the line."""
 
     path: Path
 
@@ -62,7 +62,7 @@ class Log:
 
 
 class Embedder(HashEmbedder):
-    """Cached, slow, and tells what it embeds."""
+    """A slow embedder with a cache, which logs the texts."""
 
     def __init__(self, log: Log) -> None:
         super().__init__(dimension=32)
@@ -71,7 +71,7 @@ class Embedder(HashEmbedder):
     def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Vectors:
         if kind == "passage":
             self._log.add("embed", texts)
-        time.sleep(SECONDS_A_TEXT * len(texts))
+        time.sleep(SECONDS_PER_TEXT * len(texts))
         return super().embed(texts, kind=kind)
 
     def fingerprint(self, kind: Kind) -> str | None:
@@ -79,25 +79,25 @@ class Embedder(HashEmbedder):
 
 
 class LoggedResults(ResultCache):
-    """A result cache that logs what is put."""
+    """A result cache that logs the stored keys."""
 
     log: Log
 
     def put(self, stage: str, values: Mapping[str, Any]) -> None:
         self.log.add(stage, list(values))
-        time.sleep(SECONDS_A_WINDOW)
+        time.sleep(SECONDS_PER_BATCH)
         super().put(stage, values)
 
 
 class Silent:
-    """A publisher for nobody."""
+    """A publisher that drops all events."""
 
     def publish(self, event: object) -> None:
         pass
 
 
 def run(dataset: Dataset, place: Path) -> None:
-    """Run the experiment in a place, and write down what it found."""
+    """Run the experiment in a folder and write its result there."""
     place.mkdir(exist_ok=True)
     log = Log(place / "log.jsonl")
     embedder = Embedder(log)
@@ -125,7 +125,7 @@ def run(dataset: Dataset, place: Path) -> None:
 
 
 def found(result: Result) -> str:
-    """Everything but how long it took; JSON has every digit of a number."""
+    """Return the result without durations, as JSON, which keeps every digit."""
     rankings = {
         name: {
             query_id: [(p.document_id, p.score, p.start, p.end) for p in passages]
@@ -138,7 +138,7 @@ def found(result: Result) -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Kept:
-    """What is on disk: a result's value or a vector, by its key."""
+    """The stored results and vectors, by key."""
 
     results: dict[str, bytes]
     vectors: dict[str, bytes]
@@ -162,19 +162,19 @@ def _results(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def check(before: Kept, after: Kept, computed: Sequence[tuple[str, list[str]]]) -> int:
-    """Hold what one run computed against what was there, and is; return how much was lost in flight."""
-    assert before.results.items() <= after.results.items(), "results are gone, or others"
-    assert before.vectors.items() <= after.vectors.items(), "vectors are gone, or others"
+    """Check what one run computed against the files before and after; return the number of results lost in flight."""
+    assert before.results.items() <= after.results.items(), "results are missing or changed"
+    assert before.vectors.items() <= after.vectors.items(), "vectors are missing or changed"
     again = [key for stage, keys in computed for key in keys if before.has(stage, key)]
     assert not again, f"computed again: {again[:3]}"
     lost = [[key for key in keys if not after.has(stage, key)] for stage, keys in computed]
-    assert not any(lost[:-1]), f"lost, and not in flight: {[keys[:1] for keys in lost]}"
+    assert not any(lost[:-1]), f"lost, but not in flight: {[keys[:1] for keys in lost]}"
     return len(lost[-1]) if lost else 0
 
 
 def main() -> int:
     count, seed = map(int, sys.argv[1:])
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     dataset = load_dataset(DATA / "questions", corpus=DATA / "handbook").sample(48)
     with tempfile.TemporaryDirectory(prefix="ragkit-resuming-") as name:
         whole, place = Path(name) / "whole", Path(name) / "place"
@@ -183,17 +183,17 @@ def main() -> int:
         shutil.rmtree(whole)
         began = time.monotonic()
         assert forked(lambda: run(dataset, whole)) == 0
-        longest = (time.monotonic() - began) / 3  # so that a run is killed several times on its way
+        longest = (time.monotonic() - began) / 3  # so that a run is killed several times before it completes
         killed = rounds = 0
         while killed < count or place.exists():
             place.mkdir(exist_ok=True)
             log = Log(place / "log.jsonl")
-            before, said = Kept.of(place, log), len(log.read())
-            wait = chance.uniform(0, longest) if killed < count else None
+            before, logged = Kept.of(place, log), len(log.read())
+            wait = rng.uniform(0, longest) if killed < count else None
             code = forked(lambda: run(dataset, place), kill_after_seconds=wait)
             assert code in (0, -9), f"ended with {code}"
             after = Kept.of(place, log)
-            lost = check(before, after, log.read()[said:])
+            lost = check(before, after, log.read()[logged:])
             killed += code != 0
             if code:
                 print(f"{killed} killed after {wait:.2f} s: {len(after.results)} results kept, {lost} lost", flush=True)
