@@ -147,7 +147,7 @@ def _parse_value(text: str) -> Any:
 
 
 class _SweepTable:
-    """Shows a sweep as a live table; without a terminal, prints a line per finished notebook and the table at the end."""
+    """Shows a sweep as a live table; without a terminal, prints a line per finished notebook and a final table."""
 
     def __init__(self) -> None:
         from rich.live import Live

@@ -106,7 +106,7 @@ class _Asker:
 
 
 class JsonLines(contextlib.nullcontext[None]):
-    """Writes each message as one line of JSON, unbuffered. Raises BrokenPipeError when the reader has closed the pipe."""
+    """Writes each message as one line of JSON, unbuffered. Raises BrokenPipeError if the reader has closed the pipe."""
 
     # JSON already escapes C0 control characters; some terminals also interpret these. They only occur inside strings.
     _UNSAFE = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")

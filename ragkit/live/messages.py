@@ -406,7 +406,7 @@ encode = msgspec.json.Encoder().encode
 """encode(message) -> bytes: one JSON object, UTF-8."""
 
 decode_client_message = msgspec.json.Decoder(ClientMessage).decode
-"""decode_client_message(frame): a message sent by a listener. Raises `msgspec.DecodeError` or `msgspec.ValidationError`."""
+"""decode_client_message(frame): a message of a listener. Raises `msgspec.DecodeError` or `msgspec.ValidationError`."""
 
 decode_listener_message = msgspec.json.Decoder(ListenerMessage).decode
 """decode_listener_message(frame): a message sent by the hub to a listener."""

@@ -208,7 +208,7 @@ class _Child:
                 self.run.finish("cancelled", message="The sweep was stopped, and the notebook had to be killed.")
             else:
                 how = f"signal {-status}" if status < 0 else f"status {status}"
-                message = f"The process that ran the notebook ended with {how}. It may have run out of memory or been killed; see log.txt."
+                message = f"The process that ran the notebook ended with {how}, perhaps out of memory; see log.txt."
                 self.run.finish("failed", error="ProcessDied", message=message, traceback=log)
 
 

@@ -126,7 +126,7 @@ async def test_what_a_publisher_may_not_broadcast_is_refused_and_logged(
     ]
     write(tmp_path, "p", "1", end="\n".join(map(json.dumps, refused)) + "\n")
     assert [m["questions"] for m in await adopter.adopt()] == [["1"]]
-    assert "2 events of 'batch.ipynb' were refused: It is nested" in caplog.text
+    assert "2 events of 'batch.ipynb' were rejected: The message is nested" in caplog.text
     assert os.listdir(tmp_path) == []
 
 

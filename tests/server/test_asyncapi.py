@@ -113,7 +113,7 @@ def test_every_reference_leads_somewhere() -> None:
 def test_docstrings_are_descriptions() -> None:
     schemas = DOCUMENT["components"]["schemas"]
     assert schemas["Origin"]["description"] == messages.Origin.__doc__
-    assert "Chunks a second" in schemas["IndexingProgress"]["properties"]["rate"]["description"]
+    assert "Chunks per second" in schemas["IndexingProgress"]["properties"]["rate"]["description"]
     assert "within an epoch" in schemas["ExperimentResult"]["properties"]["seq"]["description"]  # inherited
     for code in messages.ErrorCode:
         assert f"`{code}`: {code.meaning}" in schemas["ErrorCode"]["description"]

@@ -164,7 +164,7 @@ class Coroutines:
 @pytest.mark.parametrize("thing", [None, object(), "ws://localhost", Coroutines(), asyncio.Queue()])
 async def test_what_is_no_websocket_is_refused_with_what_is_expected(thing: Any) -> None:
     manager = WebSocketManager()
-    with pytest.raises(TypeError, match=r"is no WebSocket .* write_message .* send_text or send_json .*Transport"):
+    with pytest.raises(TypeError, match=r"is not a WebSocket .* write_message .* send_text or send_json .*Transport"):
         manager.connect(thing)
     assert not manager.listeners
     manager.disconnect(thing)

@@ -470,7 +470,7 @@ async def test_the_tasks_of_a_process_that_died_are_failed(server: Server) -> No
             publisher.transport.abort()
         end = await receive_type(listener, "indexing_progress")
         assert (end["task_id"], end["state"]) == ("t", "failed")
-        assert "went away" in end["message"]
+        assert "disconnected" in end["message"]
 
 
 async def test_events_are_acknowledged_and_not_repeated(server: Server) -> None:
