@@ -1,14 +1,14 @@
-"""The notebook widget: what goes on, and a place to ask, under a cell.
+"""The notebook widget: shows live activity and answers questions below a cell.
 
     from ragkit.widgets import Live
     live = Live(engine)
-    live            # the last line of a cell shows it
-    live.answer     # what was last asked there, and live.follow_up the question that was clicked
+    live            # the last line of a cell displays the widget
+    live.answer     # the last answer; live.follow_up is the suggested question that was clicked
 
-The browser's half (``static/widget.js``, made from ``frontend/src/widget.ts``) listens to the socket by itself, so
-the view goes on while a cell runs. Where the page reaches no Jupyter server (VS Code, Colab) it asks this half,
-which tells what this process does and lets ``engine`` answer. Where there is no browser at all (papermill,
-nbconvert) the output is a summary that is kept up to date while the notebook runs.
+The JavaScript side (``static/widget.js``, built from ``frontend/src/widget.ts``) connects to the socket itself, so the
+view is updated while a cell runs. If the page cannot reach the Jupyter server (VS Code, Colab), it connects to the
+Python side, which sends the events of this process and answers with ``engine``. Without a browser (papermill,
+nbconvert), the output is a summary that is updated while the notebook runs.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["Live"]
 
 VIEWS = ("activity", "ask", "experiments")
-EVERY_SECONDS = 1.0  # between two states that are saved with the notebook
+EVERY_SECONDS = 1.0  # between two updates of the state that is saved with the notebook
 FLUSH_SECONDS = 2.0
 NOTHING = "ragkit: nothing has run yet."
 
@@ -49,23 +49,24 @@ _STATIC = Path(__file__).with_name("static")
 
 
 class Live(anywidget.AnyWidget):
-    """Live activity of every notebook and run, and questions to the engine, under a cell.
+    """Shows the activity of all notebooks and runs, and lets the user ask questions, below a cell.
 
     Args:
-        engine: Answers where the page reaches no server; elsewhere the engines on offer do (`RAGEngine.serve`).
-        views: Which of ``"activity"``, ``"ask"`` and ``"experiments"``, in this order.
-        language: Of the widget's own words, as ``"fr"``; the page's if empty.
-        publisher: Whose events are told where there is no server; the process's by default.
+        engine: Answers questions if the page cannot reach the server. Otherwise the engines on offer answer
+            (`RAGEngine.serve`).
+        views: The views to show, in this order, out of ``"activity"``, ``"ask"`` and ``"experiments"``.
+        language: The language of the widget's texts, such as ``"fr"``; if empty, that of the page.
+        publisher: The publisher whose events are shown without a server; the process's publisher by default.
 
     Attributes:
-        question: What was last asked in the widget and answered.
+        question: The last question that was asked in the widget and answered.
         answer: Its answer: the ``content`` of a `response` message, with ``answer`` and ``sources``.
-        follow_up: The suggested question that was last clicked.
+        follow_up: The suggested question that was clicked last.
 
     All three can be observed: ``live.observe(print, "answer")``.
 
     Raises:
-        ValueError: There is no such view.
+        ValueError: A view is unknown, or there are no views.
     """
 
     _esm = _STATIC / "widget.js"
@@ -87,15 +88,15 @@ class Live(anywidget.AnyWidget):
         publisher: Publisher | None = None,
     ) -> None:
         if unknown := set(views) - set(VIEWS) or (not views and {"none"}):
-            raise ValueError(f"views are {', '.join(VIEWS)}, not {', '.join(sorted(unknown))}.")
+            raise ValueError(f"views are some of {', '.join(VIEWS)}, not {', '.join(sorted(unknown))}.")
         self._engine = engine
         self._publisher = publisher or (engine.publisher if engine is not None else default_publisher())
-        # Less than a server keeps: it is saved with the notebook.
+        # Fewer than the hub keeps, because the state is saved with the notebook.
         self._state = SnapshotState(max_live_tasks=100, max_follow_ups=5, max_results=5)
         self._seq = 0
         self._saved_at = 0.0
         self._listens = False
-        self._lock = threading.RLock()  # around what becomes the state and what is told of it, in one order
+        self._lock = threading.RLock()  # keeps changes of the state and messages about them in the same order
         self._refresh: Any = None
         self._replies: dict[str, Reply] = {}
         super().__init__(views=list(views), language=language)
@@ -103,8 +104,8 @@ class Live(anywidget.AnyWidget):
         self._publisher.watchers.append(self._take)
 
     def close(self) -> None:
-        """Take the widget off its page, and watch no more."""
-        publisher: Publisher | None = vars(self).get("_publisher")  # ipywidgets closes what was never made, too
+        """Remove the widget from the page and stop watching events."""
+        publisher: Publisher | None = vars(self).get("_publisher")  # absent if __init__ has failed
         if publisher is not None and self._take in publisher.watchers:
             publisher.watchers.remove(self._take)
         if vars(self).get("_refresh") is not None:
@@ -114,11 +115,11 @@ class Live(anywidget.AnyWidget):
             self._refresh = None
         super().close()
 
-    # ------------------------------------------------------------------------ what this process does
+    # ------------------------------------------------------------------------ events of this process
 
     def _take(self, event: messages.Broadcast) -> None:
-        """Take one event in; called in the publisher's thread."""
-        encoded = messages.encode(event)  # raises, and changes nothing, for what is no message
+        """Apply one event to the state; called in the publisher's thread."""
+        encoded = messages.encode(event)  # first, because it raises an error for an invalid message
         with self._lock:
             self._seq += 1
             self._state.apply(event, size=len(encoded))
@@ -137,10 +138,10 @@ class Live(anywidget.AnyWidget):
     def _send_message(self, message: msgspec.Struct) -> None:
         self.send({"kind": "message", "message": _plain(message)})
 
-    # -------------------------------------------------------------------------- where no server is
+    # -------------------------------------------------------------------------- without a server
 
     def _receive(self, _widget: object, content: Any, _buffers: object) -> None:
-        """Act upon what the browser says."""
+        """Handle a message from the browser."""
         kind = content.get("kind") if isinstance(content, dict) else None
         if kind == "unlisten":
             self._listens = False
@@ -172,11 +173,11 @@ class Live(anywidget.AnyWidget):
             id = message.id if isinstance(message.id, str) else "query"
             if self._engine is None:
                 advice = (
-                    "This page reaches no Jupyter server with ragkit. Make the widget with the engine: Live(engine)."
+                    "This page cannot reach a Jupyter server with ragkit. Pass the engine to the widget: Live(engine)."
                 )
                 self._send_message(_error(messages.ErrorCode.NO_ENGINE, advice, id))
                 return
-            # A thread: cells can be run meanwhile, and between cells Stop is heard.
+            # In a thread, so that cells can run meanwhile, and a cancel message can be handled between cells.
             reply = self._replies[id] = Reply(id, self._send_message)
             work = partial(self._answer, self._engine, message.content, reply)
             threading.Thread(target=work, name="ragkit-answer", daemon=True).start()
@@ -187,7 +188,7 @@ class Live(anywidget.AnyWidget):
         finally:
             self._replies.pop(reply.id, None)
 
-    # ---------------------------------------------------------------------------- where no browser is
+    # ---------------------------------------------------------------------------- without a browser
 
     def _ipython_display_(self) -> None:
         from IPython import get_ipython
@@ -200,10 +201,10 @@ class Live(anywidget.AnyWidget):
         handle: Any = display(self._summary(), raw=True, display_id=True)  # type: ignore[no-untyped-call]
 
         def refresh(_result: object) -> None:
-            self._publisher.flush(FLUSH_SECONDS)  # what this cell did has been told by now
+            self._publisher.flush(FLUSH_SECONDS)  # wait until the events of this cell are in the state
             handle.update(self._summary(), raw=True)
 
-        # Not from the publisher's thread: executors drop what does not belong to the cell that runs.
+        # Not in the publisher's thread: executors drop output that does not belong to the running cell.
         self._refresh = refresh
         get_ipython().events.register("post_run_cell", refresh)
 
@@ -222,16 +223,16 @@ def _summary_lines(snapshot: messages.Snapshot) -> Iterator[str]:
             what, done, total, unit = f"Indexing {task.index}", task.chunks_done, task.chunks_total, "passages"
             failed = f", {task.failures_total} files failed" if task.failures_total else ""
         else:
-            what, done, total, unit = f"Experiment {task.experiment}", task.cells_done, task.cells_total, "cells"
+            what, done, total, unit = f"Experiment {task.experiment}", task.cells_done, task.cells_total, "results"
         of = f"{done:,}" if total is None else f"{done:,} of {total:,}"
         yield f"{what}: {task.state}, {of} {unit}{failed}{f': {task.message}' if task.message else ''}"
     for event in snapshot.follow_ups:
-        asked = f" after “{event.question}”" if isinstance(event.question, str) else ""
-        yield f"Follow-up questions{asked}: {' · '.join(event.questions)}"
+        after = f" after “{event.question}”" if isinstance(event.question, str) else ""
+        yield f"Follow-up questions{after}: {' · '.join(event.questions)}"
 
 
 def _plain(message: msgspec.Struct) -> Any:
-    """The message as JSON's types."""
+    """Convert a message to JSON types."""
     return msgspec.json.decode(messages.encode(message))
 
 

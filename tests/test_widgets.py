@@ -1,4 +1,4 @@
-"""The widget's Python half, and what is left of it where there is no server or no browser."""
+"""The Python side of the widget: without a server, without a browser, and its saved state."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from tests.support.lab import SETUP
 HOSTILE = "<script>alert(1)</script>"
 
 
-class Said(Live):
-    """A widget whose browser is this test."""
+class RecordingLive(Live):
+    """A widget that stores the messages to the browser, and receives messages from the test."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self.sent: list[Any] = []
@@ -44,14 +44,14 @@ class Said(Live):
     def send(self, content: Any, buffers: Any = None) -> None:
         self.sent.append(content)
 
-    def hear(self, **content: Any) -> None:
+    def receive(self, **content: Any) -> None:
         self._handle_custom_msg(content, [])
 
     def ask(self, question: str, **keys: Any) -> None:
-        self.hear(kind="message", message={"type": "query", "content": {"question": question}} | keys)
+        self.receive(kind="message", message={"type": "query", "content": {"question": question}} | keys)
 
     def messages(self, *types: str) -> list[Any]:
-        """What was sent, each of it a message of the protocol."""
+        """Return the sent messages of these types (default: all), after validating them."""
         found = [content["message"] for content in self.sent if content["kind"] == "message"]
         for message in found:
             decode_listener_message(json.dumps(message))
@@ -60,7 +60,7 @@ class Said(Live):
 
 @pytest.fixture
 def publisher(tmp_path: Path) -> Iterator[Publisher]:
-    """One that finds no server."""
+    """A publisher that finds no server."""
     publisher = Publisher(journal_folder=tmp_path / "journal", exit_timeout_seconds=0.1)
     yield publisher
     publisher.close(1)
@@ -73,13 +73,13 @@ def engine(tmp_path: Path, publisher: Publisher) -> RAGEngine:
     return engine
 
 
-def test_who_listens_gets_the_state_and_then_what_happens(publisher: Publisher, tmp_path: Path) -> None:
-    live = Said(publisher=publisher)
+def test_a_browser_gets_a_snapshot_and_then_events(publisher: Publisher, tmp_path: Path) -> None:
+    live = RecordingLive(publisher=publisher)
     publisher.publish(IndexingProgress(task_id="t", index="i", state="running", chunks_done=1, chunks_total=4))
     publisher.publish(ExperimentResult(task_id="x", experiment="e", row={"nDCG@10": 0.5}))
     eventually(lambda: live._current().results)
-    assert live.sent == [], "nobody listens yet"
-    live.hear(kind="listen")
+    assert live.sent == [], "the browser has not asked for events yet"
+    live.receive(kind="listen")
     assert live.sent[0] == {"kind": "attached"}
     (snapshot,) = live.messages()
     assert [(task["index"], task["chunks_done"]) for task in snapshot["tasks"]] == [("i", 1)]
@@ -95,9 +95,9 @@ def test_who_listens_gets_the_state_and_then_what_happens(publisher: Publisher, 
     assert len(live.messages("follow_up_questions")) == 1
 
 
-def test_its_engine_answers_where_there_is_no_server(engine: RAGEngine) -> None:
-    live = Said(engine)
-    live.hear(kind="listen")
+def test_without_a_server_the_widgets_engine_answers(engine: RAGEngine) -> None:
+    live = RecordingLive(engine)
+    live.receive(kind="listen")
     assert live.messages("snapshot")[0]["engines"][0]["index"] == engine.document_index.name
     live.ask(QUESTION, id="q")
     (response,) = eventually(lambda: live.messages("response"))
@@ -113,20 +113,20 @@ def test_its_engine_answers_where_there_is_no_server(engine: RAGEngine) -> None:
     live.close()
 
 
-def test_an_answer_is_stopped(tmp_path: Path, publisher: Publisher) -> None:
+def test_an_answer_can_be_cancelled(tmp_path: Path, publisher: Publisher) -> None:
     engine = make(tmp_path, publisher, llm=ScriptedLLM(["word "] * 10_000, delay_seconds=0.01))
     engine.index(write_pages(tmp_path / "docs"))
-    live = Said(engine)
+    live = RecordingLive(engine)
     live.ask(QUESTION, id="q")
     eventually(lambda: live.messages("response_delta"))
-    live.hear(kind="message", message={"type": "cancel", "id": "q"})
+    live.receive(kind="message", message={"type": "cancel", "id": "q"})
     (error,) = eventually(lambda: live.messages("error"))
     assert error["content"]["code"] == "CANCELLED"
     live.close()
 
 
-def test_without_an_engine_it_says_how_to_have_one(publisher: Publisher) -> None:
-    live = Said(publisher=publisher)
+def test_without_an_engine_the_error_explains_how_to_pass_one(publisher: Publisher) -> None:
+    live = RecordingLive(publisher=publisher)
     live.ask(QUESTION, id="q")
     (error,) = live.messages("error")
     assert error["content"]["code"] == "NO_ENGINE"
@@ -135,17 +135,17 @@ def test_without_an_engine_it_says_how_to_have_one(publisher: Publisher) -> None
 
 
 @pytest.mark.parametrize("message", [None, 7, {}, {"type": "nonsense"}, {"type": "query", "content": "?"}])
-def test_what_a_browser_must_not_send_gets_an_error(publisher: Publisher, message: Any) -> None:
-    live = Said(publisher=publisher)
-    live.hear(kind="message", message=message)
+def test_an_invalid_message_gets_an_error(publisher: Publisher, message: Any) -> None:
+    live = RecordingLive(publisher=publisher)
+    live.receive(kind="message", message=message)
     (error,) = live.messages()
     assert error["content"]["code"] == "INVALID_MESSAGE"
-    live.hear(kind=message)
+    live.receive(kind=message)
     live._handle_custom_msg(message, [])
     live.close()
 
 
-def test_what_was_asked_and_clicked_can_be_observed(publisher: Publisher) -> None:
+def test_the_question_answer_and_follow_up_can_be_observed(publisher: Publisher) -> None:
     live = Live(publisher=publisher)
     seen: list[Any] = []
     live.observe(lambda change: seen.append((change["name"], change["new"])), ["question", "answer", "follow_up"])
@@ -155,7 +155,7 @@ def test_what_was_asked_and_clicked_can_be_observed(publisher: Publisher) -> Non
     live.close()
 
 
-def test_views_are_checked(publisher: Publisher) -> None:
+def test_views_are_validated(publisher: Publisher) -> None:
     assert Live(publisher=publisher, views=["experiments"]).views == ["experiments"]
     with pytest.raises(ValueError, match="activity, ask, experiments"):
         Live(publisher=publisher, views=["acitvity"])
@@ -185,20 +185,18 @@ def test_its_state_is_bounded_and_its_summary_is_text(publisher: Publisher) -> N
     live.close()
 
 
-def test_a_watcher_that_fails_keeps_no_event_from_the_hub(
-    publisher: Publisher, caplog: pytest.LogCaptureFixture
-) -> None:
-    heard = threading.Event()
+def test_a_broken_watcher_does_not_prevent_delivery(publisher: Publisher, caplog: pytest.LogCaptureFixture) -> None:
+    was_called = threading.Event()
 
     def fails(_event: object) -> None:
-        heard.set()
-        raise ValueError("of no use")
+        was_called.set()
+        raise ValueError("broken watcher")
 
     publisher.watchers.append(fails)
     publisher.publish(FollowUpQuestions(questions=["Why?"]))
     assert publisher.flush()
-    assert heard.is_set()
-    assert "of no use" in caplog.text
+    assert was_called.is_set()
+    assert "broken watcher" in caplog.text
     assert publisher.counts.journalled + publisher.counts.acknowledged == 1
 
 
@@ -229,7 +227,7 @@ def test_a_batch_run_saves_a_summary(tmp_path: Path, how: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     (output,) = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[1].outputs
-    assert set(output.data) == {"text/plain", "text/html"}, "no widget that nobody can show"
+    assert set(output.data) == {"text/plain", "text/html"}, "no widget output, which a saved notebook cannot display"
     assert "Indexing index: done" in output.data["text/plain"]
     assert "Follow-up questions" in output.data["text/html"]
     html = subprocess.run(

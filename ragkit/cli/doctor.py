@@ -1,8 +1,7 @@
-"""Which layer is broken: from Python to the language model, one check after the other.
+"""``ragkit doctor``: tests an installation layer by layer, from Python to the language model.
 
-`Doctor.examine` goes through the layers in the order in which they rest on each other. A layer that
-rests on a broken one is skipped, so that the first failure is the one to mend. Nothing is published,
-nothing is written, and no finding holds a token.
+`Doctor.examine` tests the layers in the order of their dependencies. A layer that depends on a broken one is skipped,
+so the first layer that fails is the one to fix. Nothing is published or written, and no finding contains a token.
 """
 
 from __future__ import annotations
@@ -34,18 +33,18 @@ Status = Literal["ok", "warning", "failed", "skipped"]
 PACKAGES = (
     "jupyter-server", "websockets", "msgspec", "chromadb", "bm25s", "sentence-transformers", "torch", "openai",
 )  # fmt: skip
-FOREIGN_ORIGIN = "https://ragkit-doctor.invalid"  # a name that nobody can own (RFC 2606)
+FOREIGN_ORIGIN = "https://ragkit-doctor.invalid"  # a reserved name that cannot be registered (RFC 2606)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found.
+    """The result of testing one layer.
 
     Attributes:
-        layer: What was looked at.
-        status: ``"ok"``, ``"warning"`` (it works, with less), ``"failed"`` or ``"skipped"``.
+        layer: The layer.
+        status: ``"ok"``, ``"warning"`` (it works, with restrictions), ``"failed"`` or ``"skipped"``.
         message: What was found.
-        advice: What to do next; empty if nothing.
+        advice: What to do next; empty if there is nothing to do.
     """
 
     layer: str
@@ -62,13 +61,13 @@ _Result = tuple[Status, str] | tuple[Status, str, str]
 
 
 class Doctor:
-    """Examines an installation.
+    """Tests the layers of an installation.
 
     Args:
-        find: Finds the server.
-        index: Finds the index's folder; an `InputError` means that none was named.
-        llm: Makes the language model to try; None if there is none to try.
-        timeout_seconds: For each step over the network.
+        find: Finds the Jupyter server.
+        index: Returns the index's folder; an `InputError` means that no index was named.
+        llm: Creates the language model to test; None to test none.
+        timeout_seconds: Time limit for each network step.
     """
 
     def __init__(
@@ -88,8 +87,8 @@ class Doctor:
         self._settings: dict[str, str] = {}
 
     def examine(self) -> Iterator[Finding]:
-        """Check layer after layer, and give each finding as soon as it is there."""
-        checks: tuple[tuple[str, tuple[str, ...], Callable[[], _Result]], ...] = (
+        """Test each layer in turn and yield its finding."""
+        layers: tuple[tuple[str, tuple[str, ...], Callable[[], _Result]], ...] = (
             ("python", (), self._python),
             ("server", (), self._find_the_server),
             ("http", ("server",), self._http),
@@ -103,27 +102,27 @@ class Doctor:
             ("embedder", ("python",), self._embedder),
             ("llm", ("python",), self._llm),
         )
-        unsound: set[str] = set()
-        for layer, foundations, check in checks:
-            if broken := [name for name in foundations if name in unsound]:
-                finding = Finding(layer, "skipped", f"not tried, because '{broken[0]}' comes first")
+        unusable: set[str] = set()
+        for layer, requirements, test in layers:
+            if broken := [name for name in requirements if name in unusable]:
+                finding = Finding(layer, "skipped", f"not tested, because it depends on '{broken[0]}'")
             else:
-                finding = self._clean(Finding(layer, *self._try(check)))
+                finding = self._redact(Finding(layer, *self._run(test)))
             if finding.status in ("failed", "skipped"):
-                unsound.add(layer)
+                unusable.add(layer)
             yield finding
 
-    def _try(self, check: Callable[[], _Result]) -> _Result:
+    def _run(self, test: Callable[[], _Result]) -> _Result:
         try:
-            return check()
+            return test()
         except RagkitError as error:
             return "failed", str(error)
         except TimeoutError:
-            return "failed", f"no answer within {self._timeout_seconds:g} seconds", "Ask again with a longer --timeout."
-        except Exception as error:  # whatever it is, it is what the patient has: it is reported, and the rest examined
+            return "failed", f"no answer within {self._timeout_seconds:g} seconds", "Try again with a longer --timeout."
+        except Exception as error:  # an unexpected error is a finding too; the other layers are still tested
             return "failed", f"{type(error).__name__}: {error}"
 
-    def _clean(self, finding: Finding) -> Finding:
+    def _redact(self, finding: Finding) -> Finding:
         token = self._server.token
         if not token:
             return finding
@@ -164,13 +163,13 @@ class Doctor:
         if answer.status_code != 200 or "started" not in status:
             return (
                 "failed",
-                f"what answers at {self._server.url} is no Jupyter server (HTTP {answer.status_code})",
-                "Check the address: a base_url belongs to it, as in http://localhost:8888/user/me/.",
+                f"the program at {self._server.url} is not a Jupyter server (HTTP {answer.status_code})",
+                "Check the address. It must include the base_url, as in http://localhost:8888/user/me/.",
             )
-        return "ok", f"the server lets us in; {status.get('kernels', '?')} kernels run on it"
+        return "ok", f"the server accepts requests; {status.get('kernels', '?')} kernels run on it"
 
     def _panel(self) -> _Result:
-        # JupyterLab gives the settings of the extensions that it has found.
+        # JupyterLab serves the settings of the extensions that it has found.
         if self._get("lab/api/settings/ragkit-lab:panel", headers=self._server.headers).status_code == 200:
             return "ok", "JupyterLab and Notebook on this server have the side panel"
         if self._get("lab", headers=self._server.headers).status_code == 404:
@@ -186,13 +185,13 @@ class Doctor:
 
         url = self._server.url
         try:
-            # The token must not follow a redirect, nor go through a proxy to a server on this machine.
+            # Do not send the token along a redirect, or through a proxy to a server on this machine.
             return httpx2.get(
                 url + path, headers=headers, timeout=self._timeout_seconds, trust_env=not self._server.is_loopback
             )
         except httpx2.HTTPError as error:
             raise ServerConnectionError(
-                url, f"{str(error) or type(error).__name__}. Is it running? 'jupyter server list' tells."
+                url, f"{str(error) or type(error).__name__}. Is it running? See 'jupyter server list'."
             ) from error
 
     def _socket(self) -> _Result:
@@ -202,7 +201,7 @@ class Doctor:
             return reply
 
         self._snapshot = self._on_socket(subscribe)
-        return "ok", f"{self._server.ws_url('api/v1/ws')} lets us listen; {self._snapshot.seq} events so far"
+        return "ok", f"{self._server.ws_url('api/v1/ws')} accepts listeners; {self._snapshot.seq} events so far"
 
     def _round_trip(self) -> _Result:
         async def ping(socket: ClientConnection) -> float:
@@ -210,10 +209,10 @@ class Doctor:
             await _ask(socket, messages.Ping(id="doctor"), messages.Pong)
             return time.perf_counter() - started
 
-        return "ok", f"ping, pong: {1000 * self._on_socket(ping):.1f} ms"
+        return "ok", f"ping and pong took {1000 * self._on_socket(ping):.1f} ms"
 
     def _origin(self) -> _Result:
-        # Only a request without a token, as if from the server's own page, is told the setting itself.
+        # Only a request without a token, like one from the server's own page, gets the setting in a header.
         allowed = self._get("api", headers={}).headers.get("Access-Control-Allow-Origin")
         own = f"pages of {self._server.url}"
 
@@ -224,16 +223,19 @@ class Doctor:
             self._on_socket(nothing, origin=FOREIGN_ORIGIN)
         except RefusedError:
             others = f" and of {allowed} (ServerApp.allow_origin)" if allowed else ""
-            return "ok", f"allowed are {own}{others}, and what ServerApp.allow_origin_pat may name; others are refused"
+            return (
+                "ok",
+                f"allowed: {own}{others}, and origins that match ServerApp.allow_origin_pat; others are refused",
+            )
         why = (
             "ServerApp.allow_origin is '*'"
             if allowed == "*"
-            else "RagkitApp.allow_any_origin_with_token is set, or ServerApp.allow_origin_pat is wide"
+            else "RagkitApp.allow_any_origin_with_token is set, or ServerApp.allow_origin_pat matches too much"
         )
         return (
             "warning",
             f"pages of any origin may connect with a token: {why}",
-            "If that is not meant, name your application alone: ServerApp.allow_origin='http://localhost:3000'.",
+            "To allow only your application, set its origin: ServerApp.allow_origin='http://localhost:3000'.",
         )
 
     def _publishing(self) -> _Result:
@@ -247,7 +249,7 @@ class Doctor:
             await socket.close()
 
         asyncio.run(hello())
-        return "ok", "the hub welcomes publishers; nothing was published"
+        return "ok", "the hub accepts publishers; nothing was published"
 
     def _engine(self) -> _Result:
         engines = self._snapshot.engines if self._snapshot is not None else []
@@ -257,7 +259,7 @@ class Doctor:
             "warning",
             "no engine is on offer now",
             "Run engine.serve() in a notebook, or 'ragkit serve INDEX'. A server that was started with "
-            "--RagkitApp.index=INDEX starts one by itself at the first question.",
+            "--RagkitApp.index=INDEX starts one at the first question.",
         )
 
     def _index(self) -> _Result:
@@ -270,25 +272,29 @@ class Doctor:
         except InputError as error:
             return "skipped", str(error)
         if not (path / "index.db").exists():
-            return "failed", f"there is no index at '{path}'", f"Make one: ragkit index FOLDER --index {path}"
-        again = f"Make it anew: ragkit index FOLDER --index {path} --rebuild"
+            return "failed", f"there is no index at '{path}'", f"Create one: ragkit index FOLDER --index {path}"
+        rebuild = f"Rebuild it: ragkit index FOLDER --index {path} --rebuild"
         records = Records(path)
         self._settings = records.settings()
         documents, chunks = records.counts()
         if self._settings.get("format", FORMAT) != FORMAT:
-            return "failed", f"'{path}' has the format {self._settings['format']}; this ragkit reads {FORMAT}", again
+            return (
+                "failed",
+                f"'{path}' has the format {self._settings['format']}; this version of ragkit reads {FORMAT}",
+                rebuild,
+            )
         if not documents:
             return "warning", f"'{path}' holds no documents", f"ragkit index FOLDER --index {path}"
-        # Opening a store makes its folder, and nothing is written here.
+        # Opening a store would create its folder, and the doctor writes nothing.
         vectors = ChromaStore(path / "vectors").count() if (path / "vectors").is_dir() else 0
         if vectors < chunks:
-            return "failed", f"'{path}' has {chunks} passages, but only {vectors} vectors", again
+            return "failed", f"'{path}' has {chunks} passages, but only {vectors} vectors", rebuild
         made_with, ours = self._settings.get("embedder"), SentenceTransformerEmbedder().name
         if made_with != ours:
             return (
                 "warning",
-                f"'{path}' was made with the embedder {made_with}; the command line opens indexes with {ours}",
-                "Ask it from a notebook: RAGEngine(index, embedder=...).",
+                f"'{path}' was made with the embedder {made_with}, but the command line uses {ours}",
+                "Open it in a notebook: RAGEngine(index, embedder=...).",
             )
         return "ok", f"'{path}': {documents} documents, {chunks} passages, {made_with}"
 
@@ -300,16 +306,16 @@ class Doctor:
         dimension = embedder.embed(["Does it embed?"], kind="query").shape[1]
         stored = self._settings.get("dimension")
         if self._settings.get("embedder") == embedder.name and stored != str(dimension):
-            return "failed", f"{embedder.name} gives {dimension} numbers a text, but the index was made with {stored}"
+            return "failed", f"{embedder.name} has {dimension} dimensions, but the index was made with {stored}"
         seconds = time.perf_counter() - started
-        return "ok", f"{embedder.name} embeds: {dimension} numbers a text, loaded in {seconds:.1f} s"
+        return "ok", f"{embedder.name} works: {dimension} dimensions, loaded in {seconds:.1f} s"
 
     def _llm(self) -> _Result:
         if self._make_llm is None:
-            return "skipped", "no model was named: answers are quotes, which need none (--llm MODEL --base-url URL)"
+            return "skipped", "no model was named (--llm MODEL --base-url URL): answers are quotes, which need no model"
         llm = self._make_llm()
         started = time.perf_counter()
-        # A model that thinks first needs room for that; others stop by themselves.
+        # A thinking model needs tokens for its thoughts; other models stop early.
         reply = ask(llm, [{"role": "user", "content": "Say: ready."}], asker="ragkit doctor", max_tokens=256)
         return "ok", f"{llm.name} answered {reply.text.strip()[:60]!r} in {time.perf_counter() - started:.1f} s"
 
@@ -327,7 +333,7 @@ class Doctor:
 
 
 async def _ask(socket: ClientConnection, message: msgspec.Struct, wanted: type[msgspec.Struct]) -> msgspec.Struct:
-    """Send a message and wait for a reply of one type; broadcasts in between are for others."""
+    """Send a message and wait for a reply of one type; ignore broadcasts in between."""
     await socket.send(messages.encode(message), text=True)
     while True:
         reply = messages.decode_listener_message(await socket.recv())

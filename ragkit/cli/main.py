@@ -1,7 +1,7 @@
 """The command line: ``ragkit index``, ``check``, ``ask``, ``serve``, ``watch``, ``doctor``, ``sweep`` and ``runs``.
 
-Exit status: 0 when it went well, 1 when it did not (the reason is on stderr), 2 for a command that
-makes no sense, 130 after Ctrl-C. Heavy libraries are imported by the commands that need them.
+Exit status: 0 for success, 1 for failure (the reason is on stderr), 2 for invalid arguments, 130 after Ctrl-C.
+Heavy libraries are imported by the commands that need them.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ _LABELS = {
 
 
 class _Commands(TyperGroup):
-    """Turns expected errors into a message and an exit status, in one place."""
+    """Turns expected errors into a message and an exit status."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except RagkitError as error:
-            _say(f"Error: {error}{_in_the_terminal(error)}")
+            _print_error(f"Error: {error}{_command_hint(error)}")
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
             kept = " What was indexed is kept; the same command goes on." if ctx.invoked_subcommand == "index" else ""
-            _say(f"\nStopped.{kept}")
+            _print_error(f"\nStopped.{kept}")
             raise typer.Exit(130) from error
 
 
@@ -66,7 +66,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Index a folder of documents, ask it questions with cited answers, and watch every run live.",
+    help="Index a folder of documents, ask questions, get answers with citations, and watch runs live.",
 )
 
 
@@ -89,20 +89,20 @@ def _root(
 
 @app.command(no_args_is_help=True)
 def index(
-    path: Annotated[str, typer.Argument(help="A folder, read recursively, a file, or the address of a page.")],
+    path: Annotated[str, typer.Argument(help="A folder (read recursively), a file, or the URL of a web page.")],
     index: Annotated[
         Path | None,
-        typer.Option(help="Folder of the index. Default: RAGKIT_INDEX, else indexes/<the documents' folder>."),
+        typer.Option(help="Folder of the index. Default: RAGKIT_INDEX, else indexes/<name of the documents' folder>."),
     ] = None,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Throw away what the index holds first.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on: index again as files change, until Ctrl-C.")] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Delete the index's contents first.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep running and index changed files, until Ctrl-C.")] = False,
 ) -> None:
-    """Make an index of a folder, or bring it up to date."""
+    """Create an index of a folder, or update it."""
     from ragkit.documents.sources import find_sources
     from ragkit.indexing.index import remove_index
 
     if not path.startswith(("http://", "https://")):
-        find_sources(path)  # a wrong path must cost neither seconds nor, with --rebuild, an index
+        find_sources(path)  # fail on a wrong path before loading models and, with --rebuild, before deleting the index
     folder = index or options.index_from_environment() or options.default_index(path)
     try:
         engine = options.open_engine(folder, "ragkit index")
@@ -119,8 +119,8 @@ def index(
     option = f" --index {shlex.quote(str(folder))}" if options.index_from_environment() != folder else ""
     typer.echo(f"The index is in '{folder}'. Next: ragkit ask{option} 'a question'")
     if watch:
-        typer.echo(f"Watching '{path}'. Ctrl-C ends it.")
-        with engine.watch(path, on_report=lambda news: typer.echo(printable(str(news)))):
+        typer.echo(f"Watching '{path}'. Press Ctrl-C to stop.")
+        with engine.watch(path, on_report=lambda update: typer.echo(printable(str(update)))):
             while True:
                 time.sleep(POLL_SECONDS)
 
@@ -128,9 +128,9 @@ def index(
 @app.command()
 def check(
     index: options.IndexArgument = None,
-    repair: Annotated[bool, typer.Option("--repair", help="Make records and vectors agree again.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Repair differences between records and vectors.")] = False,
 ) -> None:
-    """Compare an index's records, vectors and files."""
+    """Check that an index's records, vectors and files are consistent."""
     engine = options.open_engine(options.existing_index(index), "ragkit check")
     found = engine.repair() if repair else engine.verify()
     typer.echo(printable(str(found)))
@@ -140,15 +140,15 @@ def check(
 
 @app.command(no_args_is_help=True)
 def ask(
-    question: Annotated[str, typer.Argument(help="In any words.")],
+    question: Annotated[str, typer.Argument(help="A question in natural language.")],
     index: options.IndexOption = None,
     k: options.PassagesOption = 5,
     llm: options.LLMOption = None,
     base_url: options.BaseURLOption = None,
     api_key_env: options.KeyOption = None,
-    follow_ups: Annotated[bool, typer.Option(help="Whether to look for questions to ask next.")] = True,
-    wait: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="How long to wait for them.")] = 20.0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")] = False,
+    follow_ups: Annotated[bool, typer.Option(help="Suggest follow-up questions.")] = True,
+    wait: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="Time limit for follow-up questions.")] = 20.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Answer a question from an index, with citations."""
     if not question.strip():
@@ -163,16 +163,16 @@ def ask(
         shown.append(piece)
         typer.echo(printable(piece), nl=False)
 
-    live = make_model is not None and not as_json and sys.stdout.isatty()
-    answer = engine.ask(question, on_delta=stream if live else None)
+    streams = make_model is not None and not as_json and sys.stdout.isatty()
+    answer = engine.ask(question, on_delta=stream if streams else None)
     if as_json:
         questions = answer.follow_ups(timeout_seconds=wait) if follow_ups else ()
         typer.echo(json.dumps(_as_json(answer, engine, questions)))
         return
     sources, following, looking = _LABELS.get(answer.language, _LABELS["en"])
-    if live:
+    if streams:
         typer.echo("")
-    if "".join(shown).strip() != answer.text:  # nothing was streamed, or markers that name no passage were taken out
+    if "".join(shown).strip() != answer.text:  # nothing was streamed, or invalid citation markers were removed
         typer.echo(("\n" if shown else "") + printable(answer.text))
     if answer.citations:
         typer.echo(f"\n{sources}")
@@ -192,25 +192,27 @@ def serve(
     base_url: options.BaseURLOption = None,
     api_key_env: options.KeyOption = None,
 ) -> None:
-    """Answer what is asked on the socket, until Ctrl-C."""
+    """Answer queries that arrive on the socket, until Ctrl-C."""
     parent = os.environ.get("RAGKIT_PARENT_PID", "")
     make_model = options.find_model(llm, base_url, api_key_env)
     folder = options.existing_index(index)
     engine = options.open_engine(folder, "ragkit serve", make_model=make_model, k=k)
-    engine.retrieve("Is everything there?")  # what cannot work says so now, and the first question does not wait
+    engine.retrieve("Is everything there?")  # fail now if something is broken, and warm up for the first query
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     documents, passages = engine.document_index.counts()
-    typer.echo(f"Serving '{folder}': {documents} documents, {passages} passages, {engine.llm.name}. Ctrl-C ends it.")
+    typer.echo(
+        f"Serving '{folder}': {documents} documents, {passages} passages, {engine.llm.name}. Press Ctrl-C to stop."
+    )
     serving = engine.serve()
-    told, was_connected = "", False
+    shown, was_connected = "", False
     with contextlib.suppress(KeyboardInterrupt):
-        # The hub's own child: its terminal is gone when its parent is, and nobody else would end it.
+        # As a child process of the hub it has no terminal, so it ends itself when its parent is gone.
         while not parent.isdigit() or os.getppid() == int(parent):
             state = engine.publisher.state
-            if state != told:
+            if state != shown:
                 typer.echo(printable(state))
                 sys.stdout.flush()
-                told = state
+                shown = state
             was_connected |= state.startswith("connected")
             if state.startswith("refused: ") and not was_connected:
                 raise ServerError(state.removeprefix("refused: "))
@@ -222,19 +224,21 @@ def serve(
 
 @app.command()
 def watch(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
     url: options.URLOption = None,
     token: options.TokenOption = None,
     until: Annotated[
         list[str] | None,
-        typer.Option(metavar="TYPE[,TYPE]", help="End well when each of these messages has come. May be repeated."),
+        typer.Option(
+            metavar="TYPE[,TYPE]", help="Exit with status 0 when all these message types have arrived. Repeatable."
+        ),
     ] = None,
-    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", min=0, help="End after this time.")] = None,
+    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", min=0, help="Exit after this time.")] = None,
     ask: Annotated[
-        str | None, typer.Option("--ask", metavar="QUESTION", help="Ask this on the socket, and show the reply.")
+        str | None, typer.Option("--ask", metavar="QUESTION", help="Ask a question on the socket and show the reply.")
     ] = None,
 ) -> None:
-    """Show live what notebooks and batch runs publish."""
+    """Show the events that notebooks and batch runs publish, as they happen."""
     import asyncio
 
     from rich.console import Console
@@ -244,12 +248,12 @@ def watch(
 
     wanted = {name.strip() for names in until or () for name in names.split(",")}
     if unknown := wanted - TYPES:
-        raise typer.BadParameter(f"no message type '{min(unknown)}'. There are: {', '.join(sorted(TYPES))}.")
+        raise typer.BadParameter(f"no message type '{min(unknown)}'. The types are: {', '.join(sorted(TYPES))}.")
     if ask is not None and not ask.strip():
         raise EmptyQuestionError
     view = JsonLines() if as_json else Screen(Console())
     subscription = Subscription(
-        url=url, token=token, timeout_seconds=timeout, report=lambda _level, text: _say(one_line(text))
+        url=url, token=token, timeout_seconds=timeout, report=lambda _level, text: _print_error(one_line(text))
     )
     try:
         with view:
@@ -257,11 +261,11 @@ def watch(
     except KeyboardInterrupt:
         return
     except BrokenPipeError:
-        # Whoever read has had enough, as `head` does. What is still buffered has nowhere to go.
+        # The reader, for example `head`, has closed the pipe. Discard what is still buffered.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     if missing:
-        _say(f"Not seen within {timeout:g} seconds: {', '.join(sorted(missing))}.")
+        _print_error(f"Not seen within {timeout:g} seconds: {', '.join(sorted(missing))}.")
         raise typer.Exit(1)
 
 
@@ -273,10 +277,12 @@ def doctor(
     api_key_env: options.KeyOption = None,
     url: options.URLOption = None,
     token: options.TokenOption = None,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="For each step over the network.")] = 10.0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")] = False,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.1, help="Time limit for each network step.")
+    ] = 10.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
-    """Find the layer that does not work, and what to do."""
+    """Find the first layer that does not work, and how to fix it."""
     from ragkit.cli.doctor import Doctor
     from ragkit.live.discovery import find_server
 
@@ -293,16 +299,16 @@ def doctor(
             typer.echo(printable(str(finding)))
     failed = [finding.layer for finding in findings if finding.status == "failed"]
     if as_json:
-        told = {
+        report = {
             "ok": not failed,
             "first_failure": failed[0] if failed else None,
             "findings": [dataclasses.asdict(finding) for finding in findings],
         }
-        typer.echo(json.dumps(told))
+        typer.echo(json.dumps(report))
     elif failed:
-        typer.echo(f"\nThe first layer that fails is '{failed[0]}': mend it and run 'ragkit doctor' again.")
+        typer.echo(f"\nThe first layer that fails is '{failed[0]}'. Fix it and run 'ragkit doctor' again.")
     else:
-        typer.echo("\nNothing fails.")
+        typer.echo("\nNo layer fails.")
     if failed:
         raise typer.Exit(1)
 
@@ -310,7 +316,7 @@ def doctor(
 add_commands(app)
 
 
-# ---------------------------------------------------------------------------------- small things
+# -------------------------------------------------------------------------------------- output
 
 
 def _as_json(answer: Answer, engine: RAGEngine, questions: tuple[str, ...]) -> dict[str, Any]:
@@ -327,8 +333,8 @@ def _as_json(answer: Answer, engine: RAGEngine, questions: tuple[str, ...]) -> d
     }
 
 
-def _in_the_terminal(error: RagkitError) -> str:
-    """What a notebook would do about it, as a command."""
+def _command_hint(error: RagkitError) -> str:
+    """Return the command that fixes an error whose message advises Python code."""
     if isinstance(error, EmptyIndexError):
         return f"\nHere: ragkit index FOLDER --index {error.path}"
     if isinstance(error, IndexMismatchError | IndexCorruptError):
@@ -336,13 +342,13 @@ def _in_the_terminal(error: RagkitError) -> str:
     return ""
 
 
-def _say(text: str) -> None:
+def _print_error(text: str) -> None:
     typer.echo(printable(text), err=True)
 
 
 def main() -> None:
     """Run the command line."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # a notebook's own streams cannot be told, and need not be
+        with contextlib.suppress(AttributeError):  # a notebook's streams have no reconfigure(), and need none
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     app(prog_name="ragkit")

@@ -1,4 +1,4 @@
-"""What commands share: their options, and which engine, model or server is meant by them."""
+"""Options that several commands share, and the functions that turn them into an engine, a model or an index."""
 
 from __future__ import annotations
 
@@ -24,25 +24,30 @@ IndexOption = Annotated[
 IndexArgument = Annotated[
     Path | None, typer.Argument(help="Folder of the index. Default: RAGKIT_INDEX, else the only one in ./indexes.")
 ]
-PassagesOption = Annotated[int, typer.Option("-k", "--k", min=1, max=100, help="Passages to answer from.")]
+PassagesOption = Annotated[int, typer.Option("-k", "--k", min=1, max=100, help="How many passages to retrieve.")]
 LLMOption = Annotated[
-    str | None, typer.Option("--llm", metavar="MODEL", help="A model on an OpenAI-compatible server. Default: quotes.")
+    str | None,
+    typer.Option(
+        "--llm", metavar="MODEL", help="A model on an OpenAI-compatible server. Default: none; answers are quotes."
+    ),
 ]
 BaseURLOption = Annotated[
-    str | None, typer.Option(metavar="URL", help="That server, such as http://localhost:11434/v1 for Ollama.")
+    str | None, typer.Option(metavar="URL", help="The model's server, such as http://localhost:11434/v1 for Ollama.")
 ]
 KeyOption = Annotated[
-    str | None, typer.Option(metavar="NAME", help="The environment variable that holds the server's API key.")
+    str | None, typer.Option(metavar="NAME", help="The environment variable with the API key of the model's server.")
 ]
-URLOption = Annotated[str | None, typer.Option(metavar="URL", help="The Jupyter server. Default: found.")]
-TokenOption = Annotated[str | None, typer.Option(metavar="TOKEN", help="Its token. Default: RAGKIT_TOKEN, or found.")]
+URLOption = Annotated[str | None, typer.Option(metavar="URL", help="The Jupyter server. Default: detected.")]
+TokenOption = Annotated[
+    str | None, typer.Option(metavar="TOKEN", help="The Jupyter server's token. Default: RAGKIT_TOKEN, else detected.")
+]
 
 
 def find_model(model: str | None, base_url: str | None, api_key_env: str | None) -> Callable[[], GenerativeLLM] | None:
-    """Check the options about a model, and give what makes it."""
+    """Validate the options about a model and return a function that creates it; None if no model is named."""
     if model is None:
         if base_url or api_key_env:
-            raise typer.BadParameter("--base-url and --api-key-env need --llm MODEL: which model is meant?")
+            raise typer.BadParameter("--base-url and --api-key-env also need --llm MODEL.")
         return None
     key = None
     if api_key_env is not None and not (key := os.environ.get(api_key_env)):
@@ -60,6 +65,7 @@ def open_engine(
     k: int = 5,
     follow_ups: bool = True,
 ) -> RAGEngine:
+    """Open an engine that publishes as the command ``name``."""
     from ragkit.engine.engine import RAGEngine
     from ragkit.live.origin import find_origin
     from ragkit.live.publisher import Publisher
@@ -73,10 +79,10 @@ INDEXES = Path("indexes")
 
 
 def find_index(given: Path | None) -> Path:
-    """Say which index is meant: the one given, RAGKIT_INDEX, or the only one in ./indexes.
+    """Return the index to use: the one given, else RAGKIT_INDEX, else the only one in ./indexes.
 
     Raises:
-        InputError: That cannot be told; the message lists what there is.
+        InputError: There is no index to choose, or more than one; the message lists them.
     """
     if found := given or index_from_environment():
         return found
@@ -84,15 +90,15 @@ def find_index(given: Path | None) -> Path:
     if len(here) == 1:
         return here[0]
     what = f"There are several: {', '.join(map(str, here))}" if here else f"There is none in '{INDEXES.absolute()}'"
-    how = "Name one" if here else "Make one with 'ragkit index FOLDER', or name one"
+    how = "Name one" if here else "Create one with 'ragkit index FOLDER', or name one"
     raise InputError(f"Which index? {what}. {how} (--index FOLDER or RAGKIT_INDEX).")
 
 
 def existing_index(given: Path | None) -> Path:
-    """`find_index`, for those who need it to be there.
+    """Return the index to use, as `find_index` does, if it exists.
 
     Raises:
-        InputError: That cannot be told, or there is no such index.
+        InputError: No index could be chosen, or it does not exist.
     """
     folder = find_index(given)
     if not (folder / "index.db").exists():
@@ -102,7 +108,7 @@ def existing_index(given: Path | None) -> Path:
 
 
 def default_index(documents: str | Path) -> Path:
-    """Say where the index of a folder, of a file in it or of a page goes: ``indexes/<the folder's or host's name>``."""
+    """Return the default index folder for documents: ``indexes/NAME``, named after their folder or the page's host."""
     if str(documents).startswith(("http://", "https://")):
         return INDEXES / (urlsplit(str(documents)).hostname or "pages")
     place = Path(documents).resolve()
@@ -110,7 +116,7 @@ def default_index(documents: str | Path) -> Path:
 
 
 def index_from_environment() -> Path | None:
-    """The index that RAGKIT_INDEX names."""
+    """Return the index that RAGKIT_INDEX names."""
     named = os.environ.get("RAGKIT_INDEX")
     return Path(named) if named else None
 

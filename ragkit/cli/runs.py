@@ -1,4 +1,4 @@
-"""The commands ``ragkit sweep`` and ``ragkit runs``."""
+"""The ``ragkit sweep`` and ``ragkit runs`` commands."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _STYLES = {"done": "green", "failed": "red", "damaged": "red", "lost": "red", "cancelled": "yellow", "running": "bold"}
-_MAX_COLUMNS = 12  # of a sweep's table; the rest is in the run
+_MAX_COLUMNS = 12  # shown of a sweep's table; the runs have them all
 _MAX_CELL = 60
-_PLAIN_WIDTH = 240  # where nobody says how wide the terminal is: lines for a pipe are not cut
+_PLAIN_WIDTH = 240  # without a terminal, for example in a pipe, where lines should not be cut
 
 StoreOption = Annotated[
     Path | None, typer.Option("--store", metavar="FOLDER", help="The run store. Default: RAGKIT_RUNS, else ./runs.")
@@ -41,7 +41,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 class _SweepCommand(TyperCommand):
-    """Lets -p take a name and any number of values, which click has no option for."""
+    """Lets -p take a name and any number of values, which click does not support."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         gathered: list[str] = []
@@ -50,31 +50,37 @@ class _SweepCommand(TyperCommand):
             gathered.append(left.pop(0))
             if gathered[-1] in ("-p", "--parameter"):
                 words = []
-                while left and not re.match(r"-(?![\d.])", left[0]):  # a negative number is no option
+                while left and not re.match(r"-(?![\d.])", left[0]):  # a negative number is not an option
                     words.append(left.pop(0))
                 gathered.append(json.dumps(words))
         return super().parse_args(ctx, gathered)
 
 
 def sweep(
-    notebook: Annotated[Path, typer.Argument(help="A notebook with a cell tagged 'parameters'. It comes first.")],
+    notebook: Annotated[Path, typer.Argument(help="A notebook with a cell tagged 'parameters'. Give it before -p.")],
     parameter: Annotated[
         list[str] | None,
         typer.Option(
-            "--parameter", "-p", metavar="NAME VALUE...", help="A parameter and its values; repeat for a grid."
+            "--parameter", "-p", metavar="NAME VALUE...", help="A parameter and its values. Repeat for a grid."
         ),
     ] = None,
-    max_concurrency: Annotated[int, typer.Option("--max-concurrency", "-j", min=1, help="Notebooks at a time.")] = 1,
+    max_concurrency: Annotated[
+        int, typer.Option("--max-concurrency", "-j", min=1, help="Notebooks run at the same time.")
+    ] = 1,
     store: StoreOption = None,
     data: Annotated[
         list[Path] | None,
-        typer.Option(metavar="PATH", help="Files that the runs depend on: other contents, and they run again. Repeat."),
+        typer.Option(
+            metavar="PATH", help="A file or folder that the runs depend on: a change reruns them. Repeatable."
+        ),
     ] = None,
-    rerun: Annotated[bool, typer.Option("--rerun", help="Run again what is done already, too.")] = False,
+    rerun: Annotated[bool, typer.Option("--rerun", help="Also run combinations that are already done.")] = False,
     kernel: Annotated[str | None, typer.Option(metavar="NAME", help="The kernel. Default: the notebook's.")] = None,
-    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", min=0.1, help="For each notebook.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=0.1, help="Time limit for each notebook.")
+    ] = None,
     cwd: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where notebooks run. Default: the notebook's folder.")
+        Path | None, typer.Option(metavar="FOLDER", help="Working directory. Default: the notebook's folder.")
     ] = None,
 ) -> None:
     """Run a notebook with papermill for each combination of parameters.
@@ -87,25 +93,25 @@ def sweep(
     from ragkit.runs.sweep import sweep as run_sweep
 
     parameters = _parameters(parameter or [])
-    place = RunStore(store)
+    run_store = RunStore(store)
     publisher = Publisher(origin=find_origin(kind="cli", name="ragkit sweep"))
     try:
-        with _Board() as board:
+        with _SweepTable() as table:
             frame = run_sweep(
                 notebook,
                 parameters,
                 max_concurrency=max_concurrency,
-                store=place,
+                store=run_store,
                 kernel_name=kernel,
                 timeout_seconds=timeout,
                 data=data or (),
                 rerun=rerun,
                 cwd=cwd,
                 publisher=publisher,
-                on_row=board.show,
+                on_row=table.show,
             )
     except KeyboardInterrupt as error:
-        typer.echo("\nStopped. What was done is kept; the same command goes on.", err=True)
+        typer.echo("\nStopped. Finished runs are kept; run the same command again to resume.", err=True)
         raise typer.Exit(130) from error
     finally:
         publisher.close()
@@ -113,9 +119,9 @@ def sweep(
     for _, row in failed.iterrows():
         typer.echo(f"\n{row['run']}: {row['error'] or row['state']}: {one_line(row['message'] or '')}")
         typer.echo(printable(row["traceback"] or "").strip())
-    kept = len(frame) - board.ran
-    again = f"; {kept} had been done before (--rerun runs them again)" if kept else ""
-    typer.echo(f"\n{len(frame) - len(failed)} of {len(frame)} done{again}. The runs are in '{place.path}'.")
+    reused = len(frame) - table.ran
+    note = f"; {reused} were already done (--rerun runs them again)" if reused else ""
+    typer.echo(f"\n{len(frame) - len(failed)} of {len(frame)} done{note}. The runs are in '{run_store.path}'.")
     if len(failed):
         raise typer.Exit(1)
 
@@ -126,12 +132,12 @@ def _parameters(given: Iterable[str]) -> dict[str, list[Any]]:
         name, *values = json.loads(text) if text.startswith("[") else [text]
         if not values:
             raise typer.BadParameter(f"-p takes a name and at least one value: -p {name or 'chunk_size'} 128 256.")
-        parameters.setdefault(name, []).extend(map(_typed, values))
+        parameters.setdefault(name, []).extend(map(_parse_value, values))
     return parameters
 
 
-def _typed(text: str) -> Any:
-    """A value as papermill understands it on its command line."""
+def _parse_value(text: str) -> Any:
+    """Convert a value in the way that papermill's command line does."""
     if text in (words := {"True": True, "False": False, "None": None}):
         return words[text]
     for kind in (int, float):
@@ -140,8 +146,8 @@ def _typed(text: str) -> Any:
     return text
 
 
-class _Board:
-    """The table of a sweep: live in a terminal; elsewhere a line for each notebook that ends, and the table at last."""
+class _SweepTable:
+    """Shows a sweep as a live table; without a terminal, prints a line per finished notebook and a final table."""
 
     def __init__(self) -> None:
         from rich.live import Live
@@ -159,7 +165,7 @@ class _Board:
             typer.echo(one_line(f"{row['run']} {row['state']} after {row['seconds']:g} s{message}"[:500]))
             sys.stdout.flush()
 
-    def __enter__(self) -> _Board:
+    def __enter__(self) -> _SweepTable:
         if self._console.is_terminal:
             self._live.start()
         return self
@@ -190,13 +196,13 @@ def _runs(ctx: typer.Context) -> None:
 def list_runs(
     store: StoreOption = None,
     name: Annotated[str | None, typer.Option(help="Only runs of this experiment or notebook.")] = None,
-    newest: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 30,
+    newest: Annotated[int, typer.Option("-n", min=1, help="How many runs to list.")] = 30,
 ) -> None:
     """List runs, the newest last."""
     from ragkit.runs.store import RunStore
 
-    place = RunStore(store)
-    found = [info for info in place.list() if name in (None, info.name)]
+    run_store = RunStore(store)
+    found = [info for info in run_store.list() if name in (None, info.name)]
     rows = [
         {"run": info.id}
         | {each: getattr(info, each) for each in ("kind", "name", "state", "seconds")}
@@ -204,20 +210,20 @@ def list_runs(
         for info in found[-newest:]
     ]
     if not rows:
-        typer.echo(f"There are no runs in '{place.path}'. 'ragkit sweep' and ragkit.record() make some.")
+        typer.echo(f"There are no runs in '{run_store.path}'. Create one with 'ragkit sweep' or ragkit.record().")
         return
     _console().print(_table(list(rows[0]), rows))
     if len(found) > newest:
-        typer.echo(f"{len(found) - newest} older ones are not shown: -n {len(found)}")
+        typer.echo(f"{len(found) - newest} older runs are not shown. List them with -n {len(found)}.")
 
 
 @runs.command(no_args_is_help=True)
 def show(
-    run: Annotated[str, typer.Argument(help="The id, or as much of its beginning or end as tells it apart.")],
+    run: Annotated[str, typer.Argument(help="The run's id, or a beginning or end of it that no other id has.")],
     store: StoreOption = None,
-    packages: Annotated[bool, typer.Option("--packages", help="List installed packages, too.")] = False,
+    packages: Annotated[bool, typer.Option("--packages", help="Also list the installed packages.")] = False,
 ) -> None:
-    """Show everything about a run."""
+    """Show all details of a run."""
     from ragkit.runs.store import RunStore
 
     chosen = RunStore(store).get(run)
@@ -237,16 +243,16 @@ def show(
 
 @runs.command(no_args_is_help=True)
 def compare(
-    a: Annotated[str, typer.Argument(help="A run.")],
-    b: Annotated[str, typer.Argument(help="Another.")],
+    a: Annotated[str, typer.Argument(help="A run's id.")],
+    b: Annotated[str, typer.Argument(help="Another run's id.")],
     store: StoreOption = None,
 ) -> None:
-    """Show what differs between two runs: parameters, values, code, packages, data."""
+    """Show the differences between two runs: parameters, values, code, packages, data."""
     from ragkit.runs.store import RunStore
 
     frame = RunStore(store).compare(a, b)
     if frame.empty:
-        typer.echo("Nothing differs.")
+        typer.echo("The runs do not differ.")
         return
     rows = [{"": name, **dict(zip(frame.columns, pair, strict=True))} for name, *pair in frame.itertuples(name=None)]
     _console().print(_table(["", *frame.columns], rows))
@@ -254,17 +260,17 @@ def compare(
 
 @runs.command(no_args_is_help=True)
 def export(
-    to: Annotated[Path, typer.Option(help="A .csv or .parquet of one row a run, or a .zip of all their files.")],
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Which runs. Default: all.")] = None,
+    to: Annotated[Path, typer.Option(help="A .csv or .parquet file with one row per run, or a .zip of all files.")],
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="The runs. Default: all.")] = None,
     store: StoreOption = None,
 ) -> None:
     """Write runs to one file."""
     from ragkit.runs.store import RunStore
 
-    typer.echo(f"Written: {printable(str(RunStore(store).export(to, ids or [])))}")
+    typer.echo(f"Exported to {printable(str(RunStore(store).export(to, ids or [])))}")
 
 
-# ---------------------------------------------------------------------------------- small things
+# -------------------------------------------------------------------------------------- output
 
 
 def _table(names: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> Table:
@@ -274,16 +280,16 @@ def _table(names: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     names = list(names)
     for name in names:
-        # An id is to be copied: never cut.
+        # Ids are copied from the table, so they are not cut.
         table.add_column(Text(one_line(name)), overflow="fold", no_wrap=name == "run")
     for row in rows:
-        cells = {name: _said(row.get(name)) for name in names}
+        cells = {name: _format(row.get(name)) for name in names}
         style = _STYLES.get(cells.get("state", ""), "")
         table.add_row(*(Text(one_line(text), style=style if name == "state" else "") for name, text in cells.items()))
     return table
 
 
-def _said(value: Any) -> str:
+def _format(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
@@ -293,7 +299,7 @@ def _said(value: Any) -> str:
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={_said(value)}" for name, value in values.items())
+    return ", ".join(f"{name}={_format(value)}" for name, value in values.items())
 
 
 def _console() -> Console:

@@ -1,4 +1,4 @@
-"""A live view of the socket: every run that publishes, as bars and lines, or as JSON for a pipe."""
+"""``ragkit watch``: shows published events as progress bars and lines, or as JSON for a pipe."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from ragkit.live.listener import Message, Subscription
 from ragkit.terminal import one_line, printable
 
 TYPES = frozenset(str(member.__struct_config__.tag) for member in messages.ListenerMessage.__args__)
-"""The types of message that a listener can get."""
+"""The types of message that a listener can receive."""
 
-PLAIN_SECONDS = 2.0  # between two lines about a task where there are no bars
+PLAIN_SECONDS = 2.0  # between two lines about a task, when there are no bars
 MAX_BARS = 30
 MAX_FAILURES = 5
 QUERY_ID = "ragkit-watch"
@@ -33,26 +33,26 @@ TaskProgress: TypeAlias = messages.IndexingProgress | messages.ExperimentProgres
 
 
 class View(Protocol):
-    """What shows messages: `Screen` or `JsonLines`."""
+    """Shows messages: `Screen` or `JsonLines`."""
 
     def show(self, message: Message) -> None:
-        """Show one message of the hub; called in the order in which they came."""
+        """Show one message from the hub; called in the order of arrival."""
         ...
 
 
 async def show_messages(
     subscription: Subscription, view: View, *, until: Collection[str] = (), question: str | None = None
 ) -> frozenset[str]:
-    """Show what comes on the socket until everything in ``until`` has come, or the subscription's time is up.
+    """Show messages until all types in ``until`` have arrived, or the subscription times out.
 
     Args:
-        subscription: Where the messages come from.
+        subscription: The source of the messages.
         view: Shows each message.
-        until: Types of message to wait for; none means to watch until time is up.
-        question: Asked on the socket as soon as somebody answers; the reply is shown like everything else.
+        until: Types of message to wait for; if empty, watch until the time-out.
+        question: Asked on the socket as soon as an engine is available; the reply is shown like every other message.
 
     Returns:
-        The types in ``until`` that did not come.
+        The types in ``until`` that did not arrive.
 
     Raises:
         ServerNotFoundError, AmbiguousServerError, ServerConnectionError: See `ragkit.live.listener.listen`.
@@ -72,7 +72,7 @@ async def show_messages(
 
 def _types_in(message: Message) -> Iterable[str]:
     yield str(message.get("type"))
-    if message.get("type") == "gap":  # what it replaces was sent, and dropped for us
+    if message.get("type") == "gap":  # it replaces events that the hub dropped for this listener
         snapshot = message.get("snapshot", {})
         yield from (str(task.get("type")) for task in snapshot.get("tasks", ()))
         if snapshot.get("follow_ups"):
@@ -80,7 +80,7 @@ def _types_in(message: Message) -> Iterable[str]:
 
 
 class _Asker:
-    """Decides when to ask: at once, and if nobody answers, when an engine comes."""
+    """Decides when to ask: at once and, if there is no engine, again when an engine is offered."""
 
     def __init__(self, question: str) -> None:
         self.query = messages.Query(content=messages.QueryContent(question=question), id=QUERY_ID)
@@ -102,13 +102,13 @@ class _Asker:
         return False
 
 
-# ------------------------------------------------------------------------------------ for pipes
+# ----------------------------------------------------------------------------------------- JSON
 
 
 class JsonLines(contextlib.nullcontext[None]):
-    """One message a line, as JSON, written at once. Raises BrokenPipeError when nobody reads any more."""
+    """Writes each message as one line of JSON, unbuffered. Raises BrokenPipeError if the reader has closed the pipe."""
 
-    # JSON escapes C0 already; these command some terminals too, and lie inside strings only.
+    # JSON already escapes C0 control characters; some terminals also interpret these. They only occur inside strings.
     _UNSAFE = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
     def show(self, message: Message) -> None:
@@ -117,21 +117,21 @@ class JsonLines(contextlib.nullcontext[None]):
         sys.stdout.buffer.flush()
 
 
-# ----------------------------------------------------------------------------------- for people
+# ------------------------------------------------------------------------------------- terminal
 
 
 class Screen:
-    """Bars for what runs, and above them a line or more for everything else.
+    """Shows running tasks as progress bars, and everything else as lines above them.
 
-    Without a terminal there are no bars: a line every two seconds instead.
+    Without a terminal there are no bars; each task prints a line every two seconds instead.
 
     Args:
-        console: Where to.
+        console: The console to print to.
     """
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._live = console.is_terminal
+        self._is_terminal = console.is_terminal
         cut = {"no_wrap": True, "overflow": "ellipsis"}
         self._progress = Progress(
             TextColumn("{task.description}", markup=False, table_column=Column(ratio=2, **cut)),  # type: ignore[arg-type]
@@ -141,11 +141,11 @@ class Screen:
             console=console,
             expand=True,
             transient=True,
-            disable=not self._live,
+            disable=not self._is_terminal,
             refresh_per_second=4,
         )
         self._bars: dict[str, TaskID] = {}
-        self._lines: dict[str, tuple[str, float]] = {}  # without bars: each task's last state, and when it was told
+        self._lines: dict[str, tuple[str, float]] = {}  # without bars: each task's last state, and when it was printed
         self._seen: tuple[str, int] = ("", -1)
 
     def __enter__(self) -> Screen:
@@ -159,10 +159,10 @@ class Screen:
         try:
             known: messages.ListenerMessage = msgspec.convert(message, messages.ListenerMessage)
         except msgspec.ValidationError:
-            return  # a newer hub; what it adds may be ignored
+            return  # a newer hub may send messages that this version does not know
         match known:
             case messages.Gap(snapshot=snapshot):
-                self._print(UNSET, "Some events were missed. This is how things stand:", style="yellow")
+                self._print(UNSET, "Some events were missed. The current state:", style="yellow")
                 self._show_snapshot(snapshot)
             case messages.Snapshot():
                 self._show_snapshot(known)
@@ -197,7 +197,7 @@ class Screen:
     def _show_snapshot(self, snapshot: messages.Snapshot) -> None:
         self._show_engines(UNSET, snapshot.engines)
         for task in set(self._bars) - {task.task_id for task in snapshot.tasks}:
-            self._remove_bar(task)  # it ended while we were away, or the hub's history did
+            self._remove_bar(task)  # it ended while we were disconnected, or the hub's history was reset
         for item in (*snapshot.tasks, *snapshot.follow_ups):
             running = not isinstance(item, messages.FollowUpQuestions) and item.state not in messages.TERMINAL
             if running or self._is_new(item):
@@ -227,11 +227,11 @@ class Screen:
                 self._print(None, f"  failed: {one_line(failure.source)}: {one_line(failure.reason)}", style="yellow")
             if isinstance(task, messages.IndexingProgress) and task.failures_total > MAX_FAILURES:
                 self._print(None, f"  … and {task.failures_total - MAX_FAILURES} more", style="yellow")
-        elif self._live:
+        elif self._is_terminal:
             self._show_bar(task)
         else:
-            state, told_at = self._lines.get(task.task_id, ("", 0.0))
-            if state != task.state or time.monotonic() - told_at > PLAIN_SECONDS:
+            state, printed_at = self._lines.get(task.task_id, ("", 0.0))
+            if state != task.state or time.monotonic() - printed_at > PLAIN_SECONDS:
                 self._lines[task.task_id] = (task.state, time.monotonic())
                 self._print(task.time, f"{_label(task)} {task.state}, {_figures(task)}")
 
@@ -260,13 +260,13 @@ class Screen:
             self._progress.remove_task(bar)
 
     def _print(self, when: str | UnsetType | None, text: str, *, style: str = "") -> None:
-        # Text, not str: what stands in [brackets] is nobody's markup.
-        lead = "" if when is None else f"{_clock(when)}  "
-        self._console.print(Text.assemble((lead, "dim"), (text, style)), soft_wrap=True, highlight=False)
+        # Text, not str: rich would read [brackets] as markup.
+        prefix = "" if when is None else f"{_clock(when)}  "
+        self._console.print(Text.assemble((prefix, "dim"), (text, style)), soft_wrap=True, highlight=False)
 
 
 def _clock(when: str | UnsetType) -> str:
-    with contextlib.suppress(ValueError, OverflowError):  # the latter: the year 1, or 9999, in another time zone
+    with contextlib.suppress(ValueError, OverflowError):  # OverflowError: the year 1 or 9999 in another time zone
         if isinstance(when, str):
             return f"{datetime.datetime.fromisoformat(when).astimezone():%H:%M:%S}"
     return f"{datetime.datetime.now():%H:%M:%S}"
@@ -283,7 +283,7 @@ def _label(task: TaskProgress) -> str:
 
 def _figures(task: TaskProgress) -> str:
     if isinstance(task, messages.ExperimentProgress):
-        parts = [f"cells {_of(task.cells_done, task.cells_total)}"]
+        parts = [f"results {_of(task.cells_done, task.cells_total)}"]
     else:
         parts = [
             f"documents {_of(task.documents_done, task.documents_total)}",

@@ -1,4 +1,4 @@
-"""The notebook's side of the socket: messages, discovery, delivery, listening."""
+"""The client side of the socket: messages, server discovery, publishing and listening."""
 
 import lazy_loader
 

@@ -1,10 +1,10 @@
-"""The publisher's thread: one event loop, one WebSocket to the hub.
+"""The publisher's thread: one event loop and one WebSocket to the hub.
 
-Two tasks. The *pump* empties the mailbox into the outbox, and the outbox into the journal when there is
-no other way. The *connector* finds the server, connects, and talks until the connection is lost, over and
-over. Neither waits for the other, so a hub that does not read never keeps events from being safe.
+Two tasks run in it. The *pump* moves events from the mailbox to the outbox and, if they cannot be sent, to the journal.
+The *connector* repeatedly finds the server, connects, and exchanges messages until the connection is lost. Neither task
+waits for the other, so events reach the journal even if the hub does not read.
 
-Imported in that thread: a notebook need not wait for websockets.
+The publisher's thread imports this module, so that the notebook does not wait for the import of websockets.
 """
 
 from __future__ import annotations
@@ -42,29 +42,29 @@ from ragkit.live.messages import (
 from ragkit.live.outbox import Mailbox, Outbox
 from ragkit.live.serving import QueryDispatcher, Send, Serving
 
-GLANCE_SECONDS = 0.01  # between two looks into the mailbox while events come
-AWAKE_SECONDS = 5.0  # without events, before the thread sleeps and has to be woken
+POLL_SECONDS = 0.01  # between two checks of the mailbox while events arrive
+AWAKE_SECONDS = 5.0  # without events, until the thread stops polling and has to be woken
 TICK_SECONDS = 0.25
-LOOK_SECONDS = 3.0  # between two searches when there is no server
-REFUSED_SECONDS = 60.0  # a token or a missing extension does not mend itself
+SEARCH_SECONDS = 3.0  # between two searches for a server
+REFUSED_SECONDS = 60.0  # a wrong token or a missing extension has to be fixed by the user
 FIRST_DELAY_SECONDS = 0.25
-MAX_DELAY_SECONDS = 5.0  # the hub gives a lost publisher ten before its tasks count as failed
-SPILL_SECONDS = 5.0  # what the hub has not acknowledged by then goes to the journal
-JOURNAL_PROGRESS_SECONDS = 1.0  # progress that nobody watches is written down this often
+MAX_DELAY_SECONDS = 5.0  # the hub waits ten seconds before it counts the tasks of a lost publisher as failed
+SPILL_SECONDS = 5.0  # events that the hub has not acknowledged after this time go to the journal
+JOURNAL_PROGRESS_SECONDS = 1.0  # between two writes of progress events to the journal while disconnected
 SEND_SECONDS = 60.0
 
 _log = logging.getLogger("ragkit.live.publisher")
 
 
 class Connection:
-    """See the top of this module.
+    """The pump and the connector; see the top of this module.
 
     Args:
-        mailbox: What callers leave.
-        outbox: What is not the hub's yet.
-        hello: Who we are.
-        find: Finds the server, anew before each connection: it may have come back elsewhere.
-        journal_dir: Says where the journal goes.
+        mailbox: Receives events and actions from other threads.
+        outbox: Holds the events that the hub has not acknowledged.
+        hello: The first message on each connection.
+        find: Finds the server; called before each connection, because a server may restart at another address.
+        journal_dir: Returns the folder for the journal.
     """
 
     def __init__(
@@ -92,19 +92,18 @@ class Connection:
         self._finishing = False
         self._serverless = False
         self._failed_attempts = 0
-        self._moved_at = self._stored_at = self._journal_from = self._loop.time()
+        self._progressed_at = self._stored_at = self._journal_from = self._loop.time()
         self._flushes: list[tuple[int, threading.Event]] = []
         self._warned: set[str] = set()
         self._sending: set[asyncio.Task[None]] = set()
 
     def _wake(self) -> None:
-        with contextlib.suppress(
-            RuntimeError
-        ):  # the loop is closed: put_away() has emptied the mailbox, or close() will
+        # RuntimeError: the loop is closed; the mailbox has been emptied or close() empties it.
+        with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._awake.set)
 
     async def run(self) -> None:
-        """Work until `stop`, or until all is done after `finish`; leave nothing in memory."""
+        """Run until `stop`, or after `finish` until all events are safe; leave no events in memory."""
         threading.Thread(
             target=self._mailbox.wait_for_rings, args=(self._wake,), name="ragkit-publisher-bell", daemon=True
         ).start()
@@ -119,7 +118,7 @@ class Connection:
         finally:
             pump.cancel()
             self._mailbox.close()
-            self._put_away()
+            self._store_remaining()
             connector.cancel()
             await asyncio.wait({pump, connector}, timeout=2 * CLOSE_SECONDS)
             stop.cancel()
@@ -127,32 +126,32 @@ class Connection:
     # ------------------------------------------------------------- called through the mailbox
 
     def offer(self, serving: Serving) -> None:
-        """Put an engine on offer, now and after every reconnection."""
+        """Offer an engine, now and after every reconnection."""
         self._dispatcher.offer(serving)
         self._send_soon(Offer(engine=serving.engine))
 
     def update(self, serving: Serving) -> None:
-        """Describe an engine anew, if it is still on offer."""
+        """Send a new description of an engine, if it is still on offer."""
         if self._dispatcher.has(serving):
             self._send_soon(Offer(engine=serving.engine))
 
     def withdraw(self, serving: Serving) -> None:
-        """Take it off offer."""
+        """Withdraw the offer of an engine."""
         if self._dispatcher.withdraw(serving):
             self._send_soon(Withdraw(engine_id=serving.engine.id))
 
     def flush(self, safe: threading.Event) -> None:
-        """Set ``safe`` when all that was published before is the hub's or in the journal; hurry."""
+        """Set ``safe`` when all events so far are acknowledged or in the journal; retry to connect now."""
         self._flushes.append((self.outbox.added, safe))
         self._hurry.set()
 
     def finish(self) -> None:
-        """Stop when all is safe, or when one more attempt to connect has failed."""
+        """Stop when all events are safe, or after one more failed attempt to connect."""
         self._finishing = True
         self._hurry.set()
 
     def stop(self) -> None:
-        """Stop now; what is left goes to the journal."""
+        """Stop now and write the remaining events to the journal."""
         self._stop.set()
 
     # ------------------------------------------------------------------------------- the pump
@@ -163,28 +162,28 @@ class Connection:
             if self._empty_mailbox(1_000):
                 quiet_since = self._loop.time()
                 self._outgoing.set()
-            self._look_after_outbox()
+            self._check_outbox()
             if len(self._mailbox.items) >= 1_000:
                 await asyncio.sleep(0)
             elif self._loop.time() - quiet_since < AWAKE_SECONDS:
-                await asyncio.sleep(GLANCE_SECONDS)
+                await asyncio.sleep(POLL_SECONDS)
             else:
                 await self._sleep()
 
     async def _sleep(self) -> None:
-        resting = not self.outbox.has_waiting and (self.outbox.is_empty or self.outbox.journal is not None)
+        idle = not self.outbox.has_waiting and (self.outbox.is_empty or self.outbox.journal is not None)
         self._awake.clear()
         self._mailbox.asleep = True
         if not self._mailbox.items:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(None if resting and not self._flushes else TICK_SECONDS):
+                async with asyncio.timeout(None if idle and not self._flushes else TICK_SECONDS):
                     await self._awake.wait()
         self._mailbox.asleep = False
 
     def _empty_mailbox(self, limit: int) -> int:
         items, taken = self._mailbox.items, 0
         if items and self.outbox.is_empty:
-            self._moved_at = self._loop.time()
+            self._progressed_at = self._loop.time()
         while items and taken < limit:
             item = items.popleft()
             taken += 1
@@ -194,41 +193,41 @@ class Connection:
                 self.outbox.add(*item)
         return taken
 
-    def _look_after_outbox(self) -> None:
+    def _check_outbox(self) -> None:
         outbox, now = self.outbox, self._loop.time()
         try:
             if now >= self._journal_from:
                 self._store(now)
         except OSError as problem:
-            self._journal_from = now + LOOK_SECONDS
+            self._journal_from = now + SEARCH_SECONDS
             self._warn_once(
                 "journal",
                 f"Events cannot be written to the journal in '{self._journal_dir()}' ({problem}). They stay in memory; "
-                "when it is full, the oldest will be lost. Free some space, or set RAGKIT_JOURNAL_DIR.",
+                "when the queue is full, the oldest are lost. Free some space, or set RAGKIT_JOURNAL_DIR.",
             )
         outbox.shed()
         if outbox.dropped:
-            self._warn_once("dropped", "Events were lost: there was no room for them; see Publisher.counts.")
+            self._warn_once("dropped", "Events were lost because the queue was full; see Publisher.counts.")
         for flush in [flush for flush in self._flushes if outbox.is_safe(flush[0])]:
             self._flushes.remove(flush)
             flush[1].set()
         done = not self._mailbox.items and outbox.is_safe(outbox.added)
-        # A journal goes over the socket now if it can; if not, the extension adopts it.
+        # With a connection, the journal is sent before stopping; without one, the server extension adopts it later.
         if self._finishing and done and (outbox.journal is None or self._socket is None):
             self._stop.set()
 
     def _store(self, now: float) -> None:
         outbox = self.outbox
-        stuck = not outbox.is_empty and now - self._moved_at > SPILL_SECONDS
+        stuck = not outbox.is_empty and now - self._progressed_at > SPILL_SECONDS
         if outbox.journal is None:
             if not outbox.is_empty and (self._serverless or stuck or outbox.is_full):
                 self._open_journal()
                 self._outgoing.set()
             return
-        unwatched = self._socket is None
-        patient = unwatched and not (outbox.has_urgent or self._flushes or self._finishing)
-        if outbox.has_waiting and (not patient or now - self._stored_at > JOURNAL_PROGRESS_SECONDS):
-            if unwatched:
+        disconnected = self._socket is None
+        can_wait = disconnected and not (outbox.has_urgent or self._flushes or self._finishing)
+        if outbox.has_waiting and (not can_wait or now - self._stored_at > JOURNAL_PROGRESS_SECONDS):
+            if disconnected:
                 outbox.compact()
             outbox.store()
             self._stored_at = now
@@ -246,7 +245,7 @@ class Connection:
         if self._serverless:
             self.state = f"journal {journal.path} ({self.state})"
 
-    def _put_away(self) -> None:
+    def _store_remaining(self) -> None:
         while self._empty_mailbox(1_000):
             pass
         try:
@@ -257,7 +256,7 @@ class Connection:
             lost = self.outbox.counts()
             self.outbox.dropped += lost.waiting + lost.unacknowledged
             _log.error(
-                "%d events were lost at the end: the server did not take them, and the journal in '%s' could not be "
+                "%d events were lost at exit: the server did not accept them, and the journal in '%s' could not be "
                 "written (%s).", lost.waiting + lost.unacknowledged, self._journal_dir(), problem,
             )  # fmt: skip
         if self.outbox.journal is not None:
@@ -280,52 +279,52 @@ class Connection:
             self._hurry.clear()
 
     async def _attempt(self) -> float:
-        """Connect and stay so as long as it goes; return the seconds to wait before the next attempt."""
+        """Connect and stay connected until the connection is lost; return the seconds until the next attempt."""
         try:
             server = self._find()
-        except (ServerError, OSError, ValueError) as problem:  # the last two: a runtime file holds nonsense
-            # Not finding one is an everyday matter for a script; having to choose is the user's.
+        except (ServerError, OSError, ValueError) as problem:  # OSError, ValueError: an invalid runtime file
+            # Scripts often run without a server, so that is no warning; the user has to resolve an ambiguity.
             if isinstance(problem, AmbiguousServerError):
                 self._warn_once("find", str(problem))
             self._serverless = True
             self._set_state(f"looking for a server: {problem}")
-            return LOOK_SECONDS
+            return SEARCH_SECONDS
         self._serverless = False
         began = self._loop.time()
         try:
-            await self._converse(server)
+            await self._connect(server)
         except RefusedError as problem:
             self._set_state(f"refused: {problem}")
             self._warn_once("refused", str(problem))
             return REFUSED_SECONDS
         except (OSError, WebSocketException, ServerError, RuntimeError, ValueError) as problem:
-            # RuntimeError: no thread to resolve a name, at interpreter exit. ValueError: an impossible host name.
+            # RuntimeError: no thread to resolve a name, at interpreter exit. ValueError: an invalid host name.
             self._set_state(f"no connection to {server.url}: {str(problem) or type(problem).__name__}")
         if self._loop.time() - began > MAX_DELAY_SECONDS:
             self._failed_attempts = 0
         self._failed_attempts += 1
         delay = min(FIRST_DELAY_SECONDS * 2 ** min(self._failed_attempts - 1, 10), MAX_DELAY_SECONDS)
-        return float(delay) * random.uniform(0.5, 1.5)  # many kernels lost the same server at the same moment
+        return float(delay) * random.uniform(0.5, 1.5)  # jitter: many kernels may reconnect to the same server
 
-    async def _converse(self, server: Server) -> None:
+    async def _connect(self, server: Server) -> None:
         socket, welcome = await open_socket(server, self._hello)
         async with closing(socket):
             for engine in self._dispatcher.engines:
                 await socket.send(encode(Offer(engine=engine)), text=True)
             self.outbox.resume(welcome.n)
-            self._moved_at = self._loop.time()
+            self._progressed_at = self._loop.time()
             self._warned.discard("refused")
             self._socket = socket
             self._set_state(f"connected to {server.url}")
-            talking = {asyncio.create_task(self._send_events(socket)), asyncio.create_task(self._receive(socket))}
+            tasks = {asyncio.create_task(self._send_events(socket)), asyncio.create_task(self._receive(socket))}
             try:
-                done, _ = await asyncio.wait(talking, return_when=asyncio.FIRST_COMPLETED)
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 self._socket = None
                 self._dispatcher.lost()
-                for task in talking:
+                for task in tasks:
                     task.cancel()
-                await asyncio.gather(*talking, return_exceptions=True)
+                await asyncio.gather(*tasks, return_exceptions=True)
         for task in done:
             task.result()
 
@@ -344,16 +343,16 @@ class Connection:
             try:
                 message = decode_hub_message(frame)
             except msgspec.MsgspecError as problem:
-                _log.debug("The hub said something that this version does not know: %s", problem)
-                continue  # a newer hub; what it adds may be ignored
+                _log.debug("Ignored a message of the hub that this version does not know: %s", problem)
+                continue
             match message:
                 case Ack(n=n):
                     self.outbox.acknowledge(n)
-                    self._moved_at = self._loop.time()
+                    self._progressed_at = self._loop.time()
                     self._outgoing.set()
                     self._awake.set()
                 case EngineQuery():
-                    self._dispatcher.take(message, self._sender(socket))
+                    self._dispatcher.dispatch(message, self._sender(socket))
                 case Cancel(id=id):
                     self._dispatcher.cancel(id)
                 case Ping(id=id):
@@ -361,7 +360,7 @@ class Connection:
                 case Error(content=content):
                     _log.warning("The hub did not accept a message: %s (%s)", content.message, content.code)
 
-    # ----------------------------------------------------------------------------- small things
+    # ---------------------------------------------------------------------------------- sending
 
     def _sender(self, socket: ClientConnection) -> Send:
         async def send(message: msgspec.Struct) -> None:
@@ -384,7 +383,7 @@ class Connection:
             task.add_done_callback(self._sending.discard)
 
     async def _send_one(self, socket: ClientConnection, message: Offer | Withdraw) -> None:
-        with contextlib.suppress(ConnectionClosed):  # it is said again after the reconnection
+        with contextlib.suppress(ConnectionClosed):  # engines are offered again after a reconnection
             await socket.send(encode(message), text=True)
 
     def _set_state(self, state: str) -> None:

@@ -1,28 +1,28 @@
-"""Which Jupyter server to publish to, and who is publishing.
+"""Finds the Jupyter server to publish to.
 
-`find_server` goes through rules, and the first hit wins:
+`find_server` tries these rules in order and uses the first that matches:
 
-1. ``RAGKIT_URL`` and ``RAGKIT_TOKEN``, set by a person; an address pasted from the browser
-   (``http://host:8888/lab?token=...``) is understood.
+1. ``RAGKIT_URL`` and ``RAGKIT_TOKEN``, set by the user. The URL may be copied from the browser
+   (``http://host:8888/lab?token=...``).
 2. JupyterHub's environment: ``JUPYTERHUB_SERVICE_URL`` (a bind address), ``JUPYTERHUB_SERVICE_PREFIX``
    and ``JUPYTERHUB_API_TOKEN``.
-3. The server that this process descends from: ``JPY_PARENT_PID`` (a kernel's), then the process's
-   ancestors (a script in a Lab terminal, papermill inside a notebook), each looked up as ``jpserver-PID.json``.
-4. ``JUPYTER_SERVER_URL`` (a Lab terminal's), with ``JUPYTER_TOKEN`` or the token in the runtime file of that address.
-5. The running server whose ``root_dir`` contains the notebook or the working directory; the deepest
-   ``root_dir`` if there are several. Never a guess between two.
+3. The server that started this process: ``JPY_PARENT_PID`` (set in kernels), then the process's ancestors (for a
+   script in a Lab terminal, or papermill inside a notebook); each is looked up as ``jpserver-PID.json``.
+4. ``JUPYTER_SERVER_URL`` (set in Lab terminals), with ``JUPYTER_TOKEN`` or the token in that server's runtime file.
+5. The running server whose ``root_dir`` contains the notebook or the working directory; with several, the deepest
+   ``root_dir``. If two servers match equally, an error is raised.
 
-A runtime file of another user than this one, root or the folder's owner is not believed. They are only read:
-``jupyter_server.serverapp.list_running_servers`` deletes those whose
-process it cannot see, which from a kernel in another container is a server that runs.
+A runtime file must belong to this user, root or the folder's owner; others are ignored. Runtime files are only read.
+``jupyter_server.serverapp.list_running_servers`` is not used, because it deletes the files of processes that it cannot
+see, and a server in another container may still be running.
 
-`find_origin` relies on what jupyter_server 2, ipykernel 7 and papermill 2.7 do:
+`ragkit.live.origin.find_origin` relies on the behaviour of jupyter_server 2, ipykernel 7 and papermill 2.7:
 
 - jupyter_server sets ``JPY_SESSION_NAME`` to the notebook's path; a kernel's children inherit it.
 - jupyter_client sets ``JPY_PARENT_PID`` to the process that started the kernel.
-- papermill sets nothing in the kernel's environment. ``--inject-paths`` puts ``PAPERMILL_INPUT_PATH`` into the
-  notebook's namespace; without it, the command line of the parent process names the notebook; a run
-  started by ``papermill.execute_notebook()`` can only be told by its injected cell (``# Parameters``).
+- papermill sets nothing in the kernel's environment. ``--inject-paths`` adds ``PAPERMILL_INPUT_PATH`` to the
+  notebook's namespace. Without it, the command line of the parent process names the notebook. A run started by
+  ``papermill.execute_notebook()`` can only be recognised by its injected cell (``# Parameters``).
 - VS Code sets ``__vsc_ipynb_file__`` in the notebook's namespace.
 """
 
@@ -51,13 +51,13 @@ _WILDCARDS = {"", "0.0.0.0", "::", "*"}
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A Jupyter server to talk to.
+    """A Jupyter server.
 
     Attributes:
-        url: Its base address, ending with ``/``, without a token.
-        token: What goes into the Authorization header, or None. Kept out of the repr.
-        pid: Its process id, where it is known.
-        source: The rule that found it, for people.
+        url: The base URL, ending with ``/``, without a token.
+        token: The token for the Authorization header, or None. Not shown in the repr.
+        pid: The server's process id, if known.
+        source: The rule that found the server, for messages.
     """
 
     url: str
@@ -66,17 +66,17 @@ class Server:
     source: str = "given"
 
     def ws_url(self, path: str = "api/v1/engine") -> str:
-        """The WebSocket address of ``path`` under this server's base address."""
+        """Return the WebSocket URL of ``path`` under this server's base URL."""
         return "ws" + self.url.removeprefix("http") + path.lstrip("/")
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers that authenticate a request; the token never goes into an address."""
+        """The headers that authenticate a request; the token is never part of a URL."""
         return {"Authorization": f"token {self.token}"} if self.token else {}
 
     @property
     def is_loopback(self) -> bool:
-        """True if the address is on this machine, where no proxy must be asked."""
+        """True if the server is on this machine, so that no proxy may be used."""
         host = urlsplit(self.url).hostname or ""
         try:
             return ipaddress.ip_address(host).is_loopback
@@ -85,7 +85,7 @@ class Server:
 
 
 class _Info(msgspec.Struct, frozen=True):
-    """What ragkit reads of a runtime file; see ``ServerApp.server_info``."""
+    """The fields of a runtime file that ragkit reads; see ``ServerApp.server_info``."""
 
     url: str
     pid: int
@@ -108,18 +108,18 @@ def find_server(
 ) -> Server:
     """Find the Jupyter server that this process belongs to.
 
-    Reads a few small files; opens no connection, so the server may still refuse.
+    Reads a few small files and opens no connection, so the server may still refuse one.
 
     Args:
-        url: Its address, where that is known. ``RAGKIT_TOKEN`` counts for the server that ``RAGKIT_URL`` names only.
-        token: Its token, where that is known.
-        env: The environment to look at.
-        cwd: The folder to look for in the servers' ``root_dir``; the working directory by default.
-        notebook: The notebook's path, taken instead of ``cwd``; by default what `find_notebook` finds.
+        url: The server's address, if known. ``RAGKIT_TOKEN`` is only used for the server that ``RAGKIT_URL`` names.
+        token: The server's token, if known.
+        env: The environment variables.
+        cwd: The folder that a server's ``root_dir`` must contain; the working directory by default.
+        notebook: The notebook's path, used instead of ``cwd``; by default the result of `find_notebook`.
 
     Raises:
-        ServerNotFoundError: No rule found one.
-        AmbiguousServerError: Several servers could be meant.
+        ServerNotFoundError: No rule matches.
+        AmbiguousServerError: Several servers match.
     """
     if token is not None:
         return dataclasses.replace(find_server(env=env, cwd=cwd, notebook=notebook, url=url), token=token)
@@ -145,7 +145,7 @@ def _given(address: str, token: str | None, source: str) -> Server:
     if scheme not in ("http", "https") or not parts.netloc:
         raise ServerNotFoundError(f"{source} is not an address such as http://localhost:8000/")
     token = token or parse_qs(parts.query).get("token", [None])[0]
-    # A pasted address often ends in the page that was open.
+    # An address copied from the browser often ends in the path of a page.
     path = re.sub(r"/(lab|tree)(/.*)?$", "/", parts.path)
     netloc = parts.netloc.rpartition("@")[2]
     return Server(_base(scheme, netloc, path), token, None, source)
@@ -153,7 +153,7 @@ def _given(address: str, token: str | None, source: str) -> Server:
 
 def _base(scheme: str, netloc: str, path: str) -> str:
     parts = urlsplit(f"//{netloc}")
-    # "http://:8888", "http://*:8888" and "http://[::]:8888" say where a server listens, not where it is.
+    # "http://:8888", "http://*:8888" and "http://[::]:8888" are bind addresses; connect to the loopback address.
     if (parts.hostname or "") in _WILDCARDS:
         host = "[::1]" if parts.hostname == "::" else "127.0.0.1"
         netloc = f"{host}:{parts.port}" if parts.port else host
@@ -162,7 +162,7 @@ def _base(scheme: str, netloc: str, path: str) -> str:
 
 def _from_hub(env: Mapping[str, str]) -> Server | None:
     parts = urlsplit(env.get("JUPYTERHUB_SERVICE_URL", ""))
-    # Port 0 means that the single-user server chose one itself: only its runtime file knows it.
+    # With port 0 the single-user server chooses a port, which is only in its runtime file.
     if not parts.scheme or not parts.port:
         return None
     path = env.get("JUPYTERHUB_SERVICE_PREFIX") or parts.path
@@ -190,7 +190,7 @@ def _from_terminal(env: Mapping[str, str], infos: Sequence[_Info]) -> Server | N
         return None
     parts = urlsplit(url)
     for info in infos:
-        # A server that listens everywhere names itself by the machine's host name here and there.
+        # Compare without the host: a server that listens on all interfaces may use the machine's host name here.
         if info.port == parts.port and info.base_url.strip("/") == parts.path.strip("/"):
             return _from_info(info, env, "JUPYTER_SERVER_URL")
     return _given(url, env.get("JUPYTER_TOKEN"), "JUPYTER_SERVER_URL")
@@ -218,8 +218,8 @@ def _from_info(info: _Info, env: Mapping[str, str], source: str) -> Server:
         token = env.get("JUPYTERHUB_API_TOKEN")  # a single-user server has no token of its own
     parts = urlsplit(info.url)
     netloc = parts.netloc
-    # Listening everywhere, it gives the host name, which containers often cannot resolve. A
-    # certificate is for that name, so it stays with https.
+    # A server that listens on all interfaces gives its host name, which containers often cannot resolve. With https
+    # the host name is kept, because the certificate is for it.
     if info.hostname in _WILDCARDS and not info.secure:
         netloc = f"[{info.hostname}]:{info.port}" if ":" in info.hostname else f"{info.hostname}:{info.port}"
     return Server(_base(parts.scheme, netloc, info.base_url), token or None, info.pid, source)
@@ -233,27 +233,27 @@ def _running(env: Mapping[str, str]) -> list[_Info]:
             if not _is_trusted(path):
                 continue
             info = msgspec.json.decode(path.read_bytes(), type=_Info)
-        except (OSError, ValueError):  # the latter: no JSON, or not even UTF-8
-            continue  # gone meanwhile, being written, or not ours to read: as good as not there
-        # A server on a Unix socket has no address that the publisher could use.
+        except (OSError, ValueError):  # ValueError: not JSON, or not UTF-8
+            continue  # deleted meanwhile, being written, or not readable
+        # The publisher cannot connect to a server on a Unix socket.
         if not info.sock and _is_alive(info.pid):
             infos.append(info)
     return infos
 
 
 def _is_trusted(path: Path) -> bool:
-    """Whether a runtime file was not planted: in a folder that others may write to, theirs could get our token."""
+    """Return whether a runtime file has a trusted owner; another user's file could lead our token to their server."""
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode):
-        return False  # opening a pipe would wait for ever
+        return False  # opening a pipe would block
     if sys.platform == "win32":
-        return True  # there are no owners in a stat there, and runtime folders are private
-    # Ours, the system's, or the folder's owner's, as where root looks into a user's home.
+        return True  # stat has no owner on Windows, and runtime folders are private
+    # This user, root, or the folder's owner (root may read the runtime folder of another user).
     return status.st_uid in (os.geteuid(), 0, path.parent.stat().st_uid)
 
 
 def _is_alive(pid: int) -> bool:
-    if sys.platform == "win32":  # os.kill(pid, 0) would end the process there
+    if sys.platform == "win32":  # on Windows os.kill(pid, 0) would end the process
         return bool(importlib.import_module("psutil").pid_exists(pid))
     try:
         os.kill(pid, 0)
@@ -267,15 +267,15 @@ def _is_alive(pid: int) -> bool:
 def _jupyter_dir(env: Mapping[str, str], what: Literal["runtime", "data"]) -> Path:
     if override := env.get(f"JUPYTER_{what.upper()}_DIR"):
         return Path(override)
-    from jupyter_core.paths import jupyter_data_dir, jupyter_runtime_dir  # costs more than this module
+    from jupyter_core.paths import jupyter_data_dir, jupyter_runtime_dir  # slow to import
 
     return Path(jupyter_runtime_dir() if what == "runtime" else jupyter_data_dir())
 
 
 def journal_dir(*, env: Mapping[str, str] = os.environ) -> Path:
-    """The folder where publishers without a server leave their journals.
+    """Return the folder for the journals of publishers without a server.
 
-    ``RAGKIT_JOURNAL_DIR`` if it is set, else ``ragkit/journal`` in Jupyter's data folder. It need not exist yet.
+    ``RAGKIT_JOURNAL_DIR`` if it is set, else ``ragkit/journal`` in Jupyter's data folder. It may not exist yet.
     """
     if override := env.get("RAGKIT_JOURNAL_DIR"):
         return Path(override)

@@ -1,4 +1,4 @@
-"""What an experiment publishes, be it of systems or a sweep of notebooks: its progress, and each row when measured."""
+"""The events of an experiment or a sweep: its progress, and each row of its results."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import msgspec
 from ragkit.live import messages
 from ragkit.live.publisher import Publisher
 
-# A leaderboard goes out with every row. With these and the columns that its maker chooses it stays below what the hub
-# takes, and one that people look at is not cut.
+# The leaderboard is published with every row. These limits, and the caller's choice of columns, keep the message below
+# the hub's limit without cutting leaderboards of realistic size.
 MAX_ROWS = 200
 MAX_NAME_CHARACTERS = 1_024
 MAX_VALUE_CHARACTERS = 500
 MAX_MESSAGE_CHARACTERS = 2_000
-_MAX_EXACT_INTEGER = 2**53  # beyond it a browser rounds
+_MAX_EXACT_INTEGER = 2**53  # JavaScript rounds larger integers
 
 
 class ExperimentEvents:
     """Publishes the events of one experiment.
 
     Args:
-        name: What listeners see.
-        publisher: Who publishes; None for nobody.
+        name: The name that listeners see.
+        publisher: Publishes the events; None to publish nothing.
     """
 
     def __init__(self, name: str, publisher: Publisher | None) -> None:
@@ -43,14 +43,14 @@ class ExperimentEvents:
         eta_seconds: float | None = None,
         message: str | None = None,
     ) -> None:
-        """Publish how far it is.
+        """Publish the progress of the experiment.
 
         Args:
-            state: Of the experiment.
-            done: Cells that are done.
-            total: Cells in all.
-            eta_seconds: What the others will take.
-            message: What is to be known of it.
+            state: The state of the experiment.
+            done: How many results or runs are done.
+            total: How many there are in total.
+            eta_seconds: Estimated time for the rest.
+            message: A remark on the state, such as why it failed.
         """
         self._publish(
             messages.ExperimentProgress(
@@ -67,19 +67,20 @@ class ExperimentEvents:
     def result(
         self, row: Mapping[str, Any], leaderboard: Iterable[Mapping[str, Any]], *, traceback: str | None = None
     ) -> None:
-        """Publish a row that was just measured.
+        """Publish a new row.
 
         Args:
-            row: Column to value; long text is shortened, and what JSON does not have becomes text.
-            leaderboard: All rows so far, the best first; the first of them are published.
-            traceback: Of what failed; its end is published with the row.
+            row: Column names and values. Long text is shortened, and values other than numbers, booleans and None
+                are converted to text.
+            leaderboard: All rows so far, best first; the first `MAX_ROWS` are published.
+            traceback: The traceback if the row is of a failure; its end is published with the row.
         """
-        failure = {"traceback": traceback[-MAX_MESSAGE_CHARACTERS:]} if traceback else {}
+        extra = {"traceback": traceback[-MAX_MESSAGE_CHARACTERS:]} if traceback else {}
         self._publish(
             messages.ExperimentResult(
                 task_id=self.task_id,
                 experiment=self._name,
-                row=_short(row) | failure,
+                row=_short(row) | extra,
                 leaderboard=[_short(each) for each in islice(leaderboard, MAX_ROWS)],
             )
         )

@@ -1,4 +1,4 @@
-"""Opening a socket on the server, and saying what is in the way when it does not open."""
+"""Opens a WebSocket on the server, and explains why if that fails."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ CLOSE_SECONDS = 0.5
 
 
 class RefusedError(ServerConnectionError):
-    """The server is there, and trying again soon will not help."""
+    """The server refuses the connection, and retrying soon will not help."""
 
 
 class _Connect(connect):
     def process_redirect(self, exc: Exception) -> Exception | str:
-        # A redirect leads to a login page; the token must not follow it to another host.
+        # A redirect goes to a login page; do not follow it, because that would send the token to another host.
         return exc
 
 
@@ -34,16 +34,16 @@ async def dial(
     """Open a WebSocket on a server.
 
     Args:
-        server: Where.
-        path: Under the server's base address; may have a query.
-        right: What the user must be allowed to do there, for the message of a refusal.
-        origin: The Origin header, which pages send and programs do not.
-        timeout_seconds: For the handshake.
+        server: The Jupyter server.
+        path: The path under the server's base URL; may have a query string.
+        right: The permission that the user needs, for the message of a refusal.
+        origin: The Origin header, which browsers send and programs do not.
+        timeout_seconds: Time limit for the handshake.
 
     Raises:
-        RefusedError: The server does not let us in, or has no hub.
-        ServerConnectionError: It answers, but not as a hub does now.
-        OSError, websockets.exceptions.WebSocketException: The network's own troubles, time-outs among them.
+        RefusedError: The server refuses the connection or has no hub.
+        ServerConnectionError: The server answers with another HTTP error.
+        OSError, websockets.exceptions.WebSocketException: A network error, including a time-out.
     """
     try:
         return await _Connect(
@@ -62,23 +62,23 @@ async def dial(
 
 @contextlib.asynccontextmanager
 async def closing(socket: ClientConnection) -> AsyncIterator[None]:
-    """Close the socket at the end, whatever state it is in."""
+    """Close the socket at the end of the block, in any state."""
     try:
         yield
     finally:
-        with contextlib.suppress(AttributeError):  # websockets aborts a transport that has just lost its event loop
+        with contextlib.suppress(AttributeError):  # raised by websockets if the transport has just lost its event loop
             await socket.close()
 
 
 async def open_socket(
     server: Server, hello: Hello, *, timeout_seconds: float = 10.0
 ) -> tuple[ClientConnection, Welcome]:
-    """Connect to ``/api/v1/engine`` and say hello.
+    """Connect to ``/api/v1/engine`` and send the `Hello` message.
 
     Args:
-        server: Where.
-        hello: Who we are.
-        timeout_seconds: For the handshake, and again for the hub's welcome.
+        server: The Jupyter server.
+        hello: The first message.
+        timeout_seconds: Time limit for the handshake, and again for the hub's `Welcome`.
 
     Raises:
         RefusedError, ServerConnectionError, OSError, websockets.exceptions.WebSocketException: See `dial`.
@@ -91,10 +91,10 @@ async def open_socket(
         if isinstance(welcome, Error):
             raise RefusedError(server.url, f"{welcome.content.message} ({welcome.content.code})")
         if not isinstance(welcome, Welcome):
-            raise ServerConnectionError(server.url, f"it began with {type(welcome).__name__}, not with a welcome.")
+            raise ServerConnectionError(server.url, f"its first message is {type(welcome).__name__}, not Welcome.")
     except msgspec.MsgspecError as problem:
         await socket.close()
-        raise ServerConnectionError(server.url, f"what answers there is no ragkit hub: {problem}") from problem
+        raise ServerConnectionError(server.url, f"the program there is not a ragkit hub: {problem}") from problem
     except BaseException:
         await socket.close()
         raise

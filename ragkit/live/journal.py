@@ -1,12 +1,12 @@
-"""A publisher's journal: what it could not tell a server yet, in a file.
+"""The journal: a file with the events that a publisher could not send to a server yet.
 
-``<journal_dir>/<publisher id>.jsonl``: the `Hello`, then `Publish` messages, one JSON object a line.
-The writer holds the lock ``<file>.lock`` as long as it lives, so whoever gets the lock (the hub's
-extension looks every few seconds) knows that nobody writes any more, and may adopt the file. The
-numbers in it are those that the events have on the socket, so an event that came both ways counts once.
+``<journal_dir>/<publisher id>.jsonl`` contains the `Hello` and then `Publish` messages, one JSON object per line. The
+writer holds the file lock ``<file>.lock`` as long as its process lives. The server extension tries every few seconds to
+acquire the lock; if it succeeds, the writer has ended and the extension adopts the file. Events have the same numbers
+in the journal and on the socket, so the hub discards duplicates.
 
-A line is in the operating system's hands when `Journal.append` returns: it survives the end of the
-process, however that comes, but not a power failure.
+When `Journal.append` returns, the lines are written to the operating system: they survive a crash of the process, but
+not a power failure.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from ragkit.live.messages import Hello, encode
 
 
 class Journal:
-    """An open journal: appended to at its end, read from its beginning.
+    """An open journal; messages are appended at its end and read from its beginning.
 
     Args:
-        folder: Where journals are; made if need be, for this user alone (questions are private).
-        hello: Its first line; it names the file.
+        folder: The folder of the journals. It is created if needed, readable only by this user, because questions are
+            private.
+        hello: The first line; its publisher id is the file's name.
 
     Raises:
-        OSError: The file cannot be made, or another process holds its lock.
+        OSError: The file cannot be created, or another process holds its lock.
     """
 
     def __init__(self, folder: Path, hello: Hello) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path = folder / f"{hello.publisher}.jsonl"
-        from filelock import FileLock  # costs as much as the rest of the publisher, and is seldom needed
+        from filelock import FileLock  # slow to import, and rarely needed
 
         self._lock = FileLock(f"{self.path}.lock", timeout=0, thread_local=False)
         self._lock.acquire()  # filelock.Timeout is an OSError
@@ -52,10 +53,10 @@ class Journal:
         self._reader.readline()
 
     def append(self, messages: Iterable[bytes]) -> None:
-        """Write messages, each on its own line: all of them or none.
+        """Append messages, one per line; either all of them or none.
 
         Raises:
-            OSError: The disk refused; the file is as it was before.
+            OSError: Writing failed; the file is unchanged.
         """
         data = memoryview(b"".join(message + b"\n" for message in messages))
         written = 0
@@ -63,18 +64,18 @@ class Journal:
             while written < len(data):
                 written += os.write(self._fd, data[written:])
         except OSError:
-            with contextlib.suppress(OSError):  # a torn line is skipped by the reader, and said by its log
+            with contextlib.suppress(OSError):  # a reader skips an incomplete line and logs it
                 os.ftruncate(self._fd, self._end)
             os.lseek(self._fd, self._end, os.SEEK_SET)
             raise
         self._end += written
 
     def skip_to_end(self) -> None:
-        """Let `read` begin after what is written now."""
+        """Make `read` start after the current end of the file."""
         self._reader.seek(self._end)
 
     def read(self, limit: int) -> list[bytes]:
-        """Read the next messages that have been appended, ``limit`` at most."""
+        """Read the next messages, at most ``limit``."""
         lines: list[bytes] = []
         while len(lines) < limit and self._reader.tell() < self._end:
             lines.append(self._reader.readline().rstrip(b"\n"))
@@ -82,17 +83,17 @@ class Journal:
 
     @property
     def is_read(self) -> bool:
-        """True when everything that was appended has been read."""
+        """True if all appended messages have been read."""
         return self._reader.tell() >= self._end
 
     def remove(self) -> None:
-        """Close and delete it: all that it holds is the hub's now."""
-        with contextlib.suppress(OSError):  # it will be adopted, and its numbers are known: harmless
+        """Close and delete the journal, after the hub has acknowledged all its events."""
+        with contextlib.suppress(OSError):  # it will be adopted, and the hub discards the duplicates
             self.path.unlink()
         self._close()
 
     def close(self) -> None:
-        """Close it and leave it to whoever adopts it."""
+        """Close the journal and leave the file for the server extension to adopt."""
         self._close()
 
     def _close(self) -> None:

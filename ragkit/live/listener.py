@@ -1,14 +1,14 @@
-"""Listening to the socket: everything that notebooks, batch runs and scripts publish, as it happens.
+"""The listener: receives the events that notebooks, batch runs and scripts publish.
 
     async for message in ragkit.live.listen():
         match message:
             case FollowUpQuestions(questions=questions):
                 print(questions)
 
-A `Subscription` keeps a socket on ``/api/v1/ws`` open, connects again when it is lost and resumes where it was. It
-resumes with ``?epoch=...&seq=...`` in the address, which is in force before the first event can come; a `Subscribe`
-with `Since` would race with events that are already on their way. The `Subscribe` that follows chooses topics and asks
-for the snapshot.
+A `Subscription` keeps a socket on ``/api/v1/ws`` open, reconnects when it is lost, and resumes after the last event. It
+resumes with ``?epoch=...&seq=...`` in the URL, which takes effect before the first event is sent; a `Subscribe` with
+`Since` would race with events that the hub has already sent. The `Subscribe` that follows chooses topics and requests
+the snapshot.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _HEARTBEATS = {"ping", "pong"}
 _log = logging.getLogger("ragkit.live.listener")
 
 Message: TypeAlias = dict[str, Any]
-"""A message as JSON has it: with a string ``type``."""
+"""A message as a JSON object, with a string ``type``."""
 
 Place: TypeAlias = messages.Since | messages.Broadcast | messages.Snapshot | Mapping[str, Any]
-"""Where to resume: the last event that was seen, or its ``epoch`` and ``seq``."""
+"""Where to resume: the last event that was received, or its ``epoch`` and ``seq``."""
 
 
 def listen(
@@ -54,34 +54,33 @@ def listen(
     since: Place | None = None,
     timeout_seconds: float | None = None,
 ) -> AsyncGenerator[messages.ListenerMessage | Message, None]:
-    """Listen to what everybody publishes: ``async for message in listen(): ...``.
+    """Listen to all published events: ``async for message in listen(): ...``.
 
-    A `Snapshot` comes first, and then every event as it happens, each once and in order, also when the connection or
-    the server is lost in between: then it connects again, after pauses that grow to some seconds, and goes on after the
-    last event. Every new connection gives a `Snapshot`, behind the events that it stands for. If the server no longer
-    has what was missed, a `Gap` comes instead of it. Problems that it works on are logged as warnings of
-    ``ragkit.live.listener``.
+    The first message is a `Snapshot`. Then each event follows once and in order, even if the connection or the server
+    is lost in between: the iterator reconnects, with a back-off of up to some seconds, and resumes after the last
+    event. After every reconnection a `Snapshot` follows the events that were missed. If the server no longer has the
+    missed events, a `Gap` replaces them. Connection problems are logged as warnings of ``ragkit.live.listener``.
 
-    It runs in the event loop that awaits it, so also in a notebook's cell, where ``async for`` may stand by itself.
-    Leaving the loop, ``aclose()`` and cancellation close the connection.
+    It runs in the caller's event loop; in a notebook, ``async for`` can be used directly in a cell. Leaving the loop,
+    ``aclose()`` and cancellation close the connection.
 
     Args:
-        url: The server's address; by default it is found as `ragkit.live.find_server` finds it, again before each
-            connection, because a server may come back elsewhere.
-        token: Its token, if the address needs another one than ``RAGKIT_TOKEN``.
+        url: The server's address. By default `ragkit.live.find_server` finds it before each connection, because a
+            server may restart at another address.
+        token: The server's token, if the address needs another one than ``RAGKIT_TOKEN``.
         topics: Types of broadcasts, such as ``["follow_up_questions"]``; all by default.
-        since: Where to resume: the last event that was seen earlier, or a dict with its ``epoch`` and ``seq``.
-            Without it only what happens from now on comes.
-        timeout_seconds: The iteration ends after this time; None to listen for ever.
+        since: Where to resume: the last event that was received earlier, or a dict with its ``epoch`` and ``seq``.
+            Without it, earlier events are not sent.
+        timeout_seconds: The iteration ends after this time; None for no limit.
 
     Returns:
-        An asynchronous iterator. A message is one of `ragkit.live.messages`, checked against its types; one that this
-        version does not know, or that has another shape, comes as the dict that it is.
+        An asynchronous iterator. A message is a validated struct of `ragkit.live.messages`; a message of an unknown
+        type or shape is a plain dict.
 
     Raises:
-        InputError: An argument cannot be used; raised at once.
-        ServerNotFoundError, AmbiguousServerError: There is no server to begin with, or more than one.
-        ServerConnectionError: The server does not let us in, or runs without ragkit; the reason says what to do.
+        InputError: An argument is invalid; raised at once.
+        ServerNotFoundError, AmbiguousServerError: At the start there is no server, or more than one.
+        ServerConnectionError: The server refuses the connection or runs without ragkit; the message says what to do.
     """
     subscription = Subscription(url=url, token=token, topics=topics, since=since, timeout_seconds=timeout_seconds)
     return _decoded(subscription)
@@ -91,10 +90,10 @@ async def _decoded(subscription: Subscription) -> AsyncGenerator[messages.Listen
     async with contextlib.aclosing(subscription.messages()) as received:
         async for message in received:
             if message.get("type") not in _HEARTBEATS:
-                yield _known(message)
+                yield _to_struct(message)
 
 
-def _known(message: Message) -> messages.ListenerMessage | Message:
+def _to_struct(message: Message) -> messages.ListenerMessage | Message:
     try:
         known: messages.ListenerMessage = msgspec.convert(message, messages.ListenerMessage)
     except msgspec.ValidationError:
@@ -103,7 +102,7 @@ def _known(message: Message) -> messages.ListenerMessage | Message:
 
 
 class Subscription:
-    """What `listen` and ``ragkit watch`` have in common.
+    """A connection to the hub that reconnects and resumes; used by `listen` and ``ragkit watch``.
 
     Args:
         url: See `listen`.
@@ -111,7 +110,7 @@ class Subscription:
         topics: See `listen`.
         since: See `listen`.
         timeout_seconds: See `listen`.
-        report: Gets a logging level and a text when the connection comes and goes.
+        report: Called with a logging level and a text when the connection is made or lost.
     """
 
     def __init__(
@@ -125,7 +124,7 @@ class Subscription:
         report: Callable[[int, str], object] = _log.log,
     ) -> None:
         if isinstance(topics, str):
-            raise InputError(f"topics are a list of types, such as ['{topics}'], not a string.")
+            raise InputError(f"topics must be a list of types, such as ['{topics}'], not a string.")
         self.timeout_seconds = timeout_seconds
         self._topics = sorted(topics) if topics is not None else None
         if unknown := set(self._topics or ()) - messages.TOPICS:
@@ -142,17 +141,17 @@ class Subscription:
         self._socket: ClientConnection | None = None
 
     async def send(self, message: msgspec.Struct) -> None:
-        """Send a message on the connection that the newest message came from; if that is lost, nothing happens."""
+        """Send a message on the connection that the newest message came from; do nothing if that is lost."""
         if self._socket is not None:
-            with contextlib.suppress(WebSocketException):  # whoever reads from it notices
+            with contextlib.suppress(WebSocketException):  # messages() detects the loss and reconnects
                 await self._socket.send(messages.encode(message), text=True)
 
     async def messages(self) -> AsyncGenerator[Message, None]:
-        """Connect, and connect again, until time is up; give each message once."""
+        """Connect and reconnect until the time-out, and yield each message once."""
         loop = asyncio.get_running_loop()
         self._ends = None if self.timeout_seconds is None else loop.time() + self.timeout_seconds
         delay, was_connected = FIRST_DELAY_SECONDS, False
-        # Each wait has the deadline, not the whole: a deadline around a `yield` would interrupt the caller's own work.
+        # The deadline applies to each wait and not to the whole loop: around a `yield` it would interrupt the caller.
         while self._ends is None or loop.time() < self._ends:
             where = ""
             try:
@@ -189,20 +188,22 @@ class Subscription:
                 self._socket = None
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(self._ends):
-                    await asyncio.sleep(delay * random.uniform(0.5, 1.5))  # many listeners lost the same server
+                    await asyncio.sleep(
+                        delay * random.uniform(0.5, 1.5)
+                    )  # jitter: many listeners may reconnect to the same server
             delay = min(2 * delay, MAX_DELAY_SECONDS)
 
     def _lost(self, reason: str) -> None:
-        if reason != self._reported:  # once is enough for each reason
+        if reason != self._reported:  # report each reason once
             self._reported = reason
-            self._report(logging.WARNING, f"{reason.rstrip('.')}. Trying again until it works or is stopped.")
+            self._report(logging.WARNING, f"{reason.rstrip('.')}. Retrying until it works or is stopped.")
 
     async def _receive(self, frame: str | bytes) -> Message | None:
-        """Return the message in a frame; None if it is none, or is not for the caller."""
+        """Return the message in a frame; None if it is invalid or not for the caller."""
         try:
             message = msgspec.json.decode(frame)
         except msgspec.DecodeError:
-            return None  # the hub sends nothing else than JSON; what a proxy may add is not for us
+            return None  # the hub sends only JSON; a proxy may have added this frame
         if not isinstance(message, dict):
             return None
         kind = message.get("type")
@@ -213,9 +214,9 @@ class Subscription:
             place = {"epoch": newest["epoch"], "seq": newest["seq"]}
             known = self._since
             if kind in messages.TOPICS and known and known["epoch"] == place["epoch"] and place["seq"] <= known["seq"]:
-                return None  # it has come before
+                return None  # a duplicate
             self._since = place
-        # Before the hub has seen what is chosen it sends what was missed, whatever it is.
+        # Missed events of all topics may arrive before the hub has read the Subscribe.
         is_chosen = self._topics is None or kind not in messages.TOPICS or kind in self._topics
         return message if is_chosen else None
 
@@ -226,6 +227,6 @@ def _place(since: Place) -> dict[str, Any]:
         place = msgspec.convert({key: given.get(key, UNSET) for key in ("epoch", "seq")}, messages.Since)
     except msgspec.ValidationError as problem:
         raise InputError(
-            f"since is the last event that was seen, or its epoch and seq, as {{'epoch': 'a', 'seq': 5}}. {problem}."
+            f"since must be the last event received, or its epoch and seq, as {{'epoch': 'a', 'seq': 5}}: {problem}."
         ) from problem
     return {"epoch": place.epoch, "seq": place.seq}

@@ -1,21 +1,21 @@
-"""The messages on the wire: what travels on `/api/v1/ws` and `/api/v1/engine`.
+"""The messages on the WebSockets ``/api/v1/ws`` and ``/api/v1/engine``.
 
 Theory of operation
 ===================
 
-Three parties speak. A *listener* (browser, widget, program) holds a socket on ``/api/v1/ws``. A
-*publisher* (a notebook kernel, a papermill run, a script: whoever imports ragkit) holds one on
-``/api/v1/engine``. The *hub* in the Jupyter server stands between them.
+There are three roles. A *listener* (a browser, widget or program) holds a socket on ``/api/v1/ws``. A *publisher* (a
+process that imports ragkit: a notebook kernel, a papermill run, a script) holds a socket on ``/api/v1/engine``. The
+*hub* in the Jupyter server connects them.
 
-- A **broadcast** is made by a publisher, numbered by it (`Publish.n`), acknowledged by the hub
-  (`Ack.n`), stamped by the hub with ``epoch`` and ``seq``, and sent to every listener.
-- A **query** goes from a listener to the hub, from there to one publisher that has made an
-  `Offer`, and its replies travel back to the asker alone, under the query's ``id``.
+- A **broadcast** is created and numbered by a publisher (`Publish.n`). The hub acknowledges it (`Ack.n`), stamps it
+  with ``epoch`` and ``seq``, and sends it to every listener.
+- A **query** goes from a listener to the hub and from there to one publisher that has made an `Offer`. Its replies go
+  back to the asking listener only, with the query's ``id``.
 
-Every message is one JSON object in one text frame, told apart by its string ``type``. The first four shapes below
-(`FollowUpQuestions`, `Query`, `Response`, `Error`) are a contract with clients that exist: they may gain keys, they
-never lose or rename one. A receiver ignores keys that it does not know. The structs validate what they decode;
-sizes are bounded here because everything on the socket comes from outside.
+Every message is one JSON object in one text frame; its string ``type`` identifies it. The shapes of
+`FollowUpQuestions`, `Query`, `Response` and `Error` are a contract with existing clients: keys may be added but never
+removed or renamed. A receiver ignores unknown keys. The structs validate what they decode and limit its size, because
+messages on the socket are untrusted.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ TaskState = Literal["queued", "running", "done", "failed", "cancelled"]
 TERMINAL: frozenset[str] = frozenset({"done", "failed", "cancelled"})
 
 MAX_DEPTH = 50
-"""Levels of a ``context``, a ``row`` or a ``leaderboard``: more could be decoded here and not everywhere."""
+"""The deepest nesting of a ``context``, a ``row`` or a ``leaderboard``; some clients cannot decode more."""
 
 MAX_MESSAGE_BYTES = 8 * 2**20
-"""The largest message that the hub takes from a publisher, unless it is configured otherwise."""
+"""The largest message that the hub accepts from a publisher by default."""
 
 MAX_BROADCAST_BYTES = MAX_MESSAGE_BYTES - 2**16
-"""The largest event: its publisher still adds a number, the time and its origin."""
+"""The largest event; leaves room for the number, time and origin that its publisher adds."""
 
 
 class ErrorCode(enum.StrEnum):
-    """Every value that ``content.code`` of an `Error` can have, with its meaning."""
+    """The values of ``content.code`` in an `Error`, with their meanings."""
 
     meaning: str
 
@@ -69,33 +69,36 @@ class ErrorCode(enum.StrEnum):
         return member
 
     INVALID_JSON = "INVALID_JSON", "The frame is not JSON."
-    INVALID_MESSAGE = "INVALID_MESSAGE", "Not the shape that its type asks for, a binary frame, or an unknown topic."
-    UNKNOWN_TYPE = "UNKNOWN_TYPE", "No such message type in this direction; the message lists those that there are."
-    MESSAGE_TOO_BIG = "MESSAGE_TOO_BIG", "Over the limit; the connection is closed with code 1009."
+    INVALID_MESSAGE = (
+        "INVALID_MESSAGE",
+        "The message does not match its type, is a binary frame, or names an unknown topic.",
+    )
+    UNKNOWN_TYPE = "UNKNOWN_TYPE", "There is no such message type in this direction; the message lists the valid types."
+    MESSAGE_TOO_BIG = "MESSAGE_TOO_BIG", "The message exceeds the limit; the connection is closed with code 1009."
     EMPTY_QUESTION = "EMPTY_QUESTION", "The question has no words."
-    NOT_AUTHORIZED = "NOT_AUTHORIZED", "You may listen here, but not ask."
-    NO_ENGINE = "NO_ENGINE", "Nobody offers an engine, or not the one that `context.engine` or `context.index` names."
-    ENGINE_FAILED = "ENGINE_FAILED", "The engine raised an error (the message is its own) or could not be started."
-    ENGINE_LOST = "ENGINE_LOST", "The engine's process went away in the middle of the answer."
+    NOT_AUTHORIZED = "NOT_AUTHORIZED", "The user may listen but not ask."
+    NO_ENGINE = "NO_ENGINE", "No engine is on offer, or not the one that `context.engine` or `context.index` names."
+    ENGINE_FAILED = "ENGINE_FAILED", "The engine raised an error (the message is the engine's) or could not be started."
+    ENGINE_LOST = "ENGINE_LOST", "The engine's process disconnected before the answer was complete."
     TIMEOUT = "TIMEOUT", "No answer within `query_timeout_seconds`, or no engine within `start_timeout_seconds`."
-    CANCELLED = "CANCELLED", "Somebody stopped it."
-    RATE_LIMITED = "RATE_LIMITED", "Too many queries on this connection at a time or in a minute; or too many engines."
+    CANCELLED = "CANCELLED", "The query was cancelled."
+    RATE_LIMITED = "RATE_LIMITED", "Too many queries on this connection, at a time or per minute; or too many engines."
     DUPLICATE_ID = "DUPLICATE_ID", "A query with this `id` is still being answered on this connection."
-    UNKNOWN_REQUEST = "UNKNOWN_REQUEST", "`cancel` names no query that is being answered; it may have just ended."
+    UNKNOWN_REQUEST = "UNKNOWN_REQUEST", "No query with the `id` of this `cancel` is being answered; it may have ended."
 
 
 class Origin(Struct, frozen=True, kw_only=True):
-    """Who published: what kind of program, its name, and this run of it."""
+    """The publishing program: its kind, its name, and the id of this run of it."""
 
     kind: Literal["notebook", "papermill", "script", "cli"]
     name: Name
     run_id: Id
     path: Name | UnsetType = UNSET
-    """The notebook's or script's file, absolute, as its own machine names it; absent where that is not known."""
+    """Absolute path of the notebook or script on the publisher's machine; absent if unknown."""
 
 
 class Failure(Struct, frozen=True, kw_only=True):
-    """One document that could not be read, and why."""
+    """A document that could not be read, and the reason."""
 
     source: Name
     reason: Text
@@ -106,28 +109,28 @@ class Failure(Struct, frozen=True, kw_only=True):
 
 class _Broadcast(Struct, frozen=True, kw_only=True):
     epoch: str | UnsetType = UNSET
-    """Names the hub's history; another one means that counting began anew."""
+    """Id of the hub's history, set by the hub. With a new epoch, ``seq`` starts again at 1."""
     seq: int | UnsetType = UNSET
-    """1, 2, 3, ... within an epoch; both are the hub's to give."""
+    """Sequence number 1, 2, 3, ... within an epoch, set by the hub."""
     time: str | UnsetType = UNSET
-    """RFC 3339: when it was published; a batch run's journal may arrive days later."""
+    """Time of publication, RFC 3339. The journal of a batch run may arrive days later."""
     origin: Origin | UnsetType = UNSET
-    """Who published; the hub's own `engines` has none."""
+    """The publisher; absent in `engines`, which the hub itself broadcasts."""
 
 
 class FollowUpQuestions(_Broadcast, frozen=True, kw_only=True, tag_field="type", tag="follow_up_questions"):
-    """Questions that a reader of the last answer might ask next; each has an answer in the corpus."""
+    """Suggested follow-up questions to the last answer; each has an answer in the corpus."""
 
     questions: Annotated[list[Text], Meta(max_length=20)]
     index: Name | UnsetType = UNSET
     question: Text | UnsetType = UNSET
-    """The question whose answer these follow."""
+    """The question that was answered."""
     request_id: Id | UnsetType = UNSET
-    """The ``id`` of that answer's query; for an ``engine.ask()`` in a notebook ``answer.id``."""
+    """The ``id`` of the answered query; for an ``engine.ask()`` in a notebook, ``answer.id``."""
 
 
 class IndexingProgress(_Broadcast, frozen=True, kw_only=True, tag_field="type", tag="indexing_progress"):
-    """One indexing task's state; only the newest per ``task_id`` matters."""
+    """The state of an indexing task; the newest message of a ``task_id`` replaces the earlier ones."""
 
     task_id: Id
     index: Name
@@ -138,30 +141,30 @@ class IndexingProgress(_Broadcast, frozen=True, kw_only=True, tag_field="type", 
     chunks_total: Count | None = None
     current_document: Name | None = None
     rate: float | None = None
-    """Chunks a second, over the last few seconds."""
+    """Chunks per second, over the last few seconds."""
     eta_seconds: float | None = None
     failures: list[Failure] = []
-    """The documents that failed so far; the first 100 of them."""
+    """The first 100 documents that failed."""
     failures_total: Count = 0
     message: Text | None = None
     """Why the task ended, when it failed or was cancelled."""
 
 
 class ExperimentProgress(_Broadcast, frozen=True, kw_only=True, tag_field="type", tag="experiment_progress"):
-    """One experiment's state; only the newest per ``task_id`` matters."""
+    """The state of an experiment; the newest message of a ``task_id`` replaces the earlier ones."""
 
     task_id: Id
     experiment: Name
     state: TaskState
     cells_done: Count = 0
-    """A cell is what is computed once, such as the ranking of one question by one system."""
+    """Number of results so far, such as the rankings of one question by one system, or runs of a sweep."""
     cells_total: Count | None = None
     eta_seconds: float | None = None
     message: Text | None = None
 
 
 class ExperimentResult(_Broadcast, frozen=True, kw_only=True, tag_field="type", tag="experiment_result"):
-    """The row just measured, and the leaderboard so far."""
+    """A new row of an experiment's results, and the leaderboard so far."""
 
     task_id: Id
     experiment: Name
@@ -181,7 +184,7 @@ class Engine(Struct, frozen=True, kw_only=True):
 
 
 class EnginesChanged(_Broadcast, frozen=True, kw_only=True, tag_field="type", tag="engines"):
-    """The engines that answer queries now, newest first."""
+    """The engines that are on offer now, newest first."""
 
     engines: list[Engine]
 
@@ -196,52 +199,52 @@ TOPICS = frozenset(str(event.__struct_config__.tag) for event in Broadcast.__arg
 
 
 class QueryContent(Struct, frozen=True, kw_only=True):
-    """A question, and what goes with it."""
+    """A question and its context."""
 
     question: Text
     context: dict[str, Any] = {}
-    """Free for the client; ragkit reads ``engine`` (its id) or else ``index``, and ``k`` (how many passages)."""
+    """Free for the client. ragkit reads ``engine`` (an id), else ``index``; and ``k`` (the number of passages)."""
 
 
 class Query(Struct, frozen=True, kw_only=True, tag_field="type", tag="query"):
-    """Ask the engine."""
+    """Ask an engine."""
 
     content: QueryContent
     id: Id | UnsetType = UNSET
-    """Every reply carries it; without one the hub makes one."""
+    """Every reply has this id; if absent, the hub assigns one."""
 
 
 class Since(Struct, frozen=True, kw_only=True):
-    """A place in the hub's history."""
+    """A position in the hub's history."""
 
     epoch: Id
     seq: Count
 
 
 class Subscribe(Struct, frozen=True, kw_only=True, tag_field="type", tag="subscribe"):
-    """Choose topics, and ask for what was missed."""
+    """Choose topics and request missed events."""
 
     topics: Annotated[list[Name], Meta(max_length=50)] | None = None
-    """Types of broadcasts; all without it."""
+    """Types of broadcasts; all types if absent."""
     since: Since | None = None
-    """The last event that was seen."""
+    """The last event that the listener received."""
     id: Id | UnsetType = UNSET
 
 
 class Cancel(Struct, frozen=True, kw_only=True, tag_field="type", tag="cancel"):
-    """Stop the query with this ``id``; its asker gets the error CANCELLED."""
+    """Cancel the query with this ``id``; the asking listener receives the error CANCELLED."""
 
     id: Id
 
 
 class Ping(Struct, frozen=True, kw_only=True, tag_field="type", tag="ping"):
-    """An application heartbeat: browsers expose no protocol ping."""
+    """A heartbeat of the application; browsers do not expose the WebSocket ping."""
 
     id: Id | UnsetType = UNSET
 
 
 class Pong(Struct, frozen=True, kw_only=True, tag_field="type", tag="pong"):
-    """The answer to `Ping`, with its ``id``."""
+    """The reply to a `Ping`, with the same ``id``."""
 
     id: Id | UnsetType = UNSET
 
@@ -253,38 +256,38 @@ ClientMessage = Query | Subscribe | Cancel | Ping | Pong
 
 
 class Source(Struct, frozen=True, kw_only=True):
-    """A passage that an answer cites: ``document.text[start:end] == text``."""
+    """A passage cited by an answer: ``document.text[start:end] == text``."""
 
     number: Count
-    """The ``n`` of its ``[n]``."""
+    """The ``n`` of its marker ``[n]``."""
     document_id: Name
     title: Name
     source: Name
     text: str
     start: Count
-    """Offsets count characters (Unicode code points: Python's, not JavaScript's UTF-16 units)."""
+    """Offset in Unicode code points, as in Python; not in UTF-16 units, as in JavaScript."""
     end: Count
     quotes: list[tuple[int, int]] = []
-    """Parts of the passage that the answer repeats word for word, as offsets into the document."""
+    """Spans that the answer quotes verbatim, as ``[start, end]`` offsets into the document."""
     heading: Name | None = None
     page: int | None = None
     score: float | None = None
 
 
 class ResponseContent(Struct, frozen=True, kw_only=True):
-    """An answer with ``[n]`` markers, and the sources that the markers name."""
+    """An answer with ``[n]`` markers, and the sources that the markers refer to."""
 
     answer: str
     sources: list[Source]
     abstained: bool = False
-    """The documents hold no answer; there are no sources."""
+    """True if the documents contain no answer; there are no sources then."""
     index: Name | UnsetType = UNSET
     model: Name | UnsetType = UNSET
     seconds: float | UnsetType = UNSET
 
 
 class Response(Struct, frozen=True, kw_only=True, tag_field="type", tag="response"):
-    """The whole answer, to the asker alone."""
+    """The complete answer, sent to the asking listener only."""
 
     content: ResponseContent
     id: Id | UnsetType = UNSET
@@ -295,7 +298,7 @@ class DeltaContent(Struct, frozen=True, kw_only=True):
 
 
 class ResponseDelta(Struct, frozen=True, kw_only=True, tag_field="type", tag="response_delta"):
-    """A piece of an answer while it is made. The pieces together are a preview; `Response` is the answer."""
+    """A piece of an answer while it is generated. The pieces are a preview; `Response` is the answer."""
 
     content: DeltaContent
     id: Id | UnsetType = UNSET
@@ -307,14 +310,14 @@ class ErrorContent(Struct, frozen=True, kw_only=True):
 
 
 class Error(Struct, frozen=True, kw_only=True, tag_field="type", tag="error"):
-    """What went wrong and what to do next, to the asker alone."""
+    """An error and what to do next, sent to one listener or publisher only."""
 
     content: ErrorContent
     id: Id | UnsetType = UNSET
 
 
 class Snapshot(Struct, frozen=True, kw_only=True, tag_field="type", tag="snapshot"):
-    """Everything that a late joiner needs, as of ``seq``: live tasks, engines, recent follow-ups and results."""
+    """The state as of ``seq`` for a new listener: tasks, engines, recent follow-up questions and results."""
 
     epoch: str
     seq: int
@@ -322,12 +325,12 @@ class Snapshot(Struct, frozen=True, kw_only=True, tag_field="type", tag="snapsho
     engines: list[Engine]
     follow_ups: list[FollowUpQuestions]
     results: list[ExperimentResult] = []
-    """The newest of each experiment, oldest first; of large ones without the leaderboard."""
+    """The newest result of each experiment, oldest first; large results have no leaderboard."""
     id: Id | UnsetType = UNSET
 
 
 class Gap(Struct, frozen=True, kw_only=True, tag_field="type", tag="gap"):
-    """Events up to ``snapshot.seq`` were dropped for this listener; the snapshot replaces them."""
+    """Events up to ``snapshot.seq`` were not sent to this listener; the snapshot replaces them."""
 
     snapshot: Snapshot
     id: Id | UnsetType = UNSET
@@ -343,51 +346,51 @@ class Hello(Struct, frozen=True, kw_only=True, tag_field="type", tag="hello"):
     """A publisher's first message."""
 
     publisher: Id
-    """Stays the same over reconnections."""
+    """Id of the publisher; does not change when it reconnects."""
     origin: Origin
 
 
 class Welcome(Struct, frozen=True, kw_only=True, tag_field="type", tag="welcome"):
-    """The hub's answer to `Hello`: ``n`` is the last event that it has from this publisher (0: none)."""
+    """The hub's reply to `Hello`; ``n`` is the last event that the hub has from this publisher (0 for none)."""
 
     n: Count
     epoch: str
 
 
 class Publish(Struct, frozen=True, kw_only=True, tag_field="type", tag="publish"):
-    """One broadcast, with the publisher's own number (1, 2, 3, ...)."""
+    """A broadcast, with the publisher's own number (1, 2, 3, ...)."""
 
     n: Annotated[int, Meta(ge=1)]
     event: Broadcast
 
 
 class Ack(Struct, frozen=True, kw_only=True, tag_field="type", tag="ack"):
-    """Every event up to ``n`` is the hub's now."""
+    """Acknowledges every event up to ``n``."""
 
     n: Count
 
 
 class Offer(Struct, frozen=True, kw_only=True, tag_field="type", tag="offer"):
-    """This publisher answers queries with this engine; offering an ``engine.id`` again replaces it."""
+    """Offer an engine that answers queries; an offer with the same ``engine.id`` replaces the earlier one."""
 
     engine: Engine
 
 
 class Withdraw(Struct, frozen=True, kw_only=True, tag_field="type", tag="withdraw"):
-    """The engine no longer answers."""
+    """Withdraw the offer of an engine."""
 
     engine_id: Id
 
 
 class EngineQuery(Struct, frozen=True, kw_only=True, tag_field="type", tag="engine_query"):
-    """A query on its way to an engine."""
+    """A query that the hub forwards to an engine."""
 
     id: Id
-    """The hub's, unique among all listeners; replies carry it."""
+    """Assigned by the hub and unique among all listeners; replies have this id."""
     engine_id: Id
     content: QueryContent
     request_id: Id | UnsetType = UNSET
-    """What the asker calls it."""
+    """The ``id`` of the listener's query."""
 
 
 EngineMessage = Hello | Publish | Offer | Withdraw | Response | ResponseDelta | Error | Ping | Pong
@@ -403,38 +406,37 @@ encode = msgspec.json.Encoder().encode
 """encode(message) -> bytes: one JSON object, UTF-8."""
 
 decode_client_message = msgspec.json.Decoder(ClientMessage).decode
-"""decode_client_message(frame): what a listener sent. Raises `msgspec.DecodeError` or `msgspec.ValidationError`."""
+"""decode_client_message(frame): a message of a listener. Raises `msgspec.DecodeError` or `msgspec.ValidationError`."""
 
 decode_listener_message = msgspec.json.Decoder(ListenerMessage).decode
-"""decode_listener_message(frame): what the hub sent to a listener."""
+"""decode_listener_message(frame): a message sent by the hub to a listener."""
 
 decode_engine_message = msgspec.json.Decoder(EngineMessage).decode
-"""decode_engine_message(frame): what a publisher sent."""
+"""decode_engine_message(frame): a message sent by a publisher."""
 
 decode_hub_message = msgspec.json.Decoder(HubMessage).decode
-"""decode_hub_message(frame): what the hub sent to a publisher."""
+"""decode_hub_message(frame): a message sent by the hub to a publisher."""
 
 decode_broadcast = msgspec.json.Decoder(Broadcast).decode
-"""decode_broadcast(text): one event by itself, as it is in a `Publish` or in the history."""
+"""decode_broadcast(text): a single event, as in a `Publish` or in the history."""
 
 
-# ---------------------------------------------------------------------------------- checking
+# -------------------------------------------------------------------------------- validation
 
 
 def to_broadcast(message: Broadcast | Mapping[str, Any]) -> Broadcast:
-    """Check a message that is to be broadcast.
+    """Validate a message to broadcast and convert it to a struct.
 
     Args:
         message: A broadcast, or the same as a dict: ``{"type": "follow_up_questions", "questions": ["Why?"]}``.
 
     Returns:
-        The broadcast. It shares nothing with ``message``, which may be changed afterwards.
+        The broadcast. It is a copy, so ``message`` may be changed afterwards.
 
     Raises:
-        InputError: It has no type or one that may not be broadcast, a key is missing, unknown or holds something else
-            than the protocol says, or it is too large. Types of your own are not taken: each has its place in the
-            protocol, so that every listener can rely on its shape. Keys that are not in the protocol are refused
-            too, because no listener would get them.
+        InputError: The type is missing or cannot be broadcast, a key is missing, unknown or has an invalid value, or
+            the message is too large. Only the types of the protocol are accepted, so that listeners can rely on their
+            shapes. Unknown keys are rejected, because they would not be sent to listeners.
     """
     if isinstance(message, Struct):
         kind: Any = message.__struct_config__.tag
@@ -442,22 +444,22 @@ def to_broadcast(message: Broadcast | Mapping[str, Any]) -> Broadcast:
         message = dict(message)
         kind = message.get("type")
     else:
-        raise InputError(f"A message to broadcast is a dict or one of ragkit.live.messages, not {message!r:.100}.")
+        raise InputError(
+            f"A message to broadcast must be a dict or a struct of ragkit.live.messages, not {message!r:.100}."
+        )
     if not isinstance(kind, str) or kind not in TOPICS:
         known = ", ".join(sorted(TOPICS - {"engines"}))
         what = (
             "A message to broadcast needs a 'type'" if kind is None else f"There is no broadcast of type {kind!r:.100}"
         )
-        raise InputError(
-            f"{what}. The types are: {known}. Values of your own fit into the 'row' of an experiment_result."
-        )
+        raise InputError(f"{what}. The types are: {known}. Put custom values into the 'row' of an experiment_result.")
     try:
         frame = msgspec.json.encode(message, enc_hook=_as_number)
     except (TypeError, ValueError, RecursionError) as problem:
-        raise InputError(f"This '{kind}' cannot be broadcast, because it is not JSON: {problem}.") from problem
+        raise InputError(f"This '{kind}' cannot be broadcast: it cannot be encoded as JSON: {problem}.") from problem
     if len(frame) > MAX_BROADCAST_BYTES:
         raise InputError(
-            f"This '{kind}' cannot be broadcast: it has {len(frame):,} bytes, and {MAX_BROADCAST_BYTES:,} is the most."
+            f"This '{kind}' cannot be broadcast: it has {len(frame):,} bytes; the limit is {MAX_BROADCAST_BYTES:,}."
         )
     try:
         event: Broadcast = decode_broadcast(frame)
@@ -472,19 +474,19 @@ def to_broadcast(message: Broadcast | Mapping[str, Any]) -> Broadcast:
 
 
 def check_broadcast(event: Broadcast) -> None:
-    """Check what the type of an event cannot say.
+    """Validate what the types of the structs do not enforce.
 
     Raises:
-        InputError: Only the hub may broadcast it, or a row is nested too deep.
+        InputError: Only the hub may broadcast this event, or a row is nested too deeply.
     """
     if isinstance(event, EnginesChanged):
         raise InputError("Only the hub broadcasts 'engines'. Send 'offer' (in Python: engine.serve()) instead.")
     if isinstance(event, ExperimentResult) and is_too_deep(event.row, event.leaderboard):
-        raise InputError(f"It is nested more than {MAX_DEPTH} levels deep. Send a flatter object.")
+        raise InputError(f"The message is nested more than {MAX_DEPTH} levels deep. Send a flatter object.")
 
 
 def is_too_deep(*level: object) -> bool:
-    """Return whether what these objects hold could be decoded here, and would be too deep to be decoded elsewhere."""
+    """Return whether these objects are nested more deeply than `MAX_DEPTH`."""
     for _ in range(MAX_DEPTH):
         inner = (part for outer in level for part in (outer.values() if isinstance(outer, dict) else outer))  # type: ignore[attr-defined]
         level = tuple(part for part in inner if isinstance(part, dict | list))
@@ -494,13 +496,13 @@ def is_too_deep(*level: object) -> bool:
 
 
 def _as_number(value: Any) -> Any:
-    if hasattr(value, "dtype") and getattr(value, "shape", None) == ():  # one of NumPy's, as a mean is
+    if hasattr(value, "dtype") and getattr(value, "shape", None) == ():  # a NumPy scalar, such as a mean
         return value.item()
-    raise TypeError(f"{type(value).__module__}.{type(value).__qualname__} is none of its types")
+    raise TypeError(f"{type(value).__module__}.{type(value).__qualname__} is not a JSON type")
 
 
 def _unknown_keys(given: Any, kept: Any, path: str = "") -> Iterator[str]:
-    """Yield the keys that decoding has left out."""
+    """Yield the paths of the keys in ``given`` that are not in ``kept``."""
     if isinstance(given, dict) and isinstance(kept, dict):
         for key, value in given.items():
             if key not in kept:

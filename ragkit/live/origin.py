@@ -1,4 +1,4 @@
-"""Who is publishing: a notebook, a papermill run, a script, a command."""
+"""Detects what kind of program publishes: a notebook, a papermill run, a script or a command."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Kind = Literal["notebook", "papermill", "script", "cli"]
 
 
 def ancestors() -> Iterator[tuple[int, list[str]]]:
-    """This process's ancestors, nearest first: process id and command line."""
+    """Yield the process id and command line of this process's ancestors, nearest first."""
     try:
-        psutil: Any = importlib.import_module("psutil")  # ipykernel brings it; a plain script may lack it
+        psutil: Any = importlib.import_module("psutil")  # installed with ipykernel, but a plain script may lack it
     except ImportError:
         yield os.getppid(), []
         return
@@ -34,20 +34,20 @@ def ancestors() -> Iterator[tuple[int, list[str]]]:
                 command = []  # another user's process
             yield process.pid, command
     except psutil.Error:
-        return  # an ancestor ended while we looked: there are no more to see
+        return  # an ancestor has ended meanwhile
 
 
 def find_origin(*, kind: Kind | None = None, name: str | None = None, env: Mapping[str, str] = os.environ) -> Origin:
-    """Say who publishes: the notebook, the papermill run or the script, and this run of it.
+    """Detect the origin of this process's events: the notebook, papermill run or script.
 
     Args:
-        kind: Given by who knows better, for example the command line.
-        name: Likewise.
-        env: The environment to look at.
+        kind: Overrides the detected kind; used, for example, by the command line.
+        name: Overrides the detected name.
+        env: The environment variables.
 
     Returns:
-        The origin. Its ``run_id`` is unique for each process; what a papermill run forks keeps the run's.
-        Its ``path`` is left out where who knows better says that this is something else.
+        The origin. Its ``run_id`` is unique for each process, except that processes forked by a papermill run share
+        the run's id. Its ``path`` is absent if ``kind`` or ``name`` differs from what was detected.
     """
     found_kind, found_name, path = _identify(env)
     kind, name = kind or found_kind, name or found_name
@@ -60,13 +60,13 @@ def find_origin(*, kind: Kind | None = None, name: str | None = None, env: Mappi
 
 
 def find_notebook(*, env: Mapping[str, str] = os.environ) -> Path | None:
-    """The path of the notebook that this process runs, or None where that cannot be known."""
+    """Return the path of the notebook that this process runs, or None if it cannot be determined."""
     kind, _, path = _identify(env)
     return path if kind != "script" else None
 
 
 def is_run_without_browser(*, env: Mapping[str, str] = os.environ) -> bool:
-    """Whether this kernel belongs to a batch run, so that what is shown is saved and seen by nobody meanwhile."""
+    """Return whether this kernel belongs to a batch run, whose output is saved but not displayed while it runs."""
     executors = {"nbconvert", "jupyter-nbconvert", "jupyter-execute", "jupyter-run"}
     starter = [Path(word).stem for word in next(ancestors(), (0, []))[1][:3] if word != "-m"][:2]  # python, program
     return _identify(env)[0] == "papermill" or not executors.isdisjoint(starter)
@@ -95,7 +95,7 @@ def _identify(env: Mapping[str, str]) -> tuple[Kind, str, Path | None]:
     if isinstance(path := namespace.get("__vsc_ipynb_file__"), str):
         return "notebook", Path(path).name, _existing(path)
     session = env.get("JPY_SESSION_NAME", "")
-    # A kernel that another kernel started has inherited the name of that one's notebook.
+    # A kernel started by another kernel has inherited JPY_SESSION_NAME from it.
     nested = any(Path(word).stem == "ipykernel_launcher" for word in parent)
     if session and not nested:
         return "notebook", Path(session).name, _existing(session)
@@ -112,7 +112,7 @@ def _in_kernel() -> bool:
 
 
 def _papermill_input(command: Sequence[str]) -> str | None:
-    """The notebook in ``[python] [-m] papermill [options] INPUT [OUTPUT] ...``, or None if it is not papermill."""
+    """Return INPUT of ``[python] [-m] papermill [options] INPUT [OUTPUT] ...``, or None for another command."""
     for at, word in enumerate(command[:4]):
         if Path(word).stem == "papermill" or (Path(word).name == "__main__.py" and "papermill" in Path(word).parts):
             rest = command[at + 1 :]
@@ -121,10 +121,10 @@ def _papermill_input(command: Sequence[str]) -> str | None:
 
 
 def _file(path: Path) -> str | UnsetType:
-    with contextlib.suppress(OSError, ValueError):  # the working directory is gone; or the name is not UTF-8
-        file = os.path.abspath(path)  # not resolved: the Jupyter server knows it by its links, too
+    with contextlib.suppress(OSError, ValueError):  # the working directory is gone, or the name is not UTF-8
+        file = os.path.abspath(path)  # symlinks are not resolved, because the Jupyter server uses the unresolved path
         file.encode()
-        # A Jupyter session may be a console's, and VS Code knows notebooks that were never saved.
+        # The file may not exist: a Jupyter session may be a console, and VS Code has notebooks that were never saved.
         if len(file) <= 1_024 and os.path.isfile(file):
             return file
     return UNSET

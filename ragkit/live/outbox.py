@@ -1,25 +1,25 @@
-"""What a publisher has to tell the hub and has not been told to forget.
+"""The outbox: the events of a publisher that the hub has not acknowledged.
 
 Theory of operation
 ===================
 
 ::
 
-    publish() --> Mailbox --> waiting --number--> sent --ack--> gone
+    publish() --> Mailbox --> waiting --number--> sent --ack--> removed
                                  |                 ^
                                  +--number--> journal
 
-The caller only touches the `Mailbox`. Everything behind it belongs to the publisher's thread:
+Callers use only the `Mailbox`. Everything after it belongs to the publisher's thread:
 
-- **waiting**: events without a number yet. When many wait, progress that newer progress of the same
-  task replaces is left out; so numbers never have holes.
-- **sent**: numbered frames that the hub has not acknowledged, at most ``window`` of them. After a
-  reconnection they are sent again, except those that the hub's `Welcome` says it has.
-- **journal**: while one is open, every event is numbered into it, and what is sent is read from it, so
-  the order is the same. It holds everything that is not acknowledged, so it can be left behind at
-  any time. When all of it is acknowledged, it is removed, and events go the short way again.
+- **waiting**: events without a number. If many wait, progress events are coalesced: an event is removed if a newer one
+  of the same task waits. Numbers are assigned afterwards and have no gaps.
+- **sent**: numbered frames that the hub has not acknowledged, at most ``window`` of them. After a reconnection they
+  are sent again, except those that the hub already has according to its `Welcome`.
+- **journal**: while a journal is open, every event is numbered and written to it, and frames to send are read from it,
+  so the order is the same. It contains all unacknowledged events, so the process may end at any time. When all of
+  them are acknowledged, the journal is removed, and events are sent directly again.
 
-There is no other I/O and no clock here.
+This module has no other I/O and reads no clock.
 """
 
 from __future__ import annotations
@@ -47,21 +47,20 @@ from ragkit.live.messages import (
 )
 
 Item = tuple[float, Broadcast] | Callable[[], None]
-"""An event with the time when it was published, or something to do in the publisher's thread."""
+"""An event with its time of publication, or a function to call in the publisher's thread."""
 
 _log = logging.getLogger("ragkit.live.publisher")
 
 
 class Mailbox:
-    """Where callers leave things for the publisher's thread, in microseconds and without waiting for a lock.
+    """A queue from callers to the publisher's thread; `put` takes microseconds and never waits for a lock.
 
-    ``asleep`` and ``items`` are safe without one: the thread sets ``asleep``, then looks at ``items``
-    once more; callers append, then look at ``asleep``. One of the two sees the other.
+    ``asleep`` and ``items`` need no lock: the thread sets ``asleep`` and then checks ``items`` again; callers append
+    to ``items`` and then check ``asleep``. At least one of the two sees the other's change.
 
-    The sleeper is woken through a bell, a lock that callers only release: that keeps the interpreter's
-    lock. Writing to the event loop's pipe would give it up, and the caller would then wait
-    until the thread has done its work. Even so it is a system call, so the thread sleeps only when
-    nothing has come for a while, and looks by itself until then.
+    Callers wake the thread by releasing a lock (`ring`), which keeps the GIL. Writing to the event loop's pipe would
+    release the GIL, and the caller would wait until the thread has done its work. Releasing the lock is still a system
+    call, so the thread polls while events arrive and sleeps only after a while without events.
     """
 
     __slots__ = ("_bell", "_closed", "asleep", "items")
@@ -74,7 +73,7 @@ class Mailbox:
         self._bell.acquire()
 
     def put(self, item: Item) -> None:
-        """Leave ``item``; safe from any thread and from a signal handler."""
+        """Add an item; safe in any thread and in a signal handler."""
         self.items.append(item)
         if self.asleep:
             self.ring()
@@ -82,11 +81,11 @@ class Mailbox:
     def ring(self) -> None:
         """Wake the thread."""
         self.asleep = False
-        with contextlib.suppress(RuntimeError):  # it rings already: two callers came at once
+        with contextlib.suppress(RuntimeError):  # already released by another caller
             self._bell.release()
 
     def wait_for_rings(self, wake: Callable[[], None]) -> None:
-        """Call ``wake`` whenever somebody rings, until `close`. Blocks: for a thread that does nothing else."""
+        """Call ``wake`` after each `ring`, until `close`. Blocks, so it needs a thread of its own."""
         while True:
             self._bell.acquire()
             if self._closed:
@@ -94,23 +93,23 @@ class Mailbox:
             wake()
 
     def close(self) -> None:
-        """End `wait_for_rings`; what is put from now on stays where it is."""
+        """End `wait_for_rings`; items that are put later are not processed."""
         self._closed = True
         self.ring()
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What has become of the events of one publisher.
+    """Counts of the events of one publisher.
 
     Attributes:
-        acknowledged: The hub has them.
-        waiting: In memory, neither sent nor in a file.
-        unacknowledged: Sent, and not acknowledged yet.
-        journalled: Ever written to the journal, for the hub to get later.
-        coalesced: Progress left out because newer progress of the same task came while many waited.
-        dropped: Lost: there was no room left anywhere, or the publisher was closed.
-        rejected: No message of the protocol, or too big; the log says why.
+        acknowledged: Acknowledged by the hub.
+        waiting: In memory, neither sent nor in the journal.
+        unacknowledged: Sent but not acknowledged yet.
+        journalled: Written to the journal at any time, to be sent later.
+        coalesced: Progress events removed because newer progress of the same task was waiting.
+        dropped: Lost, because the queue was full or the publisher was closed.
+        rejected: Not valid messages, or too large; the log has the reason.
     """
 
     acknowledged: int = 0
@@ -125,23 +124,23 @@ class Counts:
 @dataclass(frozen=True, slots=True)
 class _Sent:
     n: int
-    key: int  # what is_safe() compares; read back from a journal, it is safe anyway
+    key: int  # for is_safe(); 0 if read from a journal, where it is safe anyway
     frame: bytes
 
 
 def is_coalescable(event: object) -> bool:
-    """True for progress that newer progress of the same task makes worthless."""
+    """Return whether newer progress of the same task makes this event redundant."""
     return isinstance(event, IndexingProgress | ExperimentProgress) and event.state in ("queued", "running")
 
 
 class Outbox:
-    """See the top of this module.
+    """The events that the hub has not acknowledged; see the top of this module.
 
     Args:
-        origin: Stamped on every event that has none.
-        max_events: How many may wait in memory; `is_full` then.
-        window: How many may be sent without an acknowledgement.
-        watchers: Called with each event that is added, with its time and origin.
+        origin: Added to every event without an origin.
+        max_events: How many events may wait in memory; with more, `is_full` is true.
+        window: How many events may be sent without an acknowledgement.
+        watchers: Called with each event that is added, including its time and origin.
     """
 
     def __init__(
@@ -162,32 +161,32 @@ class Outbox:
         self._coalesce_above = max(max_events // 10, 1)
         self._compact_at = self._coalesce_above
         self._waiting: dict[int, tuple[float, Broadcast]] = {}
-        self._urgent = 0  # how many of them are not coalescable
+        self._urgent = 0  # how many waiting events are not coalescable
         self._sent: deque[_Sent] = deque()
-        self._resend_from = 0  # how many of them this connection has had
+        self._resend_from = 0  # how many of the sent events were sent on this connection
         self._numbered = 0  # the last number given
         self._read = 0  # the last number read back from the journal
 
     def add(self, published: float, event: Broadcast) -> None:
-        """Take an event that was published at that time (seconds since the epoch)."""
+        """Add an event with its time of publication, in seconds since the epoch."""
         self.added += 1
         self._waiting[self.added] = (published, event)
         self._urgent += not is_coalescable(event)
         if len(self._waiting) > self._compact_at:
             self.compact()
             self._compact_at = min(max(2 * len(self._waiting), self._coalesce_above), self._max_events)
-        for watcher in tuple(self._watchers):  # one may be closed meanwhile
+        for watcher in tuple(self._watchers):  # a copy: watchers may be removed meanwhile
             try:
                 watcher(self._stamped(published, event))
-            except Exception as problem:  # a view of theirs must not keep the event from the hub
-                _log.warning("A watcher of the publisher failed: %s: %s", type(problem).__name__, problem)
+            except Exception as problem:  # a broken watcher must not prevent delivery
+                _log.warning("A watcher of the publisher raised an error: %s: %s", type(problem).__name__, problem)
 
     def compact(self) -> None:
-        """Leave out waiting progress that newer waiting progress of the same task replaces."""
+        """Coalesce waiting progress: keep only the newest event of each task."""
         seen: set[tuple[type, str]] = set()
         for key, (_, event) in reversed(list(self._waiting.items())):
             if isinstance(event, IndexingProgress | ExperimentProgress):
-                task = (type(event), str(event.task_id))  # whatever it is: events are checked later
+                task = (type(event), str(event.task_id))  # events are validated later, so it may have any type
                 if is_coalescable(event) and task in seen:
                     del self._waiting[key]
                     self.coalesced += 1
@@ -196,11 +195,11 @@ class Outbox:
     # ------------------------------------------------------------------------------- the hub
 
     def take(self, limit: int = 64) -> list[bytes]:
-        """Return the next frames to send, and count them as sent."""
+        """Return the next frames to send, and record them as sent."""
         if self._resend_from < len(self._sent):
-            again = [sent.frame for sent in self._sent][self._resend_from : self._resend_from + limit]
-            self._resend_from += len(again)
-            return again
+            frames = [sent.frame for sent in self._sent][self._resend_from : self._resend_from + limit]
+            self._resend_from += len(frames)
+            return frames
         limit = min(limit, self._window - len(self._sent))
         if self.journal is not None:
             fresh = []
@@ -215,7 +214,7 @@ class Outbox:
         return [sent.frame for sent in fresh]
 
     def acknowledge(self, n: int) -> None:
-        """Forget every event up to ``n``."""
+        """Remove every event up to ``n``, which the hub has acknowledged."""
         while self._sent and self._sent[0].n <= n:
             self._sent.popleft()
             self.acknowledged += 1
@@ -225,12 +224,12 @@ class Outbox:
             self.journal = None
 
     def resume(self, n: int) -> None:
-        """Begin a new connection, to a hub that has every event up to ``n``."""
+        """Start a new connection to a hub that has every event up to ``n``."""
         self._resend_from = 0
         self.acknowledge(n)
 
     def _number(self, limit: int) -> list[_Sent]:
-        """Take up to ``limit`` waiting events and encode them under the numbers that come next."""
+        """Take up to ``limit`` waiting events and encode them with the next numbers."""
         numbered: list[_Sent] = []
         while self._waiting and len(numbered) < limit:
             key = next(iter(self._waiting))
@@ -240,9 +239,9 @@ class Outbox:
             try:
                 numbered.append(_Sent(n, key, self._encode(n, published, event)))
             except (AttributeError, TypeError, ValueError, RecursionError, msgspec.MsgspecError) as problem:
-                # What the hub would not understand must not be sent to it again and again.
+                # The hub would reject it too, and it would be sent again after every reconnection.
                 self.rejected += 1
-                _log.error("Not published, because it is no valid message: %s (%.200r)", problem, event)
+                _log.error("An event was not published, because it is not a valid message: %s (%.200r)", problem, event)
         return numbered
 
     def _stamped(self, published: float, event: Broadcast) -> Broadcast:
@@ -256,17 +255,17 @@ class Outbox:
     def _encode(self, n: int, published: float, event: Broadcast) -> bytes:
         frame = encode(Publish(n=n, event=self._stamped(published, event)))
         if len(frame) > MAX_MESSAGE_BYTES:
-            raise ValueError(f"it has {len(frame)} bytes, and {MAX_MESSAGE_BYTES} is the most")
+            raise ValueError(f"it has {len(frame)} bytes; the limit is {MAX_MESSAGE_BYTES}")
         decode_engine_message(frame)
         return frame
 
     # ------------------------------------------------------------------------------- the journal
 
     def open_journal(self, journal: Journal) -> None:
-        """Put everything that is not acknowledged into ``journal``, and go on from there.
+        """Write all unacknowledged events to ``journal`` and send from it from now on.
 
         Raises:
-            OSError: The disk refused; nothing has changed.
+            OSError: Writing failed; if the sent events could not be written, nothing has changed.
         """
         journal.append(sent.frame for sent in self._sent)
         journal.skip_to_end()
@@ -276,10 +275,10 @@ class Outbox:
         self.store()
 
     def store(self) -> None:
-        """Move all that waits to the open journal.
+        """Move all waiting events to the open journal.
 
         Raises:
-            OSError: The disk refused; what was not stored still waits.
+            OSError: Writing failed; events that were not written are still waiting.
         """
         while self.journal is not None and self._waiting:
             before = dict(self._waiting), self._urgent
@@ -293,46 +292,46 @@ class Outbox:
             self.journalled += len(numbered)
 
     def shed(self) -> None:
-        """Lose what no longer fits: progress first, then the oldest."""
+        """Drop events if too many wait: coalescable progress first, then the oldest."""
         if not self.is_full:
             return
         self.compact()
         excess = len(self._waiting) - self._max_events
-        by_worth = sorted(self._waiting, key=lambda key: (not is_coalescable(self._waiting[key][1]), key))
-        for key in by_worth[: max(excess, 0)]:
+        by_priority = sorted(self._waiting, key=lambda key: (not is_coalescable(self._waiting[key][1]), key))
+        for key in by_priority[: max(excess, 0)]:
             self._urgent -= not is_coalescable(self._waiting.pop(key)[1])
             self.dropped += 1
 
-    # ------------------------------------------------------------------------------- what is left
+    # ------------------------------------------------------------------------------- the state
 
     def is_safe(self, mark: int) -> bool:
-        """True if the first ``mark`` events added are acknowledged or in the journal."""
+        """Return whether the first ``mark`` events added are acknowledged or in the journal."""
         if self._waiting and next(iter(self._waiting)) <= mark:
             return False
         return self.journal is not None or not self._sent or self._sent[0].key > mark
 
     @property
     def is_empty(self) -> bool:
-        """True if the hub has everything."""
+        """True if the hub has acknowledged all events."""
         return not self._waiting and not self._sent and self.journal is None
 
     @property
     def is_full(self) -> bool:
-        """True if no more may wait in memory."""
+        """True if more events wait in memory than allowed."""
         return len(self._waiting) > self._max_events
 
     @property
     def has_waiting(self) -> bool:
-        """True if something is in memory that is neither sent nor stored."""
+        """True if events are neither sent nor in the journal."""
         return bool(self._waiting)
 
     @property
     def has_urgent(self) -> bool:
-        """True if something waits that newer progress will not make worthless."""
+        """True if events are waiting that newer progress does not make redundant."""
         return self._urgent > 0
 
     def counts(self) -> Counts:
-        """Count what has become of the events."""
+        """Return the counts of the events so far."""
         return Counts(
             acknowledged=self.acknowledged,
             waiting=len(self._waiting),

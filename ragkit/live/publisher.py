@@ -1,18 +1,18 @@
-"""Telling the hub, in microseconds and without ever hurting the notebook.
+"""The publisher: sends events to the hub without blocking the caller.
 
-`Publisher.publish` leaves the event in a mailbox; a daemon thread with an event loop of its own does the
-rest (`ragkit.live.connection`). Nothing here touches the kernel's event loop.
+`Publisher.publish` puts the event into a mailbox, which takes microseconds. A daemon thread with its own event loop
+does the rest (`ragkit.live.connection`). The kernel's event loop is never used.
 
-What happens to an event:
+Delivery of an event:
 
-- A server is there: it is sent, numbered, and kept until the hub acknowledges it; sent again after a
+- With a server: the event is numbered and sent, kept until the hub acknowledges it, and sent again after a
   reconnection.
-- No server, or it takes nothing for some seconds, or memory is full: it goes to the journal
-  (`ragkit.live.journal`), and from there over the socket when a server comes, or to the extension that
-  adopts the journal when this process has ended.
-- The process ends: what is left is sent within a deadline, or goes to the journal.
+- Without a server, or if the server accepts nothing for some seconds, or if memory is full: the event is written to
+  the journal (`ragkit.live.journal`). From there it is sent when a server is found, or the server extension adopts the
+  journal after this process has ended.
+- When the process ends: the remaining events are sent within a deadline, or written to the journal.
 
-After ``os.fork`` the child publishes under its own id; what its parent had published stays the parent's.
+After ``os.fork`` the child publishes with an id of its own; events that the parent published are sent by the parent.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ _now = time.time
 
 
 class Publisher:
-    """Publishes events to the hub, and answers the queries that come back.
+    """Publishes events to the hub and answers queries from it.
 
-    Making one starts its thread; nothing is waited for.
+    The constructor starts the thread and returns at once.
 
     Args:
-        server: Where the hub is; found and found again by `ragkit.live.find_server` if not given.
-        origin: Who publishes; `ragkit.live.find_origin` by default.
-        max_queue: Events that may wait in memory before they go to the journal.
-        journal_folder: Where that is; `ragkit.live.discovery.journal_dir` by default.
-        exit_timeout_seconds: How long the end of the process may be held up to send what is left.
+        server: The server of the hub. By default `ragkit.live.find_server` finds it before each connection.
+        origin: The origin of the events; `ragkit.live.find_origin` by default.
+        max_queue: How many events may wait in memory before they are written to the journal.
+        journal_folder: The journal's folder; `ragkit.live.discovery.journal_dir` by default.
+        exit_timeout_seconds: How long to delay the end of the process in order to send the remaining events.
 
     Attributes:
-        watchers: Called with each event of this process, in the publisher's thread; add to it and remove from it.
-            They are to be quick: nothing is sent meanwhile.
+        watchers: A list of functions; each is called with every event of this process, in the publisher's thread. They
+            must be fast, because nothing is sent while they run.
     """
 
     def __init__(
@@ -89,26 +89,25 @@ class Publisher:
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._closed = False
-        self._takes = False  # the thread runs, and is not closed
+        self._accepts = False  # the thread runs and is not closed
         self._dropped = 0
         self.__dict__.pop("origin", None)
 
     @functools.cached_property
     def origin(self) -> Origin:
-        """Who publishes: stamped on every event that names none."""
+        """The origin that is added to every event without one."""
         return self._given_origin or find_origin()
 
     # ------------------------------------------------------------------------------ for callers
 
     def publish(self, event: Broadcast) -> None:
-        """Tell the hub, and through it every listener.
+        """Publish an event: send it to the hub, and through the hub to every listener.
 
-        Takes microseconds (some tens when nothing was published for seconds, because the thread sleeps
-        then), never blocks, never raises. Do not change what the event holds afterwards:
-        it is encoded later, in the publisher's thread.
+        Takes microseconds (some tens of microseconds if the thread sleeps, after seconds without events), never blocks
+        and never raises. Do not modify the event afterwards: it is encoded later, in the publisher's thread.
         """
-        # Few steps and no calls: half of what a lone event costs is code that has gone cold.
-        if (self._takes or self._start()) and (len(self._items) < self._max_queue or self._has_room(event)):
+        # Few steps and no calls: half the cost of a single event is code that is no longer in the CPU's caches.
+        if (self._accepts or self._start()) and (len(self._items) < self._max_queue or self._has_room(event)):
             self._items.append((_now(), event))
             if self._mailbox.asleep:
                 self._mailbox.ring()
@@ -116,25 +115,25 @@ class Publisher:
             self._dropped += 1
 
     def _has_room(self, event: Broadcast) -> bool:
-        # The thread gets no time to run. Newer progress will follow; the rest is kept as long as that is sane.
+        # The thread gets no CPU time. Newer progress will replace this one; other events are kept up to a limit.
         return not is_coalescable(event) and len(self._items) < 10 * self._max_queue
 
     def flush(self, timeout_seconds: float = 5.0) -> bool:
-        """Wait until all that was published before is safe.
+        """Wait until all events published so far are acknowledged by the hub or written to the journal.
 
         Returns:
-            True if the hub has acknowledged it or it is in the journal; False if time ran out.
+            True if they are; False after the time-out.
         """
         safe = threading.Event()
         return self._do(lambda connection: connection.flush(safe)) and safe.wait(timeout_seconds)
 
     def close(self, timeout_seconds: float = 5.0) -> None:
-        """Send what is left, or put it into the journal if that takes too long; then end.
+        """Send the remaining events, or write them to the journal if that takes too long; then stop the thread.
 
-        Takes ``timeout_seconds`` at most, and about a second more if the disk is slow. Events published
-        afterwards are dropped, and counted.
+        Takes at most ``timeout_seconds``, and about a second more if the disk is slow. Events published afterwards are
+        dropped and counted.
         """
-        self._closed, self._takes = True, False
+        self._closed, self._accepts = True, False
         thread = self._thread
         if thread is None or not thread.is_alive() or thread is threading.current_thread():
             return
@@ -145,12 +144,12 @@ class Publisher:
             thread.join(1.5)
 
     def serve(self, engine: Engine, answer: AnswerQuery) -> Serving:
-        """Offer an engine to whoever asks on the socket, now and after every reconnection.
+        """Offer an engine to listeners, now and after every reconnection.
 
         Args:
-            engine: What is offered; it replaces one with the same id.
-            answer: Called in a thread of its own for each query, up to four at once, with the query
-                and a `Reply`. What it raises goes to the asker.
+            engine: The engine; it replaces an engine with the same id.
+            answer: Called for each query with its content and a `Reply`, each time in a thread of its own, up to four
+                at once. If it raises an error, the asking listener receives it.
         """
         serving = Serving(
             engine,
@@ -163,14 +162,14 @@ class Publisher:
 
     @property
     def state(self) -> str:
-        """What it does now, for people: connected to which server, or what is in the way."""
+        """A readable description of the connection: the server it is connected to, or why it is not connected."""
         if self._connection is not None:
             return self._connection.state
         return "closed" if self._closed else "looking for a server"
 
     @property
     def counts(self) -> Counts:
-        """What has become of the events so far."""
+        """How many events were delivered, are waiting, or were lost; see `Counts`."""
         counts = self._connection.outbox.counts() if self._connection is not None else Counts()
         return Counts(
             acknowledged=counts.acknowledged,
@@ -197,9 +196,9 @@ class Publisher:
                     _log.error("Events cannot be published: %s", problem)
                     return False
                 self._thread = thread
-                self._takes = True
+                self._accepts = True
                 _finish_with_multiprocessing(self)
-        return self._takes
+        return self._accepts
 
     def _run(self) -> None:
         from ragkit.live.connection import Connection
@@ -214,32 +213,32 @@ class Publisher:
             )
             await self._connection.run()
 
-        # Not asyncio.run: it waits without a deadline, and a policy may give it another kind of loop.
+        # Not asyncio.run: it waits without a deadline, and an event loop policy may give it another kind of loop.
         loop = asyncio.SelectorEventLoop()
         try:
             loop.run_until_complete(work())
         finally:
-            self._closed, self._takes = True, False
+            self._closed, self._accepts = True, False
             for task in asyncio.all_tasks(loop):
                 task.cancel()
             loop.run_until_complete(asyncio.sleep(0))
             loop.close()
 
     def _do(self, action: Callable[[Connection], None]) -> bool:
-        """Have the thread do something; False if there is none any more."""
-        if not self._takes and not self._start():
+        """Run ``action`` in the publisher's thread; return False if the thread has ended."""
+        if not self._accepts and not self._start():
             return False
         self._mailbox.put(lambda: action(self._need_connection()))
         return True
 
     def _need_connection(self) -> Connection:
         if self._connection is None:
-            raise RuntimeError("this runs in the publisher's thread only")
+            raise RuntimeError("this must be called in the publisher's thread")
         return self._connection
 
     def _after_fork(self) -> None:
-        # The parent's loop and socket must not be closed here: their file descriptors and the
-        # selector are shared with the parent. So they are kept, untouched, for ever.
+        # The parent's event loop and socket must not be closed here, because the child shares their file descriptors
+        # and selector. This reference keeps them from being garbage collected.
         _kept_from_parent.append(dict(vars(self)))
         self._begin()
 
@@ -251,7 +250,7 @@ _default_lock = threading.Lock()
 
 
 def default_publisher() -> Publisher:
-    """The publisher of this process, made when it is first asked for."""
+    """Return the publisher of this process; the first call creates it."""
     global _default
     with _default_lock:
         if _default is None or _default._closed:
@@ -260,19 +259,19 @@ def default_publisher() -> Publisher:
 
 
 def broadcast(message: Broadcast | Mapping[str, Any], *, publisher: Publisher | None = None) -> None:
-    """Send a message to everybody who listens: browsers, widgets, notebooks, programs.
+    """Send a message to every listener: browsers, widgets, notebooks and programs.
 
         ragkit.broadcast({"type": "follow_up_questions", "questions": ["How is BM25 tuned?"]})
 
-    Returns at once. Without a server the message waits in the journal, and is broadcast when a server starts.
+    Returns at once. Without a server the message is written to the journal and broadcast when a server starts.
 
     Args:
-        message: One of the broadcasts in `ragkit.live.messages`, or the same as a dict with its ``type``. The hub adds
-            ``epoch`` and ``seq``; ``time`` and ``origin`` are added where they are missing.
-        publisher: Sends it; the one of this process by default.
+        message: A broadcast of `ragkit.live.messages`, or the same as a dict with its ``type``. The hub adds ``epoch``
+            and ``seq``; ``time`` and ``origin`` are added if they are missing.
+        publisher: The publisher that sends it; the one of this process by default.
 
     Raises:
-        InputError: It is not a message that may be broadcast; the reason names the key. See
+        InputError: The message is not a valid broadcast; the error names the key. See
             `ragkit.live.messages.to_broadcast`.
     """
     event = to_broadcast(message)
@@ -299,7 +298,7 @@ def _after_fork() -> None:
 
 
 def _finish_with_multiprocessing(publisher: Publisher) -> None:
-    """Close at the end of a multiprocessing child too: those skip atexit."""
+    """Also close the publisher at the end of a multiprocessing child, which does not run atexit functions."""
     process = sys.modules.get("multiprocessing.process")
     if process is not None and process.parent_process() is not None:
         from multiprocessing.util import Finalize

@@ -1,8 +1,7 @@
-"""Answering queries that come over the socket: the engines on offer, and the answers under way.
+"""Answering queries that arrive on the socket: the engines on offer and the running answers.
 
-An answer runs in a thread of its own, a few at a time. It talks to its asker through a `Reply`, whose
-methods wait for the socket, so an engine that streams faster than the hub reads is slowed down, not
-buffered without end.
+Each answer runs in a thread of its own, a few at a time. It sends its output through a `Reply`, whose methods wait for
+the socket, so an engine that streams faster than the hub reads is slowed down rather than buffered without limit.
 """
 
 from __future__ import annotations
@@ -33,15 +32,15 @@ from ragkit.live.messages import (
 _log = logging.getLogger("ragkit.live.serving")
 
 Send = Callable[[msgspec.Struct], None]
-"""Sends from any thread but the publisher's; returns when the socket has it, raises `OSError` when it is lost."""
+"""Sends a message, from any thread but the publisher's; returns when it is sent, raises `OSError` if that fails."""
 
 
 class Reply:
-    """How an engine answers one query. Use it from one thread at a time.
+    """The reply of an engine to one query. Use it from one thread at a time.
 
     Attributes:
         id: The query's id on this connection.
-        request_id: The id that the asker knows it by; follow-ups name it.
+        request_id: The id of the listener's query; follow-up questions refer to it.
     """
 
     def __init__(self, id: str, send: Send, *, request_id: str = "") -> None:
@@ -53,26 +52,26 @@ class Reply:
 
     @property
     def cancelled(self) -> bool:
-        """True once nobody waits for this answer: stopped by the asker or a deadline, or the connection is lost."""
+        """True if the answer is no longer needed: it was cancelled or timed out, or the connection is lost."""
         return self._cancelled.is_set()
 
     def cancel(self) -> None:
-        """Say that nobody waits for this answer any more."""
+        """Mark the answer as no longer needed."""
         self._cancelled.set()
 
     def delta(self, text: str) -> None:
-        """Send the next piece of the answer; nothing happens when nobody waits for it."""
+        """Send the next piece of the answer; do nothing if the reply is cancelled or complete."""
         if text and not self._answered:
             self._send_reply(ResponseDelta(id=self.id, content=DeltaContent(delta=text)))
 
     def respond(self, content: ResponseContent) -> None:
-        """Send the whole answer. The first call of this or `fail` counts."""
+        """Send the complete answer. Only the first call of `respond` or `fail` has an effect."""
         if not self._answered:
             self._answered = True
             self._send_reply(Response(id=self.id, content=content))
 
     def fail(self, code: ErrorCode, message: str) -> None:
-        """Send an error in place of an answer. The first call of this or `respond` counts."""
+        """Send an error instead of an answer. Only the first call of `respond` or `fail` has an effect."""
         if not self._answered:
             self._answered = True
             self._send_reply(Error(id=self.id, content=ErrorContent(code=code, message=message)))
@@ -83,20 +82,20 @@ class Reply:
         try:
             self._send(message)
         except OSError:
-            # The hub has told the asker ENGINE_LOST already; all that is left is to stop the work.
+            # The hub has already sent ENGINE_LOST to the listener; only the work has to be stopped.
             self.cancel()
 
 
 AnswerQuery = Callable[[QueryContent, Reply], None]
-"""Answers one query through the reply, in a thread of its own; what it raises goes to the asker as an error."""
+"""Answers one query through the reply, in a thread of its own; an exception is sent to the listener as an error."""
 
 
 class Serving:
-    """An engine on offer. Stop it, use it in a ``with`` statement, or forget it: it ends with the process.
+    """An engine on offer, until `stop`, the end of a ``with`` block, or the end of the process.
 
     Attributes:
-        engine: What is offered.
-        answer: What answers.
+        engine: The description of the engine.
+        answer: The function that answers queries.
     """
 
     def __init__(
@@ -113,12 +112,12 @@ class Serving:
         self._update = update
 
     def update(self, engine: Engine) -> None:
-        """Describe the engine anew, for example after more was indexed; its id stays."""
+        """Publish a new description of the engine, for example after indexing; its id does not change."""
         self.engine = msgspec.structs.replace(engine, id=self.engine.id)
         self._update(self)
 
     def stop(self) -> None:
-        """Take the engine off offer, unless another has replaced it; answers under way are finished."""
+        """Withdraw the engine, unless another one has replaced it; running answers are completed."""
         self._stop(self)
 
     def __enter__(self) -> Serving:
@@ -134,40 +133,40 @@ class Serving:
 
 
 class QueryDispatcher:
-    """The engines on offer and the answers under way; belongs to the publisher's thread.
+    """The engines on offer and the running answers; used only in the publisher's thread.
 
     Args:
-        max_answers: Answers that run at once; further queries wait for one to end.
+        max_answers: How many answers run at once; further queries wait.
     """
 
     def __init__(self, *, max_answers: int = 4) -> None:
         self._servings: dict[str, Serving] = {}
         self._replies: dict[str, Reply] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._at_once = asyncio.Semaphore(max_answers)
+        self._slots = asyncio.Semaphore(max_answers)
 
     @property
     def engines(self) -> list[Engine]:
-        """What is on offer."""
+        """The engines on offer."""
         return [serving.engine for serving in self._servings.values()]
 
     def offer(self, serving: Serving) -> None:
-        """Put an engine on offer in place of one with the same id."""
+        """Add an engine; it replaces an engine with the same id."""
         self._servings[serving.engine.id] = serving
 
     def has(self, serving: Serving) -> bool:
-        """True while it is on offer."""
+        """Return whether this engine is on offer."""
         return self._servings.get(serving.engine.id) is serving
 
     def withdraw(self, serving: Serving) -> bool:
-        """Take it off offer; return False if it was not, or another has replaced it."""
+        """Remove an engine; return False if it was not on offer, or another one has replaced it."""
         if not self.has(serving):
             return False
         del self._servings[serving.engine.id]
         return True
 
-    def take(self, query: EngineQuery, send: Send) -> None:
-        """Have a query answered."""
+    def dispatch(self, query: EngineQuery, send: Send) -> None:
+        """Start to answer a query."""
         reply = Reply(query.id, send, request_id=query.request_id or "")
         self._replies[query.id] = reply
         task = asyncio.get_running_loop().create_task(self._answer(query, reply))
@@ -175,12 +174,12 @@ class QueryDispatcher:
         task.add_done_callback(self._tasks.discard)
 
     def cancel(self, id: str) -> None:
-        """Stop an answer; one that has just ended is left alone."""
+        """Cancel an answer; do nothing if it has ended."""
         if reply := self._replies.get(id):
             reply.cancel()
 
     def lost(self) -> None:
-        """The connection is gone, and all who wait have been told by the hub."""
+        """Cancel all answers after the connection is lost; the hub has informed the listeners."""
         for reply in self._replies.values():
             reply.cancel()
 
@@ -193,12 +192,12 @@ class QueryDispatcher:
             try:
                 _run(serving, query.content, reply)
             finally:
-                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                with contextlib.suppress(RuntimeError):  # the loop is closed, so nothing waits for the event
                     loop.call_soon_threadsafe(ended.set)
 
         try:
-            async with self._at_once:
-                # A daemon: an engine that hangs must not keep the process from ending.
+            async with self._slots:
+                # A daemon thread, so that an engine that hangs does not prevent the process from exiting.
                 threading.Thread(target=work, name="ragkit-answer", daemon=True).start()
                 await ended.wait()
         finally:
@@ -209,7 +208,7 @@ class QueryDispatcher:
 
 def _run(serving: Serving | None, content: QueryContent, reply: Reply) -> None:
     if reply.cancelled:
-        reply.fail(ErrorCode.CANCELLED, "Stopped before it began.")
+        reply.fail(ErrorCode.CANCELLED, "The query was cancelled before it was answered.")
         return
     if serving is None:
         reply.fail(ErrorCode.NO_ENGINE, "This engine is no longer on offer. Ask again without naming it.")
@@ -218,24 +217,24 @@ def _run(serving: Serving | None, content: QueryContent, reply: Reply) -> None:
 
 
 def answer(work: AnswerQuery, content: QueryContent, reply: Reply, *, index: str) -> None:
-    """Answer one query; whatever ``work`` does or raises, the asker hears of it.
+    """Answer one query, and send an error if ``work`` raises an exception or sends no answer.
 
     Args:
-        work: Answers.
+        work: Answers the query.
         content: The question.
-        reply: Where to.
-        index: Named in the log if ``work`` fails.
+        reply: Sends the answer.
+        index: The index's name, for the log message if ``work`` fails.
     """
     try:
         work(content, reply)
     except OperationCancelled as error:
-        reply.fail(ErrorCode.CANCELLED, str(error) or "Stopped, as you asked.")
+        reply.fail(ErrorCode.CANCELLED, str(error) or "The query was cancelled.")
     except RagkitError as error:
         reply.fail(ErrorCode.ENGINE_FAILED, str(error))
     except BaseException as error:
-        # The asker needs the message, the engine's author the traceback.
+        # The listener gets the message; the log keeps the traceback for the engine's author.
         _log.exception("The engine for '%s' failed", index)
         reply.fail(ErrorCode.ENGINE_FAILED, f"{type(error).__name__}: {error}")
     else:
-        # Counts only if the engine has said nothing.
-        reply.fail(ErrorCode.ENGINE_FAILED, "The engine ended without an answer. Ask again, or look at its notebook.")
+        # Has no effect if the engine has replied.
+        reply.fail(ErrorCode.ENGINE_FAILED, "The engine ended without an answer. Ask again, or check its notebook.")

@@ -1,7 +1,7 @@
-"""What a late joiner needs: the newest state of every task, the engines on offer, recent follow-ups and results.
+"""The snapshot for new listeners: the newest state of each task, engines, recent follow-up questions and results.
 
-It follows from the events alone, in their order, so a restarted server arrives at the same state. The hub keeps one of
-everybody's events, a widget one of its own process's. It is bounded whatever is published: a snapshot is sent whole.
+The state depends only on the events and their order, so a restarted server computes the same state. The hub keeps the
+state of all publishers, a widget that of its own process. Its size is bounded, because a snapshot is one message.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ TaskProgress = IndexingProgress | ExperimentProgress
 MAX_LIVE_TASKS = 1_000
 MAX_ENDED_TASKS = 20
 MAX_FOLLOW_UPS = 20
-MAX_RESULTS = 20  # experiments, of each the newest
+MAX_RESULTS = 20  # experiments; the newest result of each is kept
 SNAPSHOT_FAILURES = 20
-SNAPSHOT_EVENT_BYTES = 8_192  # of one event; what is larger is remembered in short, or not at all
-SNAPSHOT_RESULT_BYTES = 65_536  # likewise, of a result: a leaderboard is its point
+SNAPSHOT_EVENT_BYTES = 8_192  # per event; larger events are shortened or left out
+SNAPSHOT_RESULT_BYTES = 65_536  # per experiment result; larger because it includes the leaderboard
 
 TaskKey = tuple[str, str]  # publisher id (or "" for the hub's own), task name
 
 
 def task_name(event: TaskProgress | ExperimentResult) -> str:
-    """Name a task among those of its publisher: an experiment may have the id of an indexing."""
+    """Return a name that is unique among the tasks of a publisher; tasks of different types may share an id."""
     return f"{event.__struct_config__.tag} {event.task_id}"
 
 
@@ -46,9 +46,9 @@ class SnapshotState:
     """The state as of the newest event.
 
     Args:
-        max_live_tasks: How many tasks that have not ended are remembered; beyond it the oldest is forgotten.
-        max_follow_ups: How many events with follow-up questions.
-        max_results: Of how many experiments the newest result.
+        max_live_tasks: How many unfinished tasks are kept; with more, the oldest is removed.
+        max_follow_ups: How many events with follow-up questions are kept.
+        max_results: For how many experiments the newest result is kept.
     """
 
     def __init__(
@@ -67,23 +67,23 @@ class SnapshotState:
         self._results: OrderedDict[TaskKey, ExperimentResult] = OrderedDict()
 
     def apply(self, event: Broadcast, *, size: int, publisher: str = "") -> TaskKey | None:
-        """Take the next event in.
+        """Update the state with the next event.
 
         Args:
-            event: As it is broadcast.
-            size: Its bytes on the wire.
-            publisher: Whose it is.
+            event: The broadcast.
+            size: Its encoded size in bytes.
+            publisher: The id of its publisher.
 
         Returns:
-            A live task that is forgotten, because there are too many; None in every other case.
+            The key of an unfinished task that was removed because there are too many; otherwise None.
         """
         if isinstance(event, FollowUpQuestions):
             if size <= SNAPSHOT_EVENT_BYTES:
                 self._follow_ups.append(event)
         elif isinstance(event, ExperimentResult):
             key = (publisher, task_name(event))
-            self._results.pop(key, None)  # also if the new one is too large: an old one would pass for it
-            if (short := _result_in_short(event, size)) is not None:
+            self._results.pop(key, None)  # even if the new result is too large, so that no outdated result remains
+            if (short := _shorten_result(event, size)) is not None:
                 self._results[key] = short
                 if len(self._results) > self._max_results:
                     self._results.popitem(last=False)
@@ -94,25 +94,25 @@ class SnapshotState:
             self._live.pop(key, None)
             self._ended.pop(key, None)
             if event.state in TERMINAL:
-                self._ended[key] = _in_short(event, size)
+                self._ended[key] = _shorten(event, size)
                 if len(self._ended) > MAX_ENDED_TASKS:
                     self._ended.popitem(last=False)
             else:
-                self._live[key] = _in_short(event, size)
+                self._live[key] = _shorten(event, size)
                 if len(self._live) > self._max_live_tasks:
                     return self._live.popitem(last=False)[0]
         return None
 
     def live_tasks(self) -> dict[TaskKey, TaskProgress]:
-        """Return the newest event of each task that has not ended."""
+        """Return the newest event of each unfinished task."""
         return dict(self._live)
 
     def live_tasks_of(self, publisher: str) -> list[TaskProgress]:
-        """Return the newest event of each task of ``publisher`` that has not ended."""
+        """Return the newest event of each unfinished task of ``publisher``."""
         return [event for (owner, _), event in self._live.items() if owner == publisher]
 
     def snapshot(self, *, epoch: str, seq: int, id: str | UnsetType = UNSET) -> Snapshot:
-        """Return the state as the message that carries it."""
+        """Return the state as a `Snapshot` message."""
         return Snapshot(
             epoch=epoch,
             seq=seq,
@@ -124,7 +124,7 @@ class SnapshotState:
         )
 
 
-def _in_short(event: TaskProgress, size: int) -> TaskProgress:
+def _shorten(event: TaskProgress, size: int) -> TaskProgress:
     # A thousand tasks with a hundred failures each would make a snapshot of many megabytes.
     large = size > SNAPSHOT_EVENT_BYTES
     if large and event.message is not None:
@@ -134,7 +134,7 @@ def _in_short(event: TaskProgress, size: int) -> TaskProgress:
     return event
 
 
-def _result_in_short(event: ExperimentResult, size: int) -> ExperimentResult | None:
+def _shorten_result(event: ExperimentResult, size: int) -> ExperimentResult | None:
     if size > SNAPSHOT_RESULT_BYTES:
         event = msgspec.structs.replace(event, leaderboard=[])
         return event if len(encode(event)) <= SNAPSHOT_RESULT_BYTES else None

@@ -1,4 +1,4 @@
-"""What a run was made of: the code's state in git, the packages, the machine, the process, the seeds and the data."""
+"""The provenance of a run: git commit, packages, machine, process, seeds and data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from ragkit.hashing import hash_bytes
 
 GIT_TIMEOUT_SECONDS = 30.0
-_SAME_START_SECONDS = 10.0  # by so much a system's clock may be put right meanwhile
+_SAME_START_SECONDS = 10.0  # tolerance for adjustments of the system clock
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -25,8 +25,8 @@ class Git:
 
     Attributes:
         commit: The full hash of HEAD.
-        dirty: Whether tracked files differ from it. Untracked files are not looked at.
-        diff: Hash of ``git diff HEAD``, so that two dirty trees can be told apart; None if it is clean.
+        dirty: Whether tracked files differ from it. Untracked files are ignored.
+        diff: Hash of ``git diff HEAD``, which distinguishes two dirty trees; None if the tree is clean.
     """
 
     commit: str
@@ -36,16 +36,16 @@ class Git:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Provenance:
-    """What a run was made of.
+    """The code, environment, seeds and data of a run.
 
     Attributes:
-        git: The code's state; None outside of git.
+        git: The state of the code's working tree; None outside of a git repository.
         python: Version of the interpreter.
-        executable: The interpreter.
-        platform: System, its version and the processor.
-        packages: Everything installed beside that interpreter, as ``name==version``, sorted.
-        seeds: Seeds of random numbers by name.
-        data: Digests of the data that was used, by name; see `ragkit.hashing.hash_path`.
+        executable: Path of the interpreter.
+        platform: Operating system, its version and the processor.
+        packages: All installed packages as ``name==version``, sorted.
+        seeds: Random seeds by name.
+        data: Digests of the data by name; see `ragkit.hashing.hash_path`.
     """
 
     git: Git | None = None
@@ -59,14 +59,14 @@ class Provenance:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Process:
-    """A process on some machine; its id alone is given again to others."""
+    """A process on a machine; the start time and host are needed because process ids are reused."""
 
     pid: int
     started: float
     host: str
 
     def is_gone(self) -> bool:
-        """Whether it has ended. Of another machine's process nobody can tell: False."""
+        """Return whether the process has ended; False for a process on another machine, which cannot be checked."""
         import psutil
 
         if self.host != platform.node():
@@ -80,7 +80,7 @@ class Process:
 
 
 def this_process() -> Process:
-    """Describe the process that asks."""
+    """Describe the calling process."""
     import psutil
 
     return Process(os.getpid(), psutil.Process().create_time(), platform.node())
@@ -89,19 +89,19 @@ def this_process() -> Process:
 def find_provenance(
     folder: str | Path = ".", *, seeds: Mapping[str, Any] | None = None, data: Mapping[str, str] | None = None
 ) -> Provenance:
-    """Describe this process, and the code in a folder.
+    """Describe this process and the code in a folder.
 
     Args:
-        folder: Where the code is that git may know.
-        seeds: As they are to be kept.
-        data: Likewise.
+        folder: The folder of the code; its git state is recorded.
+        seeds: Random seeds by name, stored unchanged.
+        data: Digests of the data by name, stored unchanged.
     """
     return dataclasses.replace(environment(), git=find_git(folder), seeds=dict(seeds or {}), data=dict(data or {}))
 
 
 @functools.cache
 def environment() -> Provenance:
-    """Describe this interpreter, its packages and the machine."""
+    """Describe this interpreter, its packages and the machine; cached for the process."""
     installed = {f"{each.name}=={each.version}" for each in metadata.distributions() if each.name}
     return Provenance(
         python=platform.python_version(),
@@ -112,10 +112,10 @@ def environment() -> Provenance:
 
 
 def find_git(folder: str | Path = ".") -> Git | None:
-    """Describe the git working tree that a folder is in; None where there is none, no commit, or no git."""
+    """Describe the git working tree that contains a folder; None without a repository, a commit or git itself."""
     try:
         commit = _git(folder, "rev-parse", "--verify", "HEAD").decode().strip()
-        # What the repository's settings would run instead has no say in what differs.
+        # Ignore diff programs and filters from the repository's configuration.
         diff = _git(folder, "diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv", "--no-color")
     except (OSError, subprocess.SubprocessError):
         return None

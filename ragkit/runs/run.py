@@ -1,16 +1,16 @@
-"""One run: a folder with what an experiment or notebook was, did and measured.
+"""One run: a folder with the parameters, results and provenance of one experiment or notebook.
 
-It needs no ragkit to be read::
+Its files can be read without ragkit::
 
     runs/20261126-112518-482193-3f9ac1/
-        run.json            what it is, how it ended, parameters, recorded values, provenance
+        run.json            kind, state, parameters, recorded values, provenance
         tables/NAME.parquet
         NAME.json
-        notebook.ipynb      as executed, of a run of `ragkit.runs.sweep`
+        notebook.ipynb      the executed notebook, if `ragkit.runs.sweep` made the run
 
-Every file is written beside its place, forced to the disk, and renamed, so that a crash leaves the old one or the new
-one. ``run.json`` is changed under a file lock: a notebook may record while the process that runs it looks on. A run
-whose process died without saying so stays "running" on disk, and is shown as "lost".
+Every file is written to a temporary file, synced to disk and renamed, so a crash leaves either the old version or the
+new one. ``run.json`` is changed under a file lock, because a notebook and the process that runs it may both write to
+it. If the process of a run dies before it ends the run, the state on disk stays "running" and is reported as "lost".
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RunState = Literal["running", "done", "failed", "cancelled", "lost", "damaged"]
-"""The last two are never on disk: "lost" is a run whose process is gone, "damaged" one that cannot be read."""
+"""The state of a run. "lost" (its process is gone) and "damaged" (it cannot be read) are never stored on disk."""
 
 HEAD = ("run", "kind", "name", "state", "started", "seconds")
 TAIL = ("error", "message", "traceback")
@@ -41,23 +41,24 @@ TAIL = ("error", "message", "traceback")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RunInfo:
-    """What ``run.json`` holds.
+    """The contents of ``run.json``.
 
     Attributes:
-        id: The name of its folder; ids sort by time.
-        kind: ``"experiment"``, ``"sweep"``, or what recorded by itself: ``"notebook"``, ``"papermill"``, ``"script"``.
-        name: Of the experiment or notebook.
+        id: The name of the run's folder. Ids sort by time.
+        kind: ``"experiment"``, ``"sweep"``, or, for a process that called `record` outside of a sweep,
+            ``"notebook"``, ``"papermill"``, ``"script"`` or ``"cli"``.
+        name: The name of the experiment or notebook.
         state: See `RunState`.
-        started: RFC 3339.
-        ended: Likewise; None until then.
-        parameters: What it was run with.
-        recorded: What it measured.
-        settings: What else its maker keeps about it.
-        error: The type of the error that ended it.
-        message: What that said, or why it was cancelled.
-        traceback: Where it came from.
-        provenance: What it was made of.
-        process: Who made it.
+        started: Start time, RFC 3339.
+        ended: End time, RFC 3339; None while the run has not ended.
+        parameters: The parameters of the run.
+        recorded: The recorded values.
+        settings: Further values that the creator of the run stored with it.
+        error: The type of the error that ended the run.
+        message: The message of that error, or why the run was cancelled.
+        traceback: The traceback of that error.
+        provenance: Code, packages, machine, seeds and data of the run.
+        process: The process that created the run.
     """
 
     id: str
@@ -77,16 +78,17 @@ class RunInfo:
 
     @property
     def seconds(self) -> float | None:
-        """How long it took; None if it has not ended."""
+        """Duration in seconds; None if the run has not ended."""
         if self.ended is None:
             return None
         parse = datetime.datetime.fromisoformat
         return round((parse(self.ended) - parse(self.started)).total_seconds(), 3)
 
     def row(self) -> dict[str, Any]:
-        """Return it as a table's row, with parameters and recorded values as columns.
+        """Return the run as one row of a table, with parameters and recorded values as columns.
 
-        A parameter whose name is taken becomes ``parameters.NAME``, a recorded value ``recorded.NAME``.
+        If a column name is already taken, a parameter becomes ``parameters.NAME`` and a recorded value
+        ``recorded.NAME``.
         """
         row: dict[str, Any] = {"run": self.id} | {name: getattr(self, name) for name in HEAD[1:]}
         for group in ("parameters", "recorded"):
@@ -95,31 +97,32 @@ class RunInfo:
         return row | {name: getattr(self, name) for name in TAIL}
 
     def facts(self) -> dict[str, Any]:
-        """Return what can be compared with another run: ``parameters.NAME``, ``git.commit``, ``packages.NAME``."""
-        made = self.provenance
+        """Return flat values to compare with another run: ``parameters.NAME``, ``git.commit``, ``packages.NAME``."""
+        provenance = self.provenance
         groups = {
             "parameters": self.parameters,
             "recorded": self.recorded,
-            "seeds": made.seeds,
-            "data": made.data,
-            "git": dataclasses.asdict(made.git) if made.git is not None else {},
-            "packages": dict(each.partition("==")[::2] for each in made.packages),
+            "seeds": provenance.seeds,
+            "data": provenance.data,
+            "git": dataclasses.asdict(provenance.git) if provenance.git is not None else {},
+            "packages": dict(each.partition("==")[::2] for each in provenance.packages),
         }
-        alone = ("kind", "name", "state", "seconds", "error", "message")
+        ungrouped = ("kind", "name", "state", "seconds", "error", "message")
         return (
-            {name: getattr(self, name) for name in alone}
-            | {name: getattr(made, name) for name in ("python", "executable", "platform")}
+            {name: getattr(self, name) for name in ungrouped}
+            | {name: getattr(provenance, name) for name in ("python", "executable", "platform")}
             | {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
         )
 
 
 class Run:
-    """One run; in a ``with`` statement it ends by itself, "failed" or "cancelled" if an exception ended the block.
+    """One run of a run store.
 
-    Get one from `RunStore.create`, `RunStore.get` or `current_run`.
+    Get one from `RunStore.create`, `RunStore.get` or `current_run`. As a context manager it finishes the run when the
+    block ends: as "done", or as "failed" or "cancelled" if the block raised an exception.
 
     Attributes:
-        path: Its folder.
+        path: The run's folder.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -131,24 +134,25 @@ class Run:
 
     @property
     def id(self) -> str:
-        """Its name, which is its folder's."""
+        """The run's id, which is the name of its folder."""
         return self.path.name
 
     @property
     def info(self) -> RunInfo:
-        """What is known about it now. Raises `InputError` if its ``run.json`` is damaged."""
+        """The run's current contents. Raises `InputError` if ``run.json`` is damaged."""
         info = _read(self.path)
         if info.state == "running" and info.process is not None and info.process.is_gone():
-            return dataclasses.replace(info, state="lost", message="Its process ended without saying how.")
+            return dataclasses.replace(info, state="lost", message="Its process ended before the run was finished.")
         return info
 
     def record(self, **values: Any) -> None:
-        """Keep values, at once: what was recorded before a crash is there after it.
+        """Store values on disk before returning, so that they survive a crash.
 
-        A value recorded again replaces the first. See `record` for what can be recorded.
+        Recording a name again replaces its value. See `record` for the types that can be recorded.
 
         Raises:
-            InputError: A value is of another kind; nothing of this call was kept. Or the run has ended.
+            InputError: A value has an unsupported type (then none of the values of this call are stored), or the run
+                has ended.
         """
         tables = {name: value for name, value in values.items() if hasattr(value, "to_parquet")}
         plains = {name: plain(value, name) for name, value in values.items() if name not in tables}
@@ -158,28 +162,28 @@ class Run:
             self.update_info(lambda info: dataclasses.replace(info, recorded=info.recorded | plains))
 
     def write_table(self, name: str, frame: pd.DataFrame) -> Path:
-        """Keep a table as ``tables/NAME.parquet``.
+        """Write a table to ``tables/NAME.parquet``.
 
         Raises:
-            InputError: The name cannot be a file's, the frame cannot be Parquet, or the run has ended.
+            InputError: The name is no valid file name, the frame cannot be stored as Parquet, or the run has ended.
             MissingExtraError: pyarrow is not installed.
         """
         path = self.path / "tables" / f"{file_name(name)}.parquet"
         if not hasattr(frame, "to_parquet"):
-            raise InputError(f"'{name}' is a {type(frame).__name__}, not a table. Make it one: pandas.DataFrame(...)")
+            raise InputError(f"'{name}' is a {type(frame).__name__}, not a table. Convert it: pandas.DataFrame(...)")
         self._require_running()
         path.parent.mkdir(exist_ok=True)
         write_parquet(frame, path, name)
         return path
 
     def write_json(self, name: str, value: Any) -> Path:
-        """Keep anything that JSON can say as ``NAME.json``, dictionaries included.
+        """Write a JSON value, nested dictionaries included, to ``NAME.json``.
 
         Raises:
-            InputError: The name cannot be a file's, or is "run"; JSON cannot say the value; the run has ended.
+            InputError: The name is no valid file name or is "run", the value cannot be JSON, or the run has ended.
         """
         if name == "run":
-            raise InputError("run.json is the run's own file. Take another name.")
+            raise InputError("The name 'run' is reserved: run.json is the run's own file. Use another name.")
         path = self.path / f"{file_name(name)}.json"
         value = plain(value, name, nested=True)
         self._require_running()
@@ -187,11 +191,11 @@ class Run:
         return path
 
     def tables(self) -> list[str]:
-        """Names of its tables."""
+        """Return the names of the run's tables."""
         return sorted(path.stem for path in (self.path / "tables").glob("*.parquet") if not path.name.startswith("."))
 
     def read_table(self, name: str) -> pd.DataFrame:
-        """Return a table. Raises `InputError` if there is none of that name."""
+        """Return a table. Raises `InputError` if there is no table of that name."""
         path = self.path / "tables" / f"{file_name(name)}.parquet"
         if not path.exists():
             raise InputError(f"Run {self.id} has no table '{name}'. It has: {', '.join(self.tables()) or 'none'}.")
@@ -201,7 +205,7 @@ class Run:
             return pd.read_parquet(path, engine="pyarrow")
 
     def read_json(self, name: str) -> Any:
-        """Return what `write_json` kept. Raises `InputError` if there is none of that name."""
+        """Return a value that `write_json` stored. Raises `InputError` if there is none of that name."""
         path = self.path / f"{file_name(name)}.json"
         if not path.exists():
             raise InputError(f"Run {self.id} has no '{path.name}'.")
@@ -215,16 +219,16 @@ class Run:
         message: str | None = None,
         traceback: str | None = None,
     ) -> RunInfo:
-        """Say how it ended; nothing can be recorded afterwards.
+        """End the run; nothing can be recorded afterwards.
 
         Args:
-            state: How.
-            error: The type of the error, if one ended it.
-            message: What that said, or who stopped it.
-            traceback: Where it came from.
+            state: The final state.
+            error: The type of the error that ended the run, if any.
+            message: The message of that error, or why the run was cancelled.
+            traceback: The traceback of that error.
 
         Raises:
-            InputError: It has ended already.
+            InputError: The run has already ended.
         """
         if state not in ("done", "failed", "cancelled"):
             raise InputError(f"A run ends as 'done', 'failed' or 'cancelled', not as '{state}'.")
@@ -254,10 +258,11 @@ class Run:
     def _require_running(self) -> RunInfo:
         info = _read(self.path)
         if info.state != "running":
-            raise InputError(f"Run {self.id} has ended ({info.state}); nothing can be added to it. Make a new one.")
+            raise InputError(f"Run {self.id} has ended ({info.state}); nothing can be added to it. Create a new run.")
         return info
 
     def update_info(self, change: Callable[[RunInfo], RunInfo]) -> RunInfo:
+        """Apply ``change`` to the contents of ``run.json`` under the run's file lock."""
         with FileLock(self.path / ".lock"):
             info = change(self._require_running())
             write_json(self.path / "run.json", info)
@@ -271,10 +276,10 @@ def _read(path: Path) -> RunInfo:
             if datetime.datetime.fromisoformat(when).tzinfo is None:
                 raise ValueError(f"{when} has no time zone")
     except FileNotFoundError as error:
-        raise InputError(f"'{path}' is no run: it has no run.json.") from error
+        raise InputError(f"'{path}' is not a run: it has no run.json.") from error
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
-            f"'{path / 'run.json'}' cannot be read: {error}. Mend it, or move the run's folder away."
+            f"'{path / 'run.json'}' cannot be read: {error}. Repair the file, or move the run's folder elsewhere."
         ) from error
     return dataclasses.replace(info, id=path.name)  # the folder may have been renamed
 

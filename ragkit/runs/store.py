@@ -1,6 +1,6 @@
-"""The run store: what experiments and notebooks measured, in a folder that outlives the kernel.
+"""The run store: a folder that keeps the results of experiments and notebooks.
 
-A folder of runs (`ragkit.runs.run`), no two of which share a folder; pandas and DuckDB read it without ragkit.
+Each run has a folder of its own (`ragkit.runs.run`). pandas and DuckDB can read the store without ragkit.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class RunStore:
     """A folder of runs.
 
     Args:
-        path: The folder, made by the first run. Default: what RAGKIT_RUNS names, else ``runs``.
+        path: The folder; the first run creates it. Default: the value of RAGKIT_RUNS, else ``runs``.
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
         self.path = Path(path or os.environ.get("RAGKIT_RUNS") or "runs").expanduser()
         if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"'{self.path}' is a file. Runs need a folder; name another.")
+            raise InputError(f"'{self.path}' is a file, but a run store is a folder. Choose another path.")
 
     def __repr__(self) -> str:
         return f"RunStore({str(self.path)!r}: {len(self._folders())} runs)"
@@ -56,20 +56,20 @@ class RunStore:
         data: Mapping[str, str] | None = None,
         folder: str | Path = ".",
     ) -> Run:
-        """Begin a run.
+        """Start a run.
 
         Args:
-            name: Of the experiment or notebook.
+            name: The name of the experiment or notebook.
             kind: See `RunInfo.kind`.
-            parameters: What it is run with.
-            settings: What else is to be known about it.
-            seeds: Seeds of random numbers by name.
-            data: Digests of the data by name; `ragkit.hashing.hash_path` makes them.
-            folder: Where the code is, for git.
+            parameters: The parameters of the run.
+            settings: Further values to store with the run.
+            seeds: Random seeds by name.
+            data: Digests of the data by name, as `ragkit.hashing.hash_path` computes them.
+            folder: The folder of the code, used to find its git commit.
 
         Raises:
-            InputError: A parameter or setting cannot be JSON.
-            RagkitError: The disk refused.
+            InputError: A parameter or setting cannot be stored as JSON.
+            RagkitError: The run could not be written to disk.
         """
         started = datetime.datetime.now(datetime.UTC)
         info = RunInfo(
@@ -94,14 +94,14 @@ class RunStore:
         return Run(path)
 
     def list(self) -> Sequence[RunInfo]:
-        """All runs, oldest first; one whose ``run.json`` cannot be read is there as "damaged"."""
-        return [_look(path) for path in self._folders()]
+        """Return all runs, oldest first. A run whose ``run.json`` cannot be read is listed as "damaged"."""
+        return [_read_info(path) for path in self._folders()]
 
     def get(self, id: str) -> Run:
-        """Find a run by its id, or by so much of the id's beginning or end that only one is meant.
+        """Return the run with this id, or the only run whose id starts or ends with it.
 
         Raises:
-            InputError: There is none, or more than one.
+            InputError: No run matches, or more than one does.
         """
         ids = [path.name for path in self._folders()]
         found = [each for each in ids if each == id] or [each for each in ids if id and each.startswith(id)]
@@ -109,15 +109,15 @@ class RunStore:
         if len(found) == 1:
             return Run(self.path / found[0])
         if found:
-            raise InputError(f"'{id}' could be {len(found)} runs: {', '.join(found[-5:])}. Give more of the id.")
-        newest = f" The newest: {', '.join(ids[-5:])}." if ids else " There is none at all."
+            raise InputError(f"'{id}' matches {len(found)} runs: {', '.join(found[-5:])}. Give more of the id.")
+        newest = f" The newest: {', '.join(ids[-5:])}." if ids else " The store is empty."
         raise InputError(f"There is no run '{id}' in '{self.path}'.{newest}")
 
     def to_frame(self, runs: Iterable[RunInfo] | None = None) -> pd.DataFrame:
-        """Return runs as a table, a row each; see `RunInfo.row`.
+        """Return runs as a table with one row per run; see `RunInfo.row`.
 
         Args:
-            runs: Which; all if None.
+            runs: The runs to include; None for all.
         """
         import pandas as pd
 
@@ -126,7 +126,7 @@ class RunStore:
         return pd.DataFrame(rows, columns=[*HEAD, *own, *TAIL])
 
     def compare(self, a: str, b: str) -> pd.DataFrame:
-        """Return what differs between two runs: a row each, a column a run, None for what one of them has not.
+        """Return the differences between two runs: one row per difference, one column per run, None where missing.
 
         Rows are ``state``, ``seconds``, ``parameters.NAME``, ``recorded.NAME``, ``seeds.NAME``, ``data.NAME``,
         ``git.commit``, ``python``, ``packages.NAME`` and so on.
@@ -140,14 +140,14 @@ class RunStore:
         return pd.DataFrame(pairs, index=differ, columns=[one.id, two.id], dtype=object)
 
     def export(self, to: str | Path, ids: Sequence[str] = ()) -> Path:
-        """Write runs to one file: a table as ``.csv`` or ``.parquet``, or everything that they hold as ``.zip``.
+        """Write runs to one file: a table (``.csv`` or ``.parquet``), or all their files (``.zip``).
 
         Args:
-            to: The file; its ending says which.
-            ids: Which runs; all if there are none.
+            to: The file; its suffix selects the format.
+            ids: The runs to export; empty for all.
 
         Raises:
-            InputError: Another ending, or an unknown run.
+            InputError: The suffix is not supported, or a run does not exist.
         """
         to = Path(to)
         runs = [self.get(id) for id in ids] or [Run(path) for path in self._folders()]
@@ -164,12 +164,12 @@ class RunStore:
                             if file.is_file() and not file.name.startswith("."):
                                 archive.write(file, file.relative_to(run.path.parent))
             case suffix:
-                raise InputError(f"'{to}' ends in '{suffix}'. Runs are exported to .csv, .parquet or .zip.")
+                raise InputError(f"Cannot export to '{to}': the suffix '{suffix}' is not .csv, .parquet or .zip.")
         return to
 
     def _flat(self, runs: Iterable[Run]) -> pd.DataFrame:
-        """A table whose columns hold one type each, or else JSON."""
-        frame = self.to_frame(_look(run.path) for run in runs)
+        """Return a table in which each column holds a single type; columns of mixed types become JSON text."""
+        frame = self.to_frame(_read_info(run.path) for run in runs)
         for name, column in frame.items():
             if column.dtype == object and {type(value) for value in column.dropna()} - {str}:
                 frame[name] = [None if _is_missing(v) else msgspec.json.encode(v).decode() for v in column]
@@ -179,7 +179,7 @@ class RunStore:
         return sorted(path.parent for path in self.path.glob("*/run.json"))
 
 
-def _look(path: Path) -> RunInfo:
+def _read_info(path: Path) -> RunInfo:
     try:
         return Run(path).info
     except InputError as error:
@@ -192,26 +192,27 @@ def _is_missing(value: Any) -> bool:
 
 # ------------------------------------------------------------------------------- in a notebook
 
-_own: dict[int, Run] = {}  # by process: a fork's runs are not its parent's
-_greeted: set[tuple[int, Path]] = set()
+_own: dict[int, Run] = {}  # by process id: a forked child does not record into its parent's run
+_environment_checked: set[tuple[int, Path]] = set()
 _lock = threading.Lock()
 
 
 def record(**values: Any) -> Run:
-    """Keep values of the run that this notebook is.
+    """Record values in the run of this notebook or script.
 
-    Run by a sweep, they go to that run; else to a run of this process's own in ``./runs`` (or where RAGKIT_RUNS
-    says), which its first `record` begins and the end of the process ends. They are on the disk when this returns.
+    In a sweep, the values go to the sweep's run. Otherwise they go to a run of this process in ``./runs`` (or in the
+    folder that RAGKIT_RUNS names): the first call creates it, and it ends with the process. The values are on disk
+    when this function returns.
 
     Args:
-        values: Numbers, text, True, False, None, and lists and arrays of them; a DataFrame becomes a table of the run.
-            NaN and infinity become null, for JSON has neither.
+        values: Numbers, text, True, False, None, and lists and arrays of them. A DataFrame becomes a table of the run.
+            NaN and infinity become null, because JSON has neither.
 
     Returns:
         The run.
 
     Raises:
-        InputError: A value is of another kind; nothing of this call was kept.
+        InputError: A value has an unsupported type; none of the values of this call are stored.
     """
     run = current_run()
     run.record(**values)
@@ -219,23 +220,23 @@ def record(**values: Any) -> Run:
 
 
 def current_run() -> Run:
-    """Return the run that `record` writes to, and begin one where there is none; see there.
+    """Return the run that `record` writes to; create one if there is none.
 
     Raises:
-        InputError: RAGKIT_RUN names no run.
+        InputError: RAGKIT_RUN names a folder that is not a run.
     """
-    named = os.environ.get("RAGKIT_RUN")
-    if named is None:
+    folder = os.environ.get("RAGKIT_RUN")
+    if folder is None:
         return _own_run()
-    run = Run(named)
+    run = Run(folder)
     if not (run.path / "run.json").is_file():
-        raise InputError(f"RAGKIT_RUN names '{named}', which is no run. A sweep sets it; else leave it unset.")
-    if (os.getpid(), run.path) not in _greeted:
-        _greeted.add((os.getpid(), run.path))
-        here, made = environment(), run.info.provenance
-        if here.executable != made.executable:  # the kernel is of another environment than the sweep
-            here = dataclasses.replace(here, git=made.git, seeds=made.seeds, data=made.data)
-            run.update_info(lambda info: dataclasses.replace(info, provenance=here))
+        raise InputError(f"RAGKIT_RUN names '{folder}', which is not a run. Unset it; only a sweep sets it.")
+    if (os.getpid(), run.path) not in _environment_checked:
+        _environment_checked.add((os.getpid(), run.path))
+        ours, stored = environment(), run.info.provenance
+        if ours.executable != stored.executable:  # the kernel runs in another environment than the sweep
+            ours = dataclasses.replace(ours, git=stored.git, seeds=stored.seeds, data=stored.data)
+            run.update_info(lambda info: dataclasses.replace(info, provenance=ours))
     return run
 
 
@@ -251,5 +252,5 @@ def _own_run() -> Run:
 
 def _end(pid: int, run: Run) -> None:
     if pid == os.getpid():
-        with contextlib.suppress(RagkitError):  # finished by hand, or its folder is gone
+        with contextlib.suppress(RagkitError):  # the user has finished the run, or its folder is gone
             run.finish()

@@ -1,10 +1,9 @@
-"""Sweeps: one notebook under papermill for each cell of a grid of parameters, each a run of the store.
+"""Sweeps: run a notebook under papermill once for each combination of parameters; each is a run of the store.
 
-A cell is a process of its own, ``python -m ragkit.runs.worker FOLDER``, which executes the copy of the notebook in the
-run's
-folder in place. Its standard input is a pipe from the process that sweeps; when that closes, the notebook is to stop.
-So it stops when the sweep is killed, too, and nothing else is ever signalled. What its processes print is in
-``log.txt`` beside it.
+Each combination runs in a process of its own, ``python -m ragkit.runs.worker FOLDER``, which executes the copy of the
+notebook in the run's folder in place. The standard input of the worker is a pipe from the sweep: when the pipe closes,
+the worker stops the notebook. It therefore also stops when the sweep is killed, and the sweep signals no other process.
+The output of the worker is in ``log.txt`` in the same folder.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 POLL_SECONDS = 0.1
-GRACE_SECONDS = 20.0  # for a kernel to be shut down, before it is killed
+GRACE_SECONDS = 20.0  # for a kernel to shut down before it is killed
 MAX_PUBLISHED_COLUMNS = 40
 _MAX_LOG = 4_000
 
@@ -52,66 +51,66 @@ def sweep(
     publisher: Publisher | None = None,
     on_row: Callable[[int, dict[str, Any]], object] | None = None,
 ) -> pd.DataFrame:
-    """Run a notebook once for every combination of parameters, and collect what each records.
+    """Run a notebook once for every combination of parameters and collect the recorded values.
 
-    Progress and rows go out on the socket. A notebook that fails does not stop the others. An interrupt stops the
-    notebooks that run; those that are done are kept, and the same call goes on from there: a cell is not run again if
-    the store has a run of it that is done, with the same code cells, parameters, kernel and ``data``. Modules that the
-    notebook imports, and files that ``data`` does not name, are not looked at: ``rerun`` when they have changed.
+    Progress and rows are published. If a notebook fails, the others still run. An interrupt stops the running
+    notebooks; finished runs are kept, and the same call resumes the sweep. A combination is not run again if the store
+    has a run of it with the state "done" and the same code cells, parameters, kernel and ``data``. Changes in modules
+    that the notebook imports, and in files that ``data`` does not list, are not detected: use ``rerun`` after them.
 
     Args:
-        notebook: Its file; a cell of it is tagged "parameters". It is read once, and not changed.
-        parameters: Name -> values to try (a single value stands for itself). The last varies fastest.
-        max_concurrency: Notebooks at a time.
-        store: Where the runs go; `RunStore()` by default.
-        kernel_name: Default: the notebook's.
-        timeout_seconds: For each notebook, from its start; None for no limit.
-        data: Files and folders whose contents the runs depend on; their digests are kept with the runs.
-        rerun: Whether to run cells again that are done.
-        cwd: Where the notebooks run; default: the notebook's folder, as in JupyterLab.
-        publisher: Who tells the socket; one for the whole process by default.
-        on_row: Called with a cell's number (from 0, in the grid's order) and its row whenever its state changes:
-            "queued", "running", and how it ended.
+        notebook: The notebook's file. One of its cells is tagged "parameters". It is read once and not changed.
+        parameters: Parameter names and the values to try; a single value needs no list. The last name varies fastest.
+        max_concurrency: How many notebooks run at the same time.
+        store: The store for the runs; `RunStore()` by default.
+        kernel_name: The kernel to use; the notebook's by default.
+        timeout_seconds: Time limit for each notebook, from its start; None for no limit.
+        data: Files and folders that the runs depend on; their digests are stored with the runs.
+        rerun: Whether to run combinations again that are done.
+        cwd: Working directory of the notebooks; the notebook's folder by default, as in JupyterLab.
+        publisher: Publishes the progress; the process's publisher by default.
+        on_row: Called when a combination changes its state ("queued", "running", and its final state), with its
+            number (from 0, in the grid's order) and its row.
 
     Returns:
-        A row a cell, in the grid's order: run, name, state, seconds, parameters, recorded values, and of what failed
-        ``error``, ``message`` and ``traceback``.
+        One row per combination, in the grid's order: run, name, state, seconds, parameters, recorded values, and for
+        failed runs ``error``, ``message`` and ``traceback``.
 
     Raises:
-        InputError: There is no such notebook or kernel, the notebook has no such parameter, or a value cannot be one.
-            Nothing was run.
+        InputError: The notebook or the kernel does not exist, the notebook has no such parameter, or a value cannot
+            be a parameter. Nothing was run.
         MissingExtraError: papermill is not installed.
-        SourceNotFoundError: Something in ``data`` is not there.
+        SourceNotFoundError: A path in ``data`` does not exist.
         RagkitError: The store cannot be written.
     """
     require_count("max_concurrency", max_concurrency)
     if timeout_seconds is not None and timeout_seconds <= 0:
         raise InputError(f"timeout_seconds must be more than 0, not {timeout_seconds:g}.")
     book = ParameterizedNotebook(notebook, kernel_name=kernel_name)
-    cells = grid(parameters)
-    book.check(cells[0])
+    combinations = grid(parameters)
+    book.check(combinations[0])
     folder = Path(cwd).expanduser().absolute() if cwd is not None else book.path.parent
     if not folder.is_dir():
-        raise InputError(f"There is no folder '{folder}' to run the notebook in. Make it, or give another cwd.")
+        raise InputError(f"There is no folder '{folder}' to run the notebook in. Create it, or pass another cwd.")
     digests = {str(path): hash_path(path) for path in data}
     store = store if isinstance(store, RunStore) else RunStore(store)
     show = _Reporter(
         book.path.stem,
-        cells,
+        len(combinations),
         max_concurrency=max_concurrency,
         publisher=publisher or default_publisher(),
         on_row=on_row,
     )
 
-    keys = [book.key(cell, digests) for cell in cells]
+    keys = [book.key(combination, digests) for combination in combinations]
     done = {} if rerun else {info.settings.get("key"): info for info in store.list() if info.state == "done"}
     waiting = []
     for at, key in enumerate(keys):
         if key in done:
-            show.ended(at, done[key], is_kept=True)
+            show.ended(at, done[key], is_reused=True)
         else:
             waiting.append(at)
-            show.row(at, {**cells[at], "state": "queued"})
+            show.row(at, {**combinations[at], "state": "queued"})
     running: dict[int, _Child] = {}
     try:
         show.progress("running")
@@ -121,12 +120,12 @@ def sweep(
                 run = store.create(
                     name=book.path.stem,
                     kind="sweep",
-                    parameters=cells[at],
+                    parameters=combinations[at],
                     settings={
                         "sweep": show.id, "key": keys[at], "notebook": str(book.path), "kernel_name": book.kernel_name,
                         "cwd": str(folder), "defaults": book.defaults,
                     },
-                    seeds={k: v for k, v in (book.defaults | cells[at]).items() if "seed" in k.lower()},
+                    seeds={k: v for k, v in (book.defaults | combinations[at]).items() if "seed" in k.lower()},
                     data=digests,
                     folder=book.path.parent,
                 )  # fmt: skip
@@ -141,8 +140,8 @@ def sweep(
         _stop(list(running.values()))
         for at, child in running.items():
             show.ended(at, child.run.info)
-        is_wanted = isinstance(error, KeyboardInterrupt | OperationCancelled)
-        show.progress("cancelled" if is_wanted else "failed", str(error) or type(error).__name__)
+        was_cancelled = isinstance(error, KeyboardInterrupt | OperationCancelled)
+        show.progress("cancelled" if was_cancelled else "failed", str(error) or type(error).__name__)
         raise
     show.finish()
     return store.to_frame(show.infos()).drop(columns=["kind", "started"])
@@ -152,12 +151,12 @@ def sweep(
 
 
 class _Child:
-    """One notebook in a process of its own."""
+    """The worker process of one notebook."""
 
     def __init__(self, run: Run, *, timeout_seconds: float | None) -> None:
         self.run = run
         self._limit = timeout_seconds
-        self._ends = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
+        self._deadline = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
         self._reason: str | None = None
         with (run.path / "log.txt").open("wb") as log:
             self._process = subprocess.Popen(
@@ -166,27 +165,27 @@ class _Child:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 bufsize=0,
-                start_new_session=True,  # Ctrl-C is the sweep's to pass on
+                start_new_session=True,  # Ctrl-C must reach only the sweep, which stops its workers
                 env=os.environ | {"RAGKIT_RUN": str(run.path), "PYDEVD_DISABLE_FILE_VALIDATION": "1"},
             )
 
     def has_ended(self) -> bool:
-        """Look whether it has; also ends what has had its time."""
+        """Return whether the process has ended; stop or kill it if it has exceeded its deadline."""
         status = self._process.poll()
-        if status is None and time.monotonic() > self._ends:
+        if status is None and time.monotonic() > self._deadline:
             if self._reason is None:
-                self.stop(f"It was not done after {self._limit:g} seconds.")
+                self.stop(f"The notebook was not done after {self._limit:g} seconds.")
             else:
                 self.kill()
         if status is not None:
-            self._settle(status)
-            self.stop()  # lets go of the pipe
+            self._finish_run(status)
+            self.stop()  # closes the pipe
         return status is not None
 
     def stop(self, reason: str = "") -> None:
-        """Ask it to end: as failed for a reason, else as cancelled."""
+        """Ask the worker to end its run: as "failed" if a reason is given, else as "cancelled"."""
         if self._reason is None and self._process.stdin is not None:
-            self._reason, self._ends = reason, time.monotonic() + GRACE_SECONDS
+            self._reason, self._deadline = reason, time.monotonic() + GRACE_SECONDS
             with contextlib.suppress(OSError):  # it has ended
                 self._process.stdin.write(reason.encode())
             self._process.stdin.close()
@@ -199,8 +198,8 @@ class _Child:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
 
-    def _settle(self, status: int) -> None:
-        """Say how the run ended, if its process could not."""
+    def _finish_run(self, status: int) -> None:
+        """Finish the run if its process ended without doing so."""
         if self.run.info.state == "running":
             log = (self.run.path / "log.txt").read_text(encoding="utf-8", errors="replace")[-_MAX_LOG:]
             if self._reason:
@@ -209,7 +208,7 @@ class _Child:
                 self.run.finish("cancelled", message="The sweep was stopped, and the notebook had to be killed.")
             else:
                 how = f"signal {-status}" if status < 0 else f"status {status}"
-                message = f"The process that ran the notebook ended with {how}; out of memory, or killed? See log.txt."
+                message = f"The process that ran the notebook ended with {how}, perhaps out of memory; see log.txt."
                 self.run.finish("failed", error="ProcessDied", message=message, traceback=log)
 
 
@@ -225,16 +224,16 @@ def _stop(children: Sequence[_Child]) -> None:
         raise
 
 
-# ----------------------------------------------------------------------------------------- live
+# ------------------------------------------------------------------------------------ reporting
 
 
 class _Reporter:
-    """Reports to the socket and the caller how far it is."""
+    """Reports the progress of a sweep to its publisher and its caller."""
 
     def __init__(
         self,
         name: str,
-        cells: Sequence[Mapping[str, Any]],
+        total: int,
         *,
         max_concurrency: int,
         publisher: Publisher,
@@ -244,7 +243,7 @@ class _Reporter:
         self.id = self._events.task_id
         self._max_concurrency = max_concurrency
         self._on_row = on_row
-        self._infos: list[RunInfo | None] = [None] * len(cells)
+        self._infos: list[RunInfo | None] = [None] * total
         self._seconds: list[float] = []
 
     def infos(self) -> list[RunInfo]:
@@ -254,9 +253,9 @@ class _Reporter:
         if self._on_row is not None:
             self._on_row(at, row)
 
-    def ended(self, at: int, info: RunInfo, *, is_kept: bool = False) -> None:
+    def ended(self, at: int, info: RunInfo, *, is_reused: bool = False) -> None:
         self._infos[at] = info
-        if not is_kept and info.seconds is not None:
+        if not is_reused and info.seconds is not None:
             self._seconds.append(info.seconds)
         self._events.result(_published_row(info), map(_published_row, self.infos()), traceback=info.traceback)
         self.progress("running")
@@ -275,7 +274,7 @@ class _Reporter:
 
 
 def _published_row(info: RunInfo) -> dict[str, Any]:
-    """A run's row without what is empty or is published otherwise, and with what says how it ended at its end."""
+    """Return a run's row without empty values and values published elsewhere; the columns about its end come last."""
     row = info.row()
     last = {name: row.pop(name) for name in ("state", "seconds", "error", "message", "run")}
     for name in ("kind", "name", "started", "traceback"):

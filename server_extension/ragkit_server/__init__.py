@@ -1,7 +1,7 @@
-"""ragkit's extension of the Jupyter server: the hub between notebooks and whoever listens.
+"""ragkit's Jupyter server extension: the hub between publishers and listeners.
 
-It only routes messages. All retrieval work happens in notebooks, papermill runs and the command
-line; nothing here imports their heavy libraries, or blocks the server's event loop.
+The hub only routes messages. Retrieval runs in notebooks, papermill runs and the command line; this package neither
+imports their heavy libraries nor blocks the server's event loop.
 """
 
 from __future__ import annotations

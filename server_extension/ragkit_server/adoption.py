@@ -1,14 +1,13 @@
-"""Journals: what publishers wrote down while no server was there, broadcast later, once.
+"""Adopts journals: broadcasts, exactly once, the events that publishers wrote to disk while there was no server.
 
-A journal is ``<journal_dir>/<publisher>.jsonl``: a `hello` line, then `publish` lines. Whoever works
-on it holds the file lock ``<publisher>.jsonl.lock``: its writer while it is open, and one adopter
-afterwards. The adopter claims it, by renaming it to ``.jsonl.claimed-<history>``, broadcasts its events with the
-time and origin that they have, and deletes it once they are safe in its history. Should it die in
-between, it alone knows how many of the events it has broadcast: so the file waits for the next server
-with that history, and only after ten minutes for anybody. One that makes no sense is kept as
-``.jsonl.rejected`` for people to look at.
+A journal is ``<journal_dir>/<publisher>.jsonl``: a `hello` line, then `publish` lines. The file lock
+``<publisher>.jsonl.lock`` is held by its writer while the journal is open, and afterwards by the server that adopts it.
+That server claims the journal by renaming it to ``.jsonl.claimed-<history>``, broadcasts its events with their original
+time and origin, and deletes it when they are committed to its history. If the server dies in between, only its history
+knows how many of the events have been broadcast. The claimed file is therefore reserved for the next server with that
+history; after ten minutes any server may adopt it. An invalid journal is kept as ``.jsonl.rejected`` for inspection.
 
-All file work happens in threads.
+All file operations run in threads.
 """
 
 from __future__ import annotations
@@ -33,22 +32,22 @@ from ragkit.terminal import one_line
 from ragkit_server.hub.inbound import RejectedError, from_publisher
 from ragkit_server.hub.manager import WebSocketManager
 
-BATCH = 200  # events broadcast before other work of the event loop gets its turn
+BATCH = 200  # events broadcast per turn of the event loop
 STOP_SECONDS = 2
-MAX_REPORTS = 10  # damaged lines of one journal that are told of
-CLAIM_SECONDS = 600  # by then, the server that died has been started again, or will not be
+MAX_REPORTS = 10  # damaged lines of one journal that are logged
+CLAIM_SECONDS = 600  # how long a claim is reserved for a restart of its server
 
 
 class Journals:
     """Adopts the journals in one folder.
 
     Args:
-        folder: Where they are; it need not exist.
-        manager: Where their events go.
-        history: The id of the history that they go into, the same after a restart.
-        log: Where damage is reported.
-        max_bytes: Larger journals are rejected.
-        max_line_bytes: Larger events are skipped.
+        folder: The folder of the journals; it need not exist.
+        manager: Broadcasts the events.
+        history: The id of the manager's history, which does not change when the server restarts.
+        log: Logs problems.
+        max_bytes: Size limit; larger journals are rejected.
+        max_line_bytes: Size limit of one event; larger events are skipped.
     """
 
     def __init__(
@@ -71,11 +70,11 @@ class Journals:
         self._reports: dict[Path, str] = {}
 
     def start(self, every_seconds: float) -> None:
-        """Look now, and again and again."""
+        """Scan the folder now, and then periodically."""
         self._task = asyncio.create_task(self._watch(every_seconds))
 
     async def stop(self) -> None:
-        """Look no more; a journal half adopted is left for the next server."""
+        """Stop scanning; a partly adopted journal is left for the next server."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task], timeout=STOP_SECONDS)  # a disk may hang
@@ -86,12 +85,12 @@ class Journals:
             try:
                 await self.adopt()
             except Exception as problem:
-                # The journals wait, and the next look may find the trouble gone.
+                # The journals remain, and the next scan may succeed.
                 self._report(self._folder, problem)
             await asyncio.sleep(every_seconds)
 
     async def adopt(self) -> int:
-        """Adopt every journal that nobody else holds; return how many events were broadcast."""
+        """Adopt every journal that is not locked; return how many events were broadcast."""
         count = 0
         for path in await asyncio.to_thread(self._find):
             try:
@@ -105,10 +104,10 @@ class Journals:
         try:
             await asyncio.to_thread(lock.acquire)
         except filelock.Timeout:
-            return 0  # its writer lives, or another server adopts it
+            return 0  # its writer still runs, or another server adopts it
         try:
             claim = path.with_name(path.name + self._claim)
-            count = await self._adopt_file(path.stem, claim)  # left over by an earlier life of this server
+            count = await self._adopt_file(path.stem, claim)  # left by this server before a restart
             for file in [*await asyncio.to_thread(_abandoned, path), path]:
                 await asyncio.to_thread(_claim, file, claim)
                 count += await self._adopt_file(path.stem, claim)
@@ -117,10 +116,12 @@ class Journals:
             await asyncio.to_thread(_release, lock, path)
 
     def _report(self, path: Path, problem: Exception) -> None:
-        if self._reports.get(path) != repr(problem) and len(self._reports) < 1_000:  # not every few seconds
+        if self._reports.get(path) != repr(problem) and len(self._reports) < 1_000:  # log each problem once
             self._reports[path] = repr(problem)
             self._log.warning(
-                "ragkit: '%s' could not be adopted: %r. It will be tried again.", one_line(str(path)), problem
+                "ragkit: journal '%s' could not be adopted: %r. The server will try again.",
+                one_line(str(path)),
+                problem,
             )
 
     def _find(self) -> list[Path]:
@@ -134,7 +135,7 @@ class Journals:
         if file is None:
             return 0
         count = 0
-        refused: list[str] = []
+        rejected: list[str] = []
         with file:
             messages = self._read(file, path)
             hello = await asyncio.to_thread(next, messages, None)
@@ -146,22 +147,21 @@ class Journals:
                     try:
                         count += isinstance(message, Publish) and self._manager.adopt(hello, message)
                     except RejectedError as problem:
-                        refused.append(str(problem))
-                await (
-                    self._manager.commits.wait_for_disk()
-                )  # a larger journal than the disk takes at once waits in its file
+                        rejected.append(str(problem))
+                # Do not read more of the file than the disk can commit.
+                await self._manager.commits.wait_for_disk()
         self._manager.counters.adopted += count
         self._manager.expect(publisher)
         await asyncio.to_thread(path.unlink)
-        if refused:
+        if rejected:
             name = one_line(hello.origin.name)
-            self._log.warning("ragkit: %d events of '%s' were refused: %s", len(refused), name, refused[-1])
+            self._log.warning("ragkit: %d events of '%s' were rejected: %s", len(rejected), name, rejected[-1])
         self._log.info("ragkit: adopted %d events of %s '%s'", count, hello.origin.kind, one_line(hello.origin.name))
         return count
 
     def _open(self, path: Path) -> BinaryIO | None:
         try:
-            file = open(path, "rb", opener=_open_safely)  # noqa: SIM115 - closed by who gets it
+            file = open(path, "rb", opener=_open_safely)  # noqa: SIM115 - closed by the caller
         except FileNotFoundError:
             return None
         status = os.fstat(file.fileno())
@@ -170,7 +170,7 @@ class Journals:
             self._reject(path, "it is not a regular file")
             return None
         size = status.st_size
-        if size == 0:  # its writer ended before it had anything to say
+        if size == 0:  # its writer ended before it wrote the first line
             file.close()
             path.unlink()
             return None
@@ -190,7 +190,7 @@ class Journals:
             try:
                 message = from_publisher(line.decode())
             except (RejectedError, UnicodeDecodeError) as problem:
-                # Cut short by a crash or a full disk: the line is lost, the others are not.
+                # Incomplete because of a crash or a full disk; only this line is lost.
                 damaged += 1
                 if damaged <= MAX_REPORTS:
                     name, what = one_line(path.name), one_line(str(problem))
@@ -205,11 +205,11 @@ class Journals:
         rejected = path.with_name(f"{_journal_name(path)}.rejected")
         path.rename(rejected)
         name = one_line(str(rejected))
-        self._log.warning("ragkit: journal '%s' was not adopted: %s. Look at it, then delete it.", name, reason)
+        self._log.warning("ragkit: journal '%s' was not adopted: %s. Inspect it, then delete it.", name, reason)
 
 
 def _open_safely(path: str, flags: int) -> int:
-    """Open neither a link (it leads out of the folder) nor a pipe in a way that waits for its writer."""
+    """Open a file, but no symbolic link (it may lead out of the folder), and without blocking on a pipe."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
 
 
@@ -222,14 +222,14 @@ def _is_journal(path: Path) -> bool:
 
 
 def _abandoned(path: Path) -> list[Path]:
-    """Return the claims on a journal whose servers have not come back for them."""
+    """Return the claimed files of a journal whose servers have not restarted within `CLAIM_SECONDS`."""
     claims = path.parent.glob(f"{glob.escape(path.name)}.claimed-*")
     now = time.time()
     return [claim for claim in sorted(claims) if _is_journal(claim) and now - claim.stat().st_mtime > CLAIM_SECONDS]
 
 
 def _claim(path: Path, claim: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):  # somebody else has adopted it
+    with contextlib.suppress(FileNotFoundError):  # another server has adopted it
         os.utime(path, follow_symlinks=False)
         path.rename(claim)
 

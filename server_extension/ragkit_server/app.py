@@ -1,4 +1,4 @@
-"""The extension as Jupyter sees it: its settings, its URLs, its beginning and its end."""
+"""The Jupyter server extension application: settings, URL handlers, start and stop."""
 
 from __future__ import annotations
 
@@ -36,69 +36,71 @@ PORT = 8000
 
 
 class RagkitApp(ExtensionApp):
-    """ragkit: watch every RAG run, and ask your index, on one WebSocket at /api/v1/ws."""
+    """ragkit: watch RAG runs and query indexes on one WebSocket at /api/v1/ws."""
 
     name = "ragkit"
     description = __doc__
     load_other_extensions = True
 
     index = Unicode(
-        "", help="The index to serve when no notebook serves one, for example 'indexes/handbook'. Empty: none."
+        "", help="The index to serve if no notebook serves one, for example 'indexes/handbook'. Empty: none."
     ).tag(config=True)
     engine_command = List(
         Unicode(),
         default_value=[sys.executable, "-m", "ragkit.cli", "serve"],
-        help="The command that serves `index`, which is appended to it; on the command line, once for each word.",
+        help="The command that serves `index`, which is appended to it. On the command line, repeat for each word.",
     ).tag(config=True)
-    query_timeout_seconds = Float(120.0, help="How long an engine may take for one answer.").tag(config=True)
+    query_timeout_seconds = Float(120.0, help="Time limit for one answer of an engine.").tag(config=True)
     start_timeout_seconds = Float(120.0, help="How long a query waits for the engine of `index` to start.").tag(
         config=True
     )
-    max_queries_per_listener = Int(8, help="Queries of one connection that may be under way at a time.").tag(
+    max_queries_per_listener = Int(8, help="How many queries of one connection may wait for an answer at a time.").tag(
         config=True
     )
     max_message_bytes = Int(2**20, help="The largest message that a listener may send.").tag(config=True)
     max_publisher_message_bytes = Int(8 * 2**20, help="The largest message that a publisher may send.").tag(config=True)
-    max_queue_bytes = Int(2**20, help="What may wait for one connection before it is spared the details.").tag(
-        config=True
-    )
-    max_queries_per_minute = Float(
-        120.0, help="Queries of one connection in the long run; as many may come at once."
+    max_queue_bytes = Int(
+        2**20, help="Bytes queued for one connection before superseded progress and answer pieces are dropped."
     ).tag(config=True)
-    history_bytes = Int(4 * 2**20, help="Bytes of broadcasts kept in memory for those who lag or come back.").tag(
+    max_queries_per_minute = Float(
+        120.0, help="Rate limit for the queries of one connection; bursts of as many queries are allowed."
+    ).tag(config=True)
+    history_bytes = Int(
+        4 * 2**20, help="Bytes of broadcasts kept in memory for listeners that are slow or reconnect."
+    ).tag(config=True)
+    history_events = Int(10_000, help="Broadcasts kept in memory for listeners that are slow or reconnect.").tag(
         config=True
     )
-    history_events = Int(10_000, help="Broadcasts kept in memory for those who lag or come back.").tag(config=True)
     history_disk_bytes = Int(
-        64 * 2**20, help="Bytes of broadcasts kept on disk for those who come back later, or after a restart."
+        64 * 2**20, help="Bytes of broadcasts kept on disk for listeners that reconnect later or after a restart."
     ).tag(config=True)
     history_dir = Unicode(
-        "", help="The folder of the histories, one for each root_dir. Empty: ragkit/history in Jupyter's data folder."
+        "", help="The folder of the history files, one per root_dir. Empty: ragkit/history in Jupyter's data folder."
     ).tag(config=True)
     keep_history = Bool(
-        True, help="Keep the history on disk. If not, a restart forgets it, and begins a new epoch."
+        True, help="Keep the history on disk. Without it, a restart loses the history and starts a new epoch."
     ).tag(config=True)
     publisher_grace_seconds = Float(
         10.0,
-        help="How long a notebook that lost its connection may stay away before its running tasks count as failed.",
+        help="How long a publisher may be disconnected before its running tasks count as failed.",
     ).tag(config=True)
     ping_interval_seconds = Float(
-        25.0, help="Between two pings; a connection that answers none is closed. Less than the 60 s of idle proxies."
+        25.0, help="Interval of pings; a connection that does not answer is closed. Many proxies close after 60 s."
     ).tag(config=True)
-    journal_scan_seconds = Float(3.0, help="Between two looks for journals of runs that had no server. 0: never.").tag(
+    journal_scan_seconds = Float(3.0, help="Interval of scans for journals of runs without a server. 0: never.").tag(
         config=True
     )
-    max_journal_bytes = Int(256 * 2**20, help="The largest journal that is read.").tag(config=True)
-    shutdown_timeout_seconds = Float(2.0, help="How long listeners may take to get what is queued at the end.").tag(
+    max_journal_bytes = Int(256 * 2**20, help="The largest journal that is adopted.").tag(config=True)
+    shutdown_timeout_seconds = Float(2.0, help="How long to wait at shutdown until queued messages are sent.").tag(
         config=True
     )
     allow_any_origin_with_token = Bool(
         False,
-        help="Let pages of any origin connect if they have a token. If not, pages of other origins need "
-        "ServerApp.allow_origin, token or no token.",
+        help="Allow pages of any origin to connect with a token. Without it, pages of other origins need "
+        "ServerApp.allow_origin, with or without a token.",
     ).tag(config=True)
     write_frames_directly = Bool(
-        True, help="Write frames straight to the stream; turn it off to send each through Tornado's write_message."
+        True, help="Write frames directly to the stream; if off, each is sent with Tornado's write_message."
     ).tag(config=True)
 
     @default("default_url")
@@ -107,19 +109,19 @@ class RagkitApp(ExtensionApp):
 
     @classmethod
     def make_serverapp(cls, **options: Any) -> ServerApp:
-        """Make the server of ``jupyter ragkit``; its port is ours unless somebody says otherwise."""
-        # Not by serverapp_config, which would win over the command line.
+        """Create the server of ``jupyter ragkit``, on port 8000 by default."""
+        # Not in serverapp_config, which would override the command line.
         if ServerApp.port_env not in os.environ:
             options.setdefault("port", PORT)
         return super().make_serverapp(**options)
 
     @property
     def _server(self) -> Any:
-        # Linked by the time that anything here runs; and its attributes are not typed.
+        # Set before any method runs; its attributes are not typed.
         return self.serverapp
 
     def initialize_settings(self) -> None:
-        """Make the hub."""
+        """Create the hub."""
         loop = self._server.io_loop.asyncio_loop
         archive, stored = self._open_archive()
         self.manager = WebSocketManager(
@@ -140,7 +142,7 @@ class RagkitApp(ExtensionApp):
             archive=archive,
             thread=Worker(loop.call_soon_threadsafe) if archive is not None else None,
         )
-        self.settings["ragkit_manager"] = self.manager  # other extensions' way to it: docs/server.md
+        self.settings["ragkit_manager"] = self.manager  # for other extensions, see docs/server.md
         self.metrics = Exporter(self.manager)
         self.child = ChildEngine(
             self.index,
@@ -175,16 +177,16 @@ class RagkitApp(ExtensionApp):
             )
         except (OSError, sqlite3.Error) as problem:
             self.log.warning(
-                "ragkit: the history cannot be kept in '%s' (%s), so a restart will forget it. Set "
-                "--RagkitApp.history_dir to a folder that can be written to.", folder, problem,
+                "ragkit: the history cannot be kept in '%s' (%s), so a restart will lose it. Set "
+                "--RagkitApp.history_dir to a writable folder.", folder, problem,
             )  # fmt: skip
             return None, None
         if trouble is not None:
-            self.log.warning("ragkit: %s, and the history begins anew", trouble)
+            self.log.warning("ragkit: %s, and a new history is started", trouble)
         return archive, stored
 
     def initialize_handlers(self) -> None:
-        """Add the sockets and pages (the base URL is put before them), and tell Jupyter's pages where its files are."""
+        """Add the sockets and pages under the base URL, and pass the root folder to Jupyter's pages."""
         limits = SocketSettings(
             max_message_bytes=self.max_message_bytes,
             max_publisher_message_bytes=self.max_publisher_message_bytes,
@@ -202,8 +204,8 @@ class RagkitApp(ExtensionApp):
                 (r"/api/v1/socket\.js", SocketModule),
             ]
         )
-        # JupyterLab and Notebook put this into their pages; their own `serverRoot` may begin with "~", and then no
-        # `origin.path` does.
+        # JupyterLab and Notebook include this in their pages. It is compared with `origin.path`, which is absolute;
+        # their own `serverRoot` may begin with "~".
         pages = self._server.web_app.settings.setdefault("page_config_data", {})
         pages["ragkitRoot"] = os.path.abspath(self._server.root_dir)
 
@@ -218,10 +220,10 @@ class RagkitApp(ExtensionApp):
             self.journals.start(self.journal_scan_seconds)
 
     async def stop_extension(self) -> None:
-        """Say goodbye to everybody, and end the child."""
+        """Close all connections and end the child engine."""
         if "manager" not in vars(self):
-            return  # it was never set up: something else went wrong before
-        with contextlib.suppress(KeyError):  # it never started
+            return  # initialize_settings was never called, because of an earlier error
+        with contextlib.suppress(KeyError):  # the extension was never started
             prometheus_client.REGISTRY.unregister(self.metrics)
         await self.journals.stop()
         await self.child.stop()
@@ -229,7 +231,7 @@ class RagkitApp(ExtensionApp):
 
 
 def _local_url(serverapp: Any) -> str:
-    """Return the server's address, without a token, as a process on this machine reaches it."""
+    """Return the server's address for processes on this machine, without a token."""
     parts = urlsplit(serverapp.connection_url)
     if serverapp.ip in ("", "0.0.0.0", "::", "*"):
         parts = parts._replace(netloc=f"127.0.0.1:{serverapp.port}")
@@ -237,5 +239,5 @@ def _local_url(serverapp: Any) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run a Jupyter server with ragkit, on port 8000 or the next one that is free."""
+    """Run a Jupyter server with ragkit, on port 8000 or the next free port."""
     RagkitApp.launch_instance(sys.argv[1:] if argv is None else argv)  # type: ignore[no-untyped-call]

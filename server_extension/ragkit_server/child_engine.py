@@ -1,15 +1,15 @@
-"""The engine that the server starts by itself, when nobody else serves one.
+"""The child engine: a process that the server starts when no other engine is on offer.
 
 States::
 
     IDLE --start()--> STARTING --offered()--> SERVING
       ^                  |                      |
-      |                  v dies                 v dies
-      +--- start() --- BACKOFF <----------------+   (one that had served is started again by itself)
+      |                  v exits                v exits
+      +--- start() --- BACKOFF <----------------+   (restarted automatically after SERVING)
     any --stop()--> STOPPED
 
-The child is ``python -m ragkit.cli serve INDEX``: the same code that a notebook runs. It finds its
-way back by RAGKIT_URL and RAGKIT_TOKEN, and knows whose it is by RAGKIT_PARENT_PID.
+The child runs ``python -m ragkit.cli serve INDEX``, the same code as in a notebook. RAGKIT_URL and RAGKIT_TOKEN tell it
+where to connect, and RAGKIT_PARENT_PID which process it belongs to.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_DELAY_SECONDS = 60.0
 
 
 class ChildState(enum.Enum):
-    """Where the child is in its life."""
+    """The state of the child process."""
 
     IDLE = enum.auto()
     STARTING = enum.auto()
@@ -40,15 +40,15 @@ class ChildState(enum.Enum):
 
 
 class ChildEngine:
-    """A supervised ``ragkit serve`` process, started when it is first needed.
+    """A supervised ``ragkit serve`` process, started on demand.
 
     Args:
-        index: The index to serve; "" when none is configured.
-        environment: Makes the child's environment, when it is started.
-        failed: Called with a reason, for people to read, when the child cannot start.
-        log: Where its life is logged, without tokens.
-        command: What to run; the index is appended.
-        stop_timeout_seconds: How long it may take to end before it is killed.
+        index: The index to serve; "" if none is configured.
+        environment: Returns the child's environment variables; called at each start.
+        failed: Called with a readable reason when the child cannot start.
+        log: Logs starts and exits, without tokens.
+        command: The command to run; the index is appended.
+        stop_timeout_seconds: How long to wait for the child to end before it is killed.
     """
 
     def __init__(
@@ -75,30 +75,30 @@ class ChildEngine:
         self._last_reason = ""
 
     def start(self) -> str | None:
-        """Start it unless it runs already; return why it cannot be started now, if so."""
+        """Start the child unless it runs; return the reason if it cannot be started now."""
         if self.state is ChildState.STOPPED:
-            return "The server is stopping. Ask again when it is back."
+            return "The server is stopping. Ask again after it has restarted."
         wait = self._next_start - asyncio.get_running_loop().time()
         if self.state is ChildState.BACKOFF and self._task is None and wait > 0:
-            return f"{self._last_reason} It may be started again in {wait:.0f} seconds."
+            return f"{self._last_reason} It can be restarted in {wait:.0f} seconds."
         if self._task is None:
             self.state = ChildState.STARTING
             self._task = asyncio.create_task(self._run())
         return None
 
     def offered(self) -> None:
-        """An engine has been put on offer; if the child is starting, it is taken to be the child's."""
+        """Note that an engine was offered; while the child is starting, assume that it is the child's."""
         if self.state is ChildState.STARTING:
             self.state = ChildState.SERVING
 
     async def _run(self) -> None:
         try:
             while True:
-                born = asyncio.get_running_loop().time()
+                started = asyncio.get_running_loop().time()
                 reason = await self._run_once()
                 served = self.state is ChildState.SERVING
                 self.state = ChildState.BACKOFF
-                if asyncio.get_running_loop().time() - born > MAX_DELAY_SECONDS:
+                if asyncio.get_running_loop().time() - started > MAX_DELAY_SECONDS:
                     self._failures = 0
                 delay = min(FIRST_DELAY_SECONDS * 2**self._failures, MAX_DELAY_SECONDS)
                 self._failures += 1
@@ -107,15 +107,15 @@ class ChildEngine:
                 self._log.warning("ragkit: %s", reason)
                 if not served:
                     self._failed(reason)
-                    return  # it cannot start: nobody is helped by trying before the next query
-                # Whom it was answering has heard of it; whoever has asked since waits for the next.
+                    return  # it cannot start: try again only at the next query
+                # The listeners it was answering have got an error; newer queries wait for the restart.
                 await asyncio.sleep(delay)
                 self.state = ChildState.STARTING
         finally:
             self._task = None
 
     async def _run_once(self) -> str:
-        """Run the child to its end; return how it ended."""
+        """Run the child until it exits; return a description of how it ended."""
         environment = dict(self._environment())
         name = f"The engine for '{self.index}' (ragkit serve)"
         try:
@@ -126,7 +126,7 @@ class ChildEngine:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C in the server's terminal is for the server; it ends the child itself
+                start_new_session=True,  # Ctrl-C in the terminal must only reach the server, which ends the child
             )
         except OSError as problem:
             return f"{name} could not be started: {problem}."
@@ -135,16 +135,16 @@ class ChildEngine:
         reading = asyncio.create_task(_read_tail(self._process, tail))
         try:
             code = await self._process.wait()
-            await asyncio.wait([reading], timeout=1)  # its own children may hold the pipe open
+            await asyncio.wait([reading], timeout=1)  # children of the child may keep the pipe open
         finally:
             reading.cancel()
             await self._end()
-        words = tail.decode(errors="replace").strip()
+        output = tail.decode(errors="replace").strip()
         if token := environment.get("RAGKIT_TOKEN"):
-            words = words.replace(token, "[secret]")
-        words = printable(words[-TAIL_BYTES:])
+            output = output.replace(token, "[secret]")
+        output = printable(output[-TAIL_BYTES:])
         how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return f"{name} {how}. Its last words:\n{words or '(none)'}\n"
+        return f"{name} {how}. The end of its error output:\n{output or '(none)'}\n"
 
     async def _end(self) -> None:
         process, self._process = self._process, None
@@ -160,7 +160,7 @@ class ChildEngine:
             await process.wait()
 
     async def stop(self) -> None:
-        """End the child, and never start it again."""
+        """End the child permanently."""
         self.state = ChildState.STOPPED
         if self._task is not None:
             self._task.cancel()
@@ -168,15 +168,17 @@ class ChildEngine:
 
 
 async def _read_tail(process: asyncio.subprocess.Process, tail: bytearray) -> None:
-    """Read the child's stderr to its end, so that it never blocks; keep the last few lines."""
+    """Read the child's stderr, so that the child never blocks, and keep the end of it."""
     if process.stderr is not None:
         while data := await process.stderr.read(65_536):
             tail += data
-            del tail[: -2 * TAIL_BYTES]  # twice what is shown: a token on the edge must be whole to be found
+            del tail[
+                : -2 * TAIL_BYTES
+            ]  # twice what is shown, so that a token at the cut is complete and can be replaced
 
 
 def child_environment(*, url: str, token: str) -> dict[str, str]:
-    """Return the environment of a child that is to connect back to ``url``."""
+    """Return the environment variables for a child that connects to ``url``."""
     environment = dict(os.environ)
     environment.update(RAGKIT_URL=url, RAGKIT_TOKEN=token, RAGKIT_PARENT_PID=str(os.getpid()))
     return environment

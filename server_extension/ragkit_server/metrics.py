@@ -1,4 +1,4 @@
-"""How Prometheus reads what the hub counts, and how it stands; done when somebody asks."""
+"""Exports the hub's counters and gauges to Prometheus."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ if TYPE_CHECKING:
 
 
 def gauges(hub: WebSocketManager) -> dict[str, tuple[float, str]]:
-    """Return how a hub stands now: values and their meanings, by name."""
+    """Return the current values of a hub's gauges, with their descriptions, by name."""
     history = hub.history
     blocked = sum(socket.blocked for socket in hub.listeners)
     return {
         "listeners": (len(hub.listeners), "Open connections of listeners."),
-        "listeners_blocked": (blocked, "Listeners that do not read as fast as they are sent to."),
+        "listeners_blocked": (blocked, "Listeners whose socket buffer is full."),
         "publishers": (len(hub.publishers), "Connected publishers."),
         "engines": (len(hub.engines.on_offer()), "Engines on offer."),
         "queries": (hub.engines.under_way, "Queries that are being answered."),
-        "tasks": (len(history.state.live_tasks()), "Tasks that have not ended."),
-        "history_seq": (history.seq, "The newest event."),
+        "tasks": (len(history.state.live_tasks()), "Unfinished tasks."),
+        "history_seq": (history.seq, "The sequence number of the newest event."),
         "history_events": (history.log_events, "Events kept in memory."),
         "history_bytes": (history.log_bytes, "Bytes of events kept in memory."),
-        "history_gaps": (history.gaps, "How often a listener had missed more than could be replayed."),
+        "history_gaps": (history.gaps, "How often missed events could not be replayed to a listener."),
         "history_durable": (history.durable, "Whether the history survives a restart: 1 or 0."),
     }
 
 
 class Exporter:
-    """A collector for `prometheus_client.REGISTRY`, which the Jupyter server shows at ``/metrics``.
+    """A collector for `prometheus_client.REGISTRY`, which the Jupyter server exposes at ``/metrics``.
 
     Args:
-        hub: Whose counters and gauges are shown.
+        hub: The hub whose counters and gauges are exported.
     """
 
     def __init__(self, hub: WebSocketManager) -> None:
         self._hub = hub
 
     def collect(self) -> Iterator[Metric]:
-        """Yield everything, as Prometheus wants it."""
+        """Yield all metrics."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         def labelled(name: str, help: str, label: str, values: Counter[str]) -> Metric:
@@ -54,16 +54,16 @@ class Exporter:
         c = self._hub.counters
         yield labelled("connections", "Connections opened.", "kind", c.connections)
         yield labelled("broadcasts", "Messages broadcast.", "type", c.broadcasts)
-        yield labelled("replies", "What queries ended in.", "result", c.replies)
+        yield labelled("replies", "Results of queries.", "result", c.replies)
         for name, value, help in (
-            ("connections_dropped", c.dropped, "Connections given up because writing to them failed."),
+            ("connections_dropped", c.dropped, "Connections closed because writing to them failed."),
             ("socket_writes", c.writes, "Writes to sockets; one may carry many messages."),
             ("socket_bytes", c.bytes, "Bytes written to sockets."),
-            ("events_repeated", c.repeats, "Events that publishers sent again, and nobody got twice."),
+            ("events_repeated", c.repeats, "Duplicate events from publishers, which were discarded."),
             ("journal_events", c.adopted, "Events adopted from journals."),
             ("commits", c.commits, "Transactions of the history."),
-            ("commit_seconds", c.commit_seconds, "Seconds that they took."),
-            ("commit_failures", c.commit_failures, "Transactions that the disk refused."),
+            ("commit_seconds", c.commit_seconds, "Time spent in transactions of the history."),
+            ("commit_failures", c.commit_failures, "Failed transactions of the history."),
         ):
             yield CounterMetricFamily(f"ragkit_{name}", help, value)
         for name, (value, help) in gauges(self._hub).items():

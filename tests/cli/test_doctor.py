@@ -1,4 +1,4 @@
-"""`ragkit doctor` on servers that work, and on each way in which they do not."""
+"""`ragkit doctor` on a working server, and on each way in which a server can fail."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def examine(
     llm: Callable[[], GenerativeLLM] | None = None,
     only: tuple[str, ...] = (),
 ) -> dict[str, Finding]:
-    """Examine, but without loading a model where the test is not about it."""
+    """Return the findings by layer; stop after the layers in ``only``, so that most tests load no model."""
     findings = {}
     for finding in Doctor(find=find, index=index, llm=llm, timeout_seconds=30).examine():
         findings[finding.layer] = finding
@@ -69,8 +69,8 @@ NETWORK = ("server", "http", "socket", "round trip", "origin", "publishing", "en
 
 def test_a_server_that_works(server: Server, tmp_path: Path) -> None:
     done = ragkit("doctor", "--json", cwd=tmp_path, server=server)
-    told = json.loads(done.stdout)
-    findings = {finding["layer"]: finding for finding in told["findings"]}
+    report = json.loads(done.stdout)
+    findings = {finding["layer"]: finding for finding in report["findings"]}
     status = {layer: finding["status"] for layer, finding in findings.items()}
     assert status == dict.fromkeys(("python", *NETWORK, "embedder"), "ok") | {
         "engine": "warning",
@@ -80,14 +80,14 @@ def test_a_server_that_works(server: Server, tmp_path: Path) -> None:
     }
     assert "RAGKIT_URL" in findings["server"]["message"]
     assert "ragkit serve INDEX" in findings["engine"]["advice"]
-    assert "384 numbers" in findings["embedder"]["message"]
+    assert "384 dimensions" in findings["embedder"]["message"]
     assert "torch" in findings["python"]["message"]
-    assert (done.returncode, told["ok"], told["first_failure"]) == (0, True, None)
+    assert (done.returncode, report["ok"], report["first_failure"]) == (0, True, None)
 
 
 @pytest.mark.parametrize("status", ["ok", "warning"])
 def test_the_panel(tmp_path: Path, status: str) -> None:
-    """On a JupyterLab that has it, and on one that looks elsewhere."""
+    """On a JupyterLab with the panel, and on one that searches for extensions in another folder."""
     elsewhere = f"--LabServerApp.labextensions_path={tmp_path / 'nowhere'}"
     lab = start_lab(tmp_path) if status == "ok" else start_server(tmp_path, elsewhere, app="lab", base_url="/user/x/")
     try:
@@ -110,7 +110,7 @@ def test_a_wrong_token_is_the_first_failure_and_is_not_shown(server: Server, tmp
     assert done.returncode == 1
     assert "does not accept the token (HTTP 403)" in done.stdout
     assert "The first layer that fails is 'http'" in done.stdout
-    assert "skipped  socket      not tried, because 'http' comes first" in done.stdout
+    assert "skipped  socket      not tested, because it depends on 'http'" in done.stdout
     assert "wrong-token-1234" not in done.stdout
 
 
@@ -148,7 +148,7 @@ def test_which_origins_are_allowed(tmp_path: Path, setting: str, status: str, wo
 def test_other_origins_are_refused_by_default(server: Server) -> None:
     finding = examine(find=lambda: found(server), only=NETWORK)["origin"]
     assert finding.status == "ok"
-    assert f"allowed are pages of {found(server).url}, and" in finding.message
+    assert f"allowed: pages of {found(server).url}, and" in finding.message
 
 
 def test_no_server() -> None:
@@ -167,7 +167,7 @@ def test_a_server_that_is_gone() -> None:
 @pytest.mark.parametrize(
     ("status", "body", "layer", "words"),
     [
-        (200, b"<html>welcome</html>", "http", "no Jupyter server"),
+        (200, b"<html>welcome</html>", "http", "not a Jupyter server"),
         (200, b'{"started": "2026", "kernels": 0}', "socket", "runs without ragkit"),
         (302, b"", "http", "does not accept the token"),
         (500, b"", "http", "HTTP 500"),
@@ -208,14 +208,14 @@ def test_an_index_of_another_embedder(index: Path) -> None:
     assert "was made with the embedder ragkit/hash-256" in finding.message
 
 
-def test_no_index_there(tmp_path: Path) -> None:
+def test_a_missing_index(tmp_path: Path) -> None:
     finding = examine(index=lambda: tmp_path / "typo", only=("index",))["index"]
     assert finding.status == "failed"
-    assert finding.advice == f"Make one: ragkit index FOLDER --index {tmp_path / 'typo'}"
+    assert finding.advice == f"Create one: ragkit index FOLDER --index {tmp_path / 'typo'}"
     assert not (tmp_path / "typo").exists()
 
 
-def test_vectors_that_are_lost(index: Path) -> None:
+def test_missing_vectors(index: Path) -> None:
     shutil.rmtree(index / "vectors")
     finding = examine(index=lambda: index, only=("index",))["index"]
     assert finding.status == "failed"
@@ -224,7 +224,7 @@ def test_vectors_that_are_lost(index: Path) -> None:
     assert not (index / "vectors").exists()
 
 
-def test_an_index_that_is_damaged(index: Path) -> None:
+def test_a_damaged_index(index: Path) -> None:
     (index / "index.db").write_bytes(b"not a database " * 100)
     finding = examine(index=lambda: index, only=("index",))["index"]
     assert finding.status == "failed"
@@ -243,7 +243,7 @@ def test_a_model_whose_server_is_gone() -> None:
     assert "127.0.0.1:9" in finding.message
 
 
-def test_a_fault_of_ragkits_own_is_reported_and_the_rest_examined() -> None:
+def test_an_unexpected_error_is_reported_and_the_other_layers_are_tested() -> None:
     def broken() -> Path:
         raise ZeroDivisionError("of all things")
 

@@ -1,4 +1,4 @@
-"""`ragkit watch` against a real Jupyter server, against a hub that goes away, and its screen by itself."""
+"""`ragkit watch` against a real Jupyter server and against a hub that disconnects; and its screen alone."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ def publish(server: Server, *published: dict[str, Any]) -> None:
 # ------------------------------------------------------------------------------ the real server
 
 
-def test_json_lines_come_as_they_are_published_and_ctrl_c_ends_it_well(server: Server, tmp_path: Path) -> None:
+def test_json_lines_are_printed_as_published_and_ctrl_c_exits_with_0(server: Server, tmp_path: Path) -> None:
     with running("watch", "--json", cwd=tmp_path, server=server) as watch:
         assert json.loads(watch.wait_for('"snapshot"'))["type"] == "snapshot"
         publish(server, FOLLOW_UPS | {"question": "evil \x1b[2J \x9b2J"})
         line = watch.wait_for('"follow_up_questions"')
         message = json.loads(line)
         assert message["questions"] == FOLLOW_UPS["questions"]
-        assert message["question"] == "evil \x1b[2J \x9b2J"  # nothing is lost,
-        assert "Pourquoi ?" in line  # what is readable stays so,
-        assert not any(character < " " or "\x7f" <= character <= "\x9f" for character in line)  # and nothing commands
+        assert message["question"] == "evil \x1b[2J \x9b2J"  # no text is lost,
+        assert "Pourquoi ?" in line  # readable text is not escaped,
+        assert not any(character < " " or "\x7f" <= character <= "\x9f" for character in line)  # control characters are
         assert isinstance(message["seq"], int)
         assert watch.end(signal.SIGINT) == 0
 
 
-def test_without_a_terminal_there_are_lines_for_people(server: Server, tmp_path: Path) -> None:
+def test_without_a_terminal_it_prints_readable_lines(server: Server, tmp_path: Path) -> None:
     progress = {
         "type": "indexing_progress",
         "task_id": "t1",
@@ -78,7 +78,7 @@ def test_without_a_terminal_there_are_lines_for_people(server: Server, tmp_path:
         assert watch.end(signal.SIGINT) == 0
 
 
-def test_until_ends_when_everything_was_seen(server: Server, tmp_path: Path) -> None:
+def test_until_exits_when_all_types_have_arrived(server: Server, tmp_path: Path) -> None:
     arguments = ("watch", "--json", "--until", "follow_up_questions,indexing_progress", "--timeout", "60")
     with running(*arguments, cwd=tmp_path, server=server) as watch:
         watch.wait_for('"snapshot"')
@@ -89,13 +89,13 @@ def test_until_ends_when_everything_was_seen(server: Server, tmp_path: Path) -> 
         assert watch.process.wait(60) == 0
 
 
-def test_until_says_what_did_not_come(server: Server, tmp_path: Path) -> None:
+def test_until_names_the_types_that_did_not_arrive(server: Server, tmp_path: Path) -> None:
     done = ragkit("watch", "--json", "--until", "response,snapshot", "--timeout", "2", cwd=tmp_path, server=server)
     assert done.returncode == 1
     assert "Not seen within 2 seconds: response." in done.stderr
 
 
-def test_a_question_is_asked_when_an_engine_comes(server: Server, tmp_path: Path) -> None:
+def test_a_question_is_asked_when_an_engine_is_offered(server: Server, tmp_path: Path) -> None:
     arguments = ("watch", "--ask", "What is BM25?", "--until", "response", "--timeout", "60")
 
     async def answer() -> None:
@@ -119,7 +119,7 @@ def test_a_question_is_asked_when_an_engine_comes(server: Server, tmp_path: Path
         assert watch.process.wait(60) == 0
 
 
-def test_a_reader_that_has_had_enough_is_no_error(server: Server, tmp_path: Path) -> None:
+def test_a_closed_pipe_is_no_error(server: Server, tmp_path: Path) -> None:
     process = subprocess.Popen(
         command("watch", "--json"),
         cwd=tmp_path,
@@ -138,7 +138,7 @@ def test_a_reader_that_has_had_enough_is_no_error(server: Server, tmp_path: Path
         assert b"Error" not in process.stderr.read()
 
 
-def test_a_wrong_token_is_said_and_not_shown(server: Server, tmp_path: Path) -> None:
+def test_a_wrong_token_is_reported_and_not_shown(server: Server, tmp_path: Path) -> None:
     done = ragkit("watch", "--token", "wrong-token-1234", cwd=tmp_path, server=server)
     assert done.returncode == 1
     assert "HTTP 403 with its token" in done.stderr
@@ -146,7 +146,7 @@ def test_a_wrong_token_is_said_and_not_shown(server: Server, tmp_path: Path) -> 
     assert "wrong-token-1234" not in done.stderr
 
 
-def test_another_address_does_not_get_this_ones_token(server: Server, tmp_path: Path) -> None:
+def test_the_token_is_not_sent_to_another_address(server: Server, tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{server.port}{server.base_url}"
     there = "http://127.0.0.1:9/"
     done = ragkit("watch", "--url", url, "--timeout", "30", cwd=tmp_path, RAGKIT_URL=there, RAGKIT_TOKEN=TOKEN)
@@ -154,7 +154,7 @@ def test_another_address_does_not_get_this_ones_token(server: Server, tmp_path: 
     assert "HTTP 403 without a token" in done.stderr
 
 
-def test_no_server_is_an_error_to_begin_with(tmp_path: Path) -> None:
+def test_without_a_server_it_fails_at_once(tmp_path: Path) -> None:
     done = ragkit("watch", cwd=tmp_path)
     assert done.returncode == 1
     assert "No running Jupyter server was found" in done.stderr
@@ -171,7 +171,7 @@ def test_an_unknown_type_is_a_usage_error(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def hub(*conversations: list[dict[str, Any]]) -> Iterator[tuple[str, list[str]]]:
-    """Say the first list and hang up, then the second, ...; gives its address and the paths that were asked for."""
+    """Run a hub that sends one list of messages per connection; yield its address and the requested paths."""
     paths: list[str] = []
     ready: asyncio.Future[Any]
     loop = asyncio.new_event_loop()
@@ -205,7 +205,7 @@ def hub(*conversations: list[dict[str, Any]]) -> Iterator[tuple[str, list[str]]]
         loop.close()
 
 
-def test_it_connects_again_and_resumes_where_it_was(tmp_path: Path) -> None:
+def test_it_reconnects_and_resumes(tmp_path: Path) -> None:
     snapshot = {"type": "snapshot", "epoch": "e 1", "seq": 4, "tasks": [], "engines": [], "follow_ups": []}
     event = FOLLOW_UPS | {"epoch": "e 1", "time": "2026-01-01T00:00:00Z", "origin": ORIGIN}
     last = event | {"seq": 7, "type": "engines", "engines": []}
@@ -218,7 +218,7 @@ def test_it_connects_again_and_resumes_where_it_was(tmp_path: Path) -> None:
     assert f"Connected again to {url}" in done.stderr
 
 
-def test_what_a_gap_replaces_counts_as_seen(tmp_path: Path) -> None:
+def test_events_replaced_by_a_gap_count_as_seen(tmp_path: Path) -> None:
     snapshot = {"type": "snapshot", "epoch": "e", "seq": 4, "tasks": [], "engines": [], "follow_ups": []}
     gap = {"type": "gap", "snapshot": snapshot | {"seq": 9, "follow_ups": [FOLLOW_UPS]}}
     with hub([snapshot, gap, {"type": "a type of tomorrow"}]) as (url, _):
@@ -228,10 +228,10 @@ def test_what_a_gap_replaces_counts_as_seen(tmp_path: Path) -> None:
     assert "• Why?" in done.stdout
 
 
-def test_a_hub_that_does_not_answer_yet_is_waited_for(tmp_path: Path) -> None:
+def test_it_waits_for_a_hub_that_does_not_answer(tmp_path: Path) -> None:
     done = ragkit("watch", "--url", "http://127.0.0.1:9/", "--until", "engines", "--timeout", "3", cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.count("No connection to http://127.0.0.1:9/") == 1  # said once, however often it tries
+    assert done.stderr.count("No connection to http://127.0.0.1:9/") == 1  # one warning for all attempts
 
 
 # ----------------------------------------------------------------------------------- the screen
@@ -253,7 +253,7 @@ def progress(**changes: Any) -> dict[str, Any]:
     return known | changes
 
 
-def test_untrusted_text_commands_neither_the_terminal_nor_rich() -> None:
+def test_untrusted_text_cannot_control_the_terminal_or_rich() -> None:
     evil = "[red]\x1b]0;title\x07\x1b[2J\u202egnp.exe\r[/red]"
     shown = screen(
         FOLLOW_UPS | {"questions": [evil], "question": evil, "origin": ORIGIN | {"name": evil}},
@@ -268,11 +268,11 @@ def test_untrusted_text_commands_neither_the_terminal_nor_rich() -> None:
 
 
 @pytest.mark.parametrize("time", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00", "yesterday"])
-def test_an_impossible_time_is_no_reason_to_stop(time: str) -> None:
+def test_an_invalid_time_is_ignored(time: str) -> None:
     assert "Why?" in screen(FOLLOW_UPS | {"time": time})
 
 
-def test_a_bar_shows_what_is_known_of_a_task() -> None:
+def test_a_bar_shows_the_progress_of_a_task() -> None:
     task = progress(
         documents_done=3, documents_total=12, chunks_done=50, chunks_total=200, rate=31.4, eta_seconds=75.0,
         failures_total=2, current_document="[b]guide.md\x1b[2J",
@@ -295,7 +295,7 @@ def test_an_ended_task_leaves_a_line_with_its_failures() -> None:
     assert "… and 2 more" in shown
 
 
-def test_a_snapshot_repeats_nothing_that_was_shown() -> None:
+def test_a_snapshot_does_not_repeat_events() -> None:
     stamp = {"epoch": "e", "time": "2026-01-01T00:00:00Z", "origin": ORIGIN}
     old = FOLLOW_UPS | stamp | {"seq": 1}
     new = old | {"questions": ["And now?"], "seq": 2}
@@ -308,5 +308,5 @@ def test_a_snapshot_repeats_nothing_that_was_shown() -> None:
     assert "done" in screen(snapshot)
 
 
-def test_what_a_newer_hub_says_is_left_out() -> None:
+def test_unknown_messages_are_ignored() -> None:
     assert screen({"type": "a type of tomorrow"}, {"type": "indexing_progress", "state": "paused"}) == ""

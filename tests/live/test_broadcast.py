@@ -1,4 +1,4 @@
-"""`ragkit.broadcast`: any message of the protocol, from a kernel or a script, to everybody who listens."""
+"""`ragkit.broadcast`: any broadcast of the protocol, from a kernel or a script, to every listener."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ FOLLOW_UPS = {"type": "follow_up_questions", "questions": ["a", "b", "c"]}
 RESULT = {"type": "experiment_result", "task_id": "t", "experiment": "e"}
 
 
-def test_a_dict_and_a_struct_arrive_alike(tmp_path: Path) -> None:
+def test_a_dict_and_a_struct_are_broadcast_alike(tmp_path: Path) -> None:
     with running() as hub:
         publisher = Publisher(server=hub.server, journal_folder=tmp_path)
         message = FOLLOW_UPS | {"questions": ["a", "b", "c"], "index": "handbook"}
         ragkit.broadcast(message, publisher=publisher)
-        message["questions"] = []  # it is on its way already
+        message["questions"] = []  # broadcast() has made a copy
         ragkit.broadcast(FollowUpQuestions(questions=["a", "b", "c"], index="handbook"), publisher=publisher)
         assert publisher.flush(DEADLINE_SECONDS)
         publisher.close()
@@ -48,20 +48,20 @@ def test_a_dict_and_a_struct_arrive_alike(tmp_path: Path) -> None:
     assert one.time <= two.time
 
 
-@pytest.mark.parametrize("there", [True, False], ids=["with a server", "without a server"])
-def test_a_script_broadcasts_in_one_line_and_ends(tmp_path: Path, there: bool) -> None:
+@pytest.mark.parametrize("has_server", [True, False], ids=["with a server", "without a server"])
+def test_a_script_broadcasts_in_one_line_and_exits(tmp_path: Path, has_server: bool) -> None:
     with running() as hub:
         environment = os.environ | {
             "PYTHONPATH": str(ROOT), "RAGKIT_JOURNAL_DIR": str(tmp_path / "journal"),
             "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"), "RAGKIT_TOKEN": hub.token,
         }  # fmt: skip
-        if there:
+        if has_server:
             environment["RAGKIT_URL"] = hub.server.url
         code = f"import ragkit; ragkit.broadcast({FOLLOW_UPS!r})"
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
         assert (done.returncode, done.stderr) == (0, "")
         events = [event.questions for _, _, event in hub.events]
-    if there:
+    if has_server:
         assert events == [["a", "b", "c"]]
     else:
         (journal,) = (tmp_path / "journal").glob("*.jsonl")
@@ -77,7 +77,7 @@ def test_a_script_broadcasts_in_one_line_and_ends(tmp_path: Path, there: bool) -
         ({"type": 7}, "no broadcast of type 7"),
         ({"type": "response", "content": {}}, "no broadcast of type 'response'"),
         (Response(content=ResponseContent(answer="", sources=[])), "no broadcast of type 'response'"),
-        ("follow_up_questions", "a dict or one of ragkit.live.messages, not 'follow_up_questions'"),
+        ("follow_up_questions", "a dict or a struct of ragkit.live.messages, not 'follow_up_questions'"),
         ({"type": "engines", "engines": []}, "Only the hub broadcasts 'engines'"),
         (EnginesChanged(engines=[]), "Only the hub broadcasts 'engines'"),
         ({"type": "follow_up_questions"}, "missing required field `questions`"),
@@ -94,18 +94,18 @@ def test_a_script_broadcasts_in_one_line_and_ends(tmp_path: Path, there: bool) -
              "failures": [{"source": "s", "reason": "r"}, {"source": "s", "reason": "r", "page": 3}]},
             "no key 'failures.1.page'",
         ),
-        (RESULT | {"row": {"x": object()}}, "not JSON: builtins.object"),
-        (RESULT | {"row": {"x": np.zeros(3)}}, "not JSON: numpy.ndarray"),
-        (RESULT | {"row": {"x": "\ud800"}}, "not JSON: .*surrogates"),
-        (RESULT | {"row": {"x": "y" * MAX_BROADCAST_BYTES}}, "it has 8,3.* bytes, and 8,323,072 is the most"),
+        (RESULT | {"row": {"x": object()}}, "cannot be encoded as JSON: .*builtins.object"),
+        (RESULT | {"row": {"x": np.zeros(3)}}, "cannot be encoded as JSON: .*numpy.ndarray"),
+        (RESULT | {"row": {"x": "\ud800"}}, "cannot be encoded as JSON: .*surrogates"),
+        (RESULT | {"row": {"x": "y" * MAX_BROADCAST_BYTES}}, "it has 8,3.* bytes; the limit is 8,323,072"),
     ],
 )  # fmt: skip
-def test_what_is_no_broadcast_is_refused_and_the_key_is_named(message: Any, reason: str) -> None:
+def test_invalid_messages_are_rejected_and_the_error_names_the_key(message: Any, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         ragkit.broadcast(message)
 
 
-def test_a_row_that_is_too_deep_or_has_no_end_is_refused() -> None:
+def test_a_row_that_is_too_deep_or_contains_itself_is_rejected() -> None:
     deep: Any = 1
     for _ in range(60):
         deep = {"deeper": deep}
@@ -113,11 +113,11 @@ def test_a_row_that_is_too_deep_or_has_no_end_is_refused() -> None:
         to_broadcast(RESULT | {"row": deep})
     endless: dict[str, Any] = {}
     endless["again"] = endless
-    with pytest.raises(InputError, match="not JSON"):
+    with pytest.raises(InputError, match="cannot be encoded as JSON"):
         to_broadcast(ExperimentResult(task_id="t", experiment="e", row=endless))
 
 
-def test_a_row_may_hold_the_numbers_that_numpy_makes() -> None:
+def test_a_row_may_contain_numpy_scalars() -> None:
     values = {"mean": np.mean([0.25, 0.75]), "n": np.int64(3), "best": np.bool_(True), "half": np.float32(0.5)}
     event = to_broadcast(RESULT | {"row": values})
     assert isinstance(event, ExperimentResult)
@@ -136,6 +136,6 @@ def test_the_largest_broadcast_is_not_too_large_for_its_publisher(tmp_path: Path
         assert len(hub.events) == 1
 
 
-def test_progress_of_ones_own_is_a_task_like_any_other() -> None:
+def test_custom_progress_is_accepted() -> None:
     event = to_broadcast({"type": "indexing_progress", "task_id": "t", "index": "mine", "state": "running"})
     assert event == IndexingProgress(task_id="t", index="mine", state="running")

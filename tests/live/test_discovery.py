@@ -1,4 +1,4 @@
-"""Runtime files as jupyter_server writes them; kernels that the real jupyter_client starts."""
+"""Discovery with runtime files as jupyter_server writes them, and origins of kernels started by jupyter_client."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def dead_pid() -> int:
 
 @pytest.fixture
 def sleeper() -> Any:
-    """A process that lives and is no ancestor of this one."""
+    """The id of a running process that is not an ancestor of this one."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     yield process.pid
     process.communicate()
@@ -100,7 +100,7 @@ def test_a_given_token_wins_over_one_in_the_address() -> None:
         f"http://{'a' * 64}/",
     ],
 )
-def test_a_bad_address_is_told(address: str) -> None:
+def test_an_invalid_address_is_an_error(address: str) -> None:
     with pytest.raises(ServerNotFoundError, match="RAGKIT_URL is not an address"):
         find_server(env={"RAGKIT_URL": address})
 
@@ -127,7 +127,7 @@ def test_jupyterhub(runtime: Runtime, tmp_path: Path) -> None:
 
 
 def test_jupyterhub_with_a_port_that_the_server_chose(runtime: Runtime, tmp_path: Path, sleeper: int) -> None:
-    """Its runtime file knows the port and has no token."""
+    """Its runtime file has the port, but no token."""
     runtime.write(sleeper, tmp_path, base_url="/user/ada/", port=40_000, token="", url="http://x:40000/user/ada/",
                   hostname="0.0.0.0")  # fmt: skip
     env = runtime.env | {
@@ -148,7 +148,7 @@ def test_a_kernels_parent(runtime: Runtime, tmp_path: Path, sleeper: int) -> Non
 
 
 def test_an_ancestor(runtime: Runtime, tmp_path: Path) -> None:
-    """A script that a terminal of this very server runs."""
+    """A script started in a terminal of the server."""
     runtime.write(os.getpid(), tmp_path / "elsewhere")
     code = "from ragkit.live.discovery import find_server; s = find_server(); print(s.pid, s.source)"
     env = {key: value for key, value in os.environ.items() if not key.startswith(("JPY_", "JUPYTER", "RAGKIT"))}
@@ -178,12 +178,12 @@ def test_the_deepest_root_dir_around_the_notebook(runtime: Runtime, tmp_path: Pa
     assert find_server(env=runtime.env, cwd=deep).url == "http://localhost:2/"
     assert find_server(env=runtime.env, cwd=tmp_path, notebook=deep / "a.ipynb").url == "http://localhost:2/"
     assert find_server(env=runtime.env, cwd=tmp_path).url == "http://localhost:1/"
-    # A folder whose name merely begins alike is another folder.
+    # A folder whose name has the same prefix does not match.
     (tmp_path / "worker").mkdir()
     assert find_server(env=runtime.env, cwd=tmp_path / "worker").url == "http://localhost:1/"
 
 
-def test_no_guess_between_two(runtime: Runtime, tmp_path: Path, sleeper: int) -> None:
+def test_two_equal_matches_are_an_error(runtime: Runtime, tmp_path: Path, sleeper: int) -> None:
     runtime.write(sleeper, tmp_path, name="jpserver-1.json", port=1, url="http://localhost:1/")
     runtime.write(sleeper, tmp_path, name="jpserver-2.json", port=2, url="http://localhost:2/")
     with pytest.raises(AmbiguousServerError) as caught:
@@ -192,7 +192,7 @@ def test_no_guess_between_two(runtime: Runtime, tmp_path: Path, sleeper: int) ->
     assert "secret" not in str(caught.value)
 
 
-def test_runtime_files_that_tell_nothing_are_ignored_and_left(
+def test_unusable_runtime_files_are_ignored_and_not_deleted(
     runtime: Runtime, tmp_path: Path, sleeper: int, dead_pid: int
 ) -> None:
     runtime.write(dead_pid, tmp_path)
@@ -205,17 +205,19 @@ def test_runtime_files_that_tell_nothing_are_ignored_and_left(
     assert sorted(runtime.folder.iterdir()) == before
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
-def test_a_runtime_file_that_another_user_planted_gets_no_token(runtime: Runtime, tmp_path: Path) -> None:
-    planted = runtime.write(1, tmp_path, token="", url="http://localhost:6666/")  # every process descends from 1
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can change a file's owner")
+def test_a_runtime_file_of_another_user_is_ignored(runtime: Runtime, tmp_path: Path) -> None:
+    planted = runtime.write(
+        1, tmp_path, token="", url="http://localhost:6666/"
+    )  # process 1 is an ancestor of every process
     os.chown(planted, 12_345, 12_345)
     with pytest.raises(ServerNotFoundError):
         find_server(env=runtime.env | {"JUPYTER_TOKEN": "secret"}, cwd=tmp_path)
-    os.chown(runtime.folder, 12_345, 12_345)  # now it is the folder's owner's, as where root looks into a user's home
+    os.chown(runtime.folder, 12_345, 12_345)  # now the file belongs to the folder's owner
     assert find_server(env=runtime.env, cwd=tmp_path).url == "http://localhost:6666/"
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes here")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this platform has no named pipes")
 def test_a_pipe_among_the_runtime_files_does_not_block(runtime: Runtime, tmp_path: Path, sleeper: int) -> None:
     os.mkfifo(runtime.folder / "jpserver-1.json")
     runtime.write(sleeper, tmp_path)
@@ -257,14 +259,14 @@ def test_a_script() -> None:
 
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """This process takes itself for that script."""
+    """A script that this process appears to run, because sys.argv names it."""
     path = tmp_path / "batch.py"
     path.touch()
     monkeypatch.setattr(sys, "argv", [str(path)])
     return path
 
 
-def test_a_script_says_which_file_it_is(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_origin_of_a_script_has_its_path(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_origin(env={}).path == str(script)
     (script.parent / "sub").mkdir()
     monkeypatch.chdir(script.parent / "sub")
@@ -275,32 +277,32 @@ def test_a_script_says_which_file_it_is(script: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys, "argv", [str(package)])  # python -m package
     origin = find_origin(env={})
     assert (origin.name, origin.path) == (script.parent.name, str(package))
-    assert find_notebook(env={}) is None, "a server is looked for in the working directory, not beside the script"
+    assert find_notebook(env={}) is None, "a server is searched by the working directory, not by the script's folder"
 
 
-def test_who_knows_better_has_no_file(script: Path) -> None:
+def test_an_overridden_kind_or_name_has_no_path(script: Path) -> None:
     assert find_origin(kind="script", name="batch.py", env={}).path == str(script)
     assert find_origin(name="another", env={}).path is UNSET
     assert find_origin(kind="cli", env={}).path is UNSET
 
 
-def test_a_file_that_cannot_be_told_is_left_out(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_that_cannot_be_sent_is_absent(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script.unlink()
-    assert find_origin(env={}).path is UNSET, "it is not there"
+    assert find_origin(env={}).path is UNSET, "the file does not exist"
     deep = script.parent / "/".join(["x" * 200] * 6)
     deep.mkdir(parents=True)
     (deep / "batch.py").touch()
     monkeypatch.setattr(sys, "argv", [str(deep / "batch.py")])
-    assert find_origin(env={}).path is UNSET, "too long for the wire"
+    assert find_origin(env={}).path is UNSET, "the path is too long for a message"
     gone = script.parent / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
     monkeypatch.setattr(sys, "argv", ["batch.py"])
-    assert find_origin(env={}).path is UNSET, "nobody knows where it was"
+    assert find_origin(env={}).path is UNSET, "the working directory is unknown"
 
 
-@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are Unicode there")
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are always Unicode on this platform")
 def test_a_name_that_is_not_utf_8_can_still_be_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.py")
     Path(path).touch()
@@ -317,7 +319,7 @@ def run_python(code: str, *arguments: str) -> str:
     ).stdout  # fmt: skip
 
 
-def test_each_process_is_a_run() -> None:
+def test_each_process_has_a_run_id() -> None:
     code = "from ragkit.live.origin import find_origin; o = find_origin(); print(o.name, o.run_id)"
     first, second = run_python(code).split(), run_python(code).split()
     assert first[0] == second[0] == "python"
@@ -325,7 +327,7 @@ def test_each_process_is_a_run() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_fork_is_another_run() -> None:
+def test_a_forked_process_has_another_run_id() -> None:
     code = """
 import os
 from ragkit.live.origin import find_origin
@@ -360,7 +362,7 @@ def notebook(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def kernel_env(tmp_path: Path) -> dict[str, str]:
-    """An environment in which kernels start from this interpreter and touch nobody's files."""
+    """An environment in which kernels use this interpreter and only files below ``tmp_path``."""
     spec = tmp_path / "data" / "kernels" / "python3"
     spec.mkdir(parents=True)
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -385,13 +387,13 @@ def test_papermill_from_a_terminal(notebook: Path, kernel_env: dict[str, str], m
     output = notebook.with_name("out.ipynb")
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", *more, str(notebook), str(output)]
     subprocess.run(command, env=kernel_env, cwd=notebook.parent, check=True, capture_output=True, timeout=120)
-    kind, name, run_id, again, path, told = printed(output)
-    assert (kind, name, path, told) == ("papermill", "nightly.ipynb", str(notebook), str(notebook))
+    kind, name, run_id, again, path, file = printed(output)
+    assert (kind, name, path, file) == ("papermill", "nightly.ipynb", str(notebook), str(notebook))
     assert run_id == again
 
 
 def test_papermill_called_by_a_script(notebook: Path, kernel_env: dict[str, str]) -> None:
-    """Nothing in the kernel names the notebook: what can be known is told, not invented."""
+    """Nothing in the kernel names the notebook, so the origin has no path."""
     output = notebook.with_name("out.ipynb")
     script = notebook.with_name("batch.py")
     script.write_text(
@@ -400,12 +402,12 @@ def test_papermill_called_by_a_script(notebook: Path, kernel_env: dict[str, str]
     )
     command = [sys.executable, str(script)]
     subprocess.run(command, env=kernel_env, cwd=notebook.parent, check=True, capture_output=True, timeout=120)
-    kind, name, *_, path, told = printed(output)
-    assert (kind, name, path, told) == ("papermill", "a notebook run by batch.py", "None", None)
+    kind, name, *_, path, file = printed(output)
+    assert (kind, name, path, file) == ("papermill", "a notebook run by batch.py", "None", None)
 
 
 def test_papermill_called_by_a_notebook(notebook: Path, kernel_env: dict[str, str]) -> None:
-    """The inner kernel inherits the outer notebook's name, and must not pass itself off as that."""
+    """The inner kernel inherits JPY_SESSION_NAME, but must not use the outer notebook's name."""
     output = notebook.with_name("out.ipynb")
     outer = f"""
 import nbformat, os
@@ -421,7 +423,7 @@ NotebookClient(note, kernel_name="python3").execute()
 
 
 def test_a_notebook_of_a_server(notebook: Path, kernel_env: dict[str, str]) -> None:
-    """nbclient stands in for the server: it sets what the server sets."""
+    """The test sets JPY_SESSION_NAME as the server does, and runs the notebook with nbclient."""
     script = f"""
 import nbformat, os
 from nbclient import NotebookClient
@@ -438,5 +440,5 @@ nbformat.write(note, "out.ipynb")
         capture_output=True,
         timeout=120,
     )
-    kind, name, _, _, path, told = printed(notebook.with_name("out.ipynb"))
-    assert (kind, name, path, told) == ("notebook", "nightly.ipynb", str(notebook), str(notebook))
+    kind, name, _, _, path, file = printed(notebook.with_name("out.ipynb"))
+    assert (kind, name, path, file) == ("notebook", "nightly.ipynb", str(notebook), str(notebook))

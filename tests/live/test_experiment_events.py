@@ -1,4 +1,4 @@
-"""What an experiment publishes fits on the wire, whatever its rows hold."""
+"""The events of an experiment are valid messages of bounded size for any rows."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from ragkit.live.messages import MAX_BROADCAST_BYTES, ExperimentProgress, Experi
 from tests.support.experiments import Told
 
 
-def published(told: Told) -> Any:
-    """What was published last; it is a valid message."""
-    return to_broadcast(told.events[-1])
+def published(publisher: Told) -> Any:
+    """Return the event published last, validated."""
+    return to_broadcast(publisher.events[-1])
 
 
-def test_progress_and_results_are_of_one_task_and_long_text_is_shortened() -> None:
-    told = Told()
-    events = ExperimentEvents("n" * 5_000, told)  # type: ignore[arg-type]
+def test_progress_and_results_have_one_task_id_and_long_text_is_shortened() -> None:
+    publisher = Told()
+    events = ExperimentEvents("n" * 5_000, publisher)  # type: ignore[arg-type]
     events.progress("running", done=1, total=3, eta_seconds=2.5)
-    first = published(told)
+    first = published(publisher)
     events.progress("failed", done=1, total=3, message="m" * 9_000)
-    failed = published(told)
+    failed = published(publisher)
     events.result({"system": "s" * 5_000, "nDCG@10": 0.5}, [], traceback=f"{'x' * 9_000}ValueError")
-    result = published(told)
+    result = published(publisher)
     assert isinstance(first, ExperimentProgress)
     assert (first.cells_done, first.cells_total, first.eta_seconds) == (1, 3, 2.5)
     assert isinstance(result, ExperimentResult)
@@ -35,8 +35,8 @@ def test_progress_and_results_are_of_one_task_and_long_text_is_shortened() -> No
     assert len(result.row["traceback"]) == 2_000
 
 
-def test_values_stay_what_they_are_where_a_browser_has_them() -> None:
-    told = Told()
+def test_values_that_a_browser_can_represent_are_not_converted() -> None:
+    publisher = Told()
     row = {
         "none": None,
         "yes": True,
@@ -47,19 +47,19 @@ def test_values_stay_what_they_are_where_a_browser_has_them() -> None:
         "list": [1],
         "deep": {"k": []},
     }
-    ExperimentEvents("e", told).result(row, [row])  # type: ignore[arg-type]
-    event = published(told)
+    ExperimentEvents("e", publisher).result(row, [row])  # type: ignore[arg-type]
+    event = published(publisher)
     expected = row | {"huge": str(2**60), "list": "[1]", "deep": '{"k":[]}'}
     assert event.row == event.leaderboard[0] == expected
 
 
 def test_a_leaderboard_is_bounded() -> None:
-    told = Told()
+    publisher = Told()
     row = {f"column {number}": "é" * 10_000 for number in range(8)}
-    ExperimentEvents("e", told).result(row, [row] * 10_000)  # type: ignore[arg-type]
-    assert len(published(told).leaderboard) == MAX_ROWS
-    assert len(encode(told.events[-1])) < MAX_BROADCAST_BYTES
+    ExperimentEvents("e", publisher).result(row, [row] * 10_000)  # type: ignore[arg-type]
+    assert len(published(publisher).leaderboard) == MAX_ROWS
+    assert len(encode(publisher.events[-1])) < MAX_BROADCAST_BYTES
 
 
-def test_nobody_need_listen() -> None:
+def test_without_a_publisher_nothing_happens() -> None:
     ExperimentEvents("e", None).progress("done", done=1, total=1)

@@ -1,4 +1,4 @@
-"""`ragkit.live.listen` against a Jupyter server that is killed and started again, and against what a hub may say."""
+"""`ragkit.live.listen` against a Jupyter server that is killed and restarted, and against a scripted hub."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ async def publish(server: Server, *texts: str, id: str = "", first: int = 1, **e
 
 
 async def following(received: Received, *, snapshots: bool = False) -> Any:
-    """The next message that is an event."""
+    """Return the next message; skip snapshots unless ``snapshots`` is set."""
     while True:
         message = await within(anext(received), 90)
         if snapshots or not isinstance(message, Snapshot):
@@ -95,7 +95,7 @@ async def questions(received: Received, count: int) -> list[str]:
 # ------------------------------------------------------------------------------ the real server
 
 
-def test_the_state_comes_first_and_then_every_event_checked_and_in_order(server: Server) -> None:
+def test_a_snapshot_comes_first_and_then_every_event_in_order(server: Server) -> None:
     async def work() -> None:
         async with contextlib.aclosing(listen(**address(server))) as received:
             assert isinstance(await within(anext(received)), Snapshot)
@@ -108,7 +108,7 @@ def test_the_state_comes_first_and_then_every_event_checked_and_in_order(server:
     asyncio.run(work())
 
 
-def test_each_event_comes_once_and_in_order_over_servers_that_are_killed(
+def test_each_event_comes_once_and_in_order_although_the_server_is_killed(
     start: StartServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "ragkit.live.listener")
@@ -122,7 +122,7 @@ def test_each_event_comes_once_and_in_order_over_servers_that_are_killed(
                 names = [f"{life}.{number}" for number in range(20)]
                 await publish(server, *names[:10], id="p", first=20 * life + 1)
                 events += [await following(received) for _ in range(5)]
-                # The other five are in its buffers, or never came: whatever it is, none is lost and none comes twice.
+                # The other five are buffered or were never received; none may be lost or come twice.
                 server.kill()
                 waiting = asyncio.create_task(following(received))
                 server = await asyncio.to_thread(start, port=server.port)
@@ -133,10 +133,10 @@ def test_each_event_comes_once_and_in_order_over_servers_that_are_killed(
 
     asyncio.run(work())
     assert caplog.text.count("Connected again to http") == 3
-    assert "Trying again until it works or is stopped." in caplog.text
+    assert "Retrying until it works or is stopped." in caplog.text
 
 
-def test_it_resumes_where_somebody_left(server: Server) -> None:
+def test_it_resumes_after_a_given_event(server: Server) -> None:
     async def work() -> None:
         async with contextlib.aclosing(listen(**address(server))) as received:
             await within(anext(received))
@@ -145,21 +145,21 @@ def test_it_resumes_where_somebody_left(server: Server) -> None:
         for since in (first, Since(epoch=first.epoch, seq=first.seq), {"epoch": first.epoch, "seq": first.seq}):
             async with contextlib.aclosing(listen(since=since, **address(server))) as received:
                 assert await questions(received, 2) == ["b", "c"]
-                assert isinstance(await within(anext(received)), Snapshot), "behind what it stands for"
+                assert isinstance(await within(anext(received)), Snapshot), "after the missed events"
         async with contextlib.aclosing(listen(since={"epoch": "of old", "seq": 3}, **address(server))) as received:
             assert isinstance(await within(anext(received)), Gap)
 
     asyncio.run(work())
 
 
-def test_topics_are_the_only_events(server: Server) -> None:
+def test_only_events_of_the_topics_are_received(server: Server) -> None:
     async def work() -> None:
         async with contextlib.aclosing(listen(**address(server))) as received:
             place: Any = await within(anext(received))
         await publish(server, "before")
         topics = ["indexing_progress"]
         async with contextlib.aclosing(listen(topics=topics, since=place, **address(server))) as received:
-            assert isinstance(await within(anext(received)), Snapshot), "and not what was missed of another topic"
+            assert isinstance(await within(anext(received)), Snapshot), "and no missed event of another topic"
             await publish(server, "not this")
             await publish(server, "", type="indexing_progress", task_id="t", index="i", state="done")
             assert isinstance(await within(anext(received)), IndexingProgress)
@@ -168,7 +168,7 @@ def test_topics_are_the_only_events(server: Server) -> None:
 
 
 @pytest.mark.parametrize("how", ["break", "cancel", "aclose", "time"])
-def test_however_it_ends_the_connection_is_closed(server: Server, how: str) -> None:
+def test_the_connection_is_closed_however_the_iteration_ends(server: Server, how: str) -> None:
     async def use() -> None:
         received = listen(timeout_seconds=0.5 if how == "time" else None, **address(server))
         async for _ in received:
@@ -193,7 +193,7 @@ def test_however_it_ends_the_connection_is_closed(server: Server, how: str) -> N
     asyncio.run(work())
 
 
-def test_its_time_does_not_interrupt_what_is_done_with_a_message(server: Server) -> None:
+def test_the_timeout_does_not_interrupt_the_processing_of_a_message(server: Server) -> None:
     async def work() -> list[object]:
         done = []
         async for message in listen(timeout_seconds=0.5, **address(server)):
@@ -216,7 +216,7 @@ def test_it_finds_the_server_as_a_publisher_does(server: Server, monkeypatch: py
     assert isinstance(asyncio.run(work()), Snapshot)
 
 
-def test_in_a_notebook_a_cell_listens_to_what_another_one_broadcasts(server: Server, tmp_path: Path) -> None:
+def test_a_notebook_listens_to_what_it_broadcasts(server: Server, tmp_path: Path) -> None:
     cells = [
         "import asyncio, ragkit",
         """
@@ -252,14 +252,14 @@ def first(**options: Any) -> object:
     return asyncio.run(work())
 
 
-def test_a_refusal_says_why_and_what_to_do(server: Server) -> None:
+def test_a_refusal_explains_why_and_what_to_do(server: Server) -> None:
     with pytest.raises(ServerConnectionError, match=r"HTTP 403 with its token .*Set RAGKIT_URL and RAGKIT_TOKEN"):
         first(url=address(server)["url"], token="wrong-token-1234")
     with pytest.raises(ServerConnectionError, match=r"HTTP 404: this server runs without ragkit\. Install"):
         first(url=f"http://127.0.0.1:{server.port}/", token=TOKEN)
 
 
-def test_without_a_server_there_is_nothing_to_wait_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_server_it_fails_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith(("RAGKIT_URL", "RAGKIT_TOKEN", "JUPYTER", "JPY_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path))
@@ -277,16 +277,16 @@ def test_without_a_server_there_is_nothing_to_wait_for(tmp_path: Path, monkeypat
         ({"since": FollowUpQuestions(questions=[])}, "its epoch and seq"),
     ],
 )
-def test_an_argument_that_makes_no_sense_is_refused_at_once(options: dict[str, Any], reason: str) -> None:
+def test_an_invalid_argument_is_rejected_at_once(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         listen(**options)
 
 
-# ---------------------------------------------------------------------------- what a hub may say
+# ------------------------------------------------------------------------------ a scripted hub
 
 
 @contextlib.asynccontextmanager
-async def saying(*frames: str | bytes) -> AsyncIterator[dict[str, str]]:
+async def scripted_hub(*frames: str | bytes) -> AsyncIterator[dict[str, str]]:
     async def talk(socket: ServerConnection) -> None:
         await socket.recv()
         for frame in frames:
@@ -297,7 +297,7 @@ async def saying(*frames: str | bytes) -> AsyncIterator[dict[str, str]]:
         yield {"url": f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"}
 
 
-def test_what_this_version_does_not_know_comes_as_it_is_and_nothing_comes_twice() -> None:
+def test_unknown_messages_are_dicts_and_duplicates_are_dropped() -> None:
     event = {"type": "follow_up_questions", "questions": ["Why?"], "epoch": "e", "seq": 5}
     frames = [
         event | {"a key of tomorrow": 1}, event, event | {"seq": 4}, {"type": "a type of tomorrow", "seq": "x"},
@@ -305,8 +305,8 @@ def test_what_this_version_does_not_know_comes_as_it_is_and_nothing_comes_twice(
     ]  # fmt: skip
 
     async def work() -> list[object]:
-        async with saying("{", *map(json.dumps, frames)) as there:
-            return [message async for message in listen(timeout_seconds=1, **there)]
+        async with scripted_hub("{", *map(json.dumps, frames)) as options:
+            return [message async for message in listen(timeout_seconds=1, **options)]
 
     one, unknown, another_shape, new_epoch = asyncio.run(work())
     assert one == FollowUpQuestions(questions=["Why?"], epoch="e", seq=5)

@@ -1,4 +1,4 @@
-"""What is kept, in which order, under which number: without sockets and threads."""
+"""The outbox without sockets and threads: order, numbers, coalescing and the journal."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def decoded(frames: list[bytes]) -> list[Publish]:
 
 
 def everything(outbox: Outbox) -> list[Publish]:
-    """Take and acknowledge until nothing comes."""
+    """Take and acknowledge frames until the outbox has none."""
     got: list[Publish] = []
     while frames := outbox.take():
         got += decoded(frames)
@@ -68,7 +68,7 @@ def test_events_are_numbered_and_stamped() -> None:
     assert (second.n, second.event.time, second.event.origin.name) == (2, "then", "x")
 
 
-def test_what_is_not_acknowledged_is_sent_again() -> None:
+def test_unacknowledged_events_are_sent_again() -> None:
     outbox = Outbox(ORIGIN)
     for i in range(5):
         outbox.add(0, follow_up(str(i)))
@@ -82,7 +82,7 @@ def test_what_is_not_acknowledged_is_sent_again() -> None:
     assert outbox.counts().acknowledged == 5
 
 
-def test_no_more_than_the_window_is_under_way() -> None:
+def test_no_more_than_the_window_is_unacknowledged() -> None:
     outbox = Outbox(ORIGIN, window=3)
     for _ in range(5):
         outbox.add(0, follow_up())
@@ -92,7 +92,7 @@ def test_no_more_than_the_window_is_under_way() -> None:
     assert [m.n for m in decoded(outbox.take())] == [4, 5]
 
 
-def test_progress_is_left_out_only_when_much_waits() -> None:
+def test_progress_is_coalesced_only_when_many_events_wait() -> None:
     few = Outbox(ORIGIN, max_events=1_000)
     for i in range(100):
         few.add(0, progress(i))
@@ -110,7 +110,7 @@ def test_progress_is_left_out_only_when_much_waits() -> None:
     assert many.counts().dropped == 0
 
 
-def test_a_terminal_state_is_never_left_out() -> None:
+def test_a_terminal_state_is_never_coalesced() -> None:
     outbox = Outbox(ORIGIN)
     for state in ("running", "failed", "running", "done"):  # a task id used again
         outbox.add(0, progress(1, state=state))
@@ -118,7 +118,7 @@ def test_a_terminal_state_is_never_left_out() -> None:
     assert [m.event.state for m in everything(outbox)] == ["failed", "done"]  # type: ignore[union-attr]
 
 
-def test_what_counts_is_kept_when_memory_is_full() -> None:
+def test_terminal_states_are_kept_when_the_queue_is_full() -> None:
     outbox = Outbox(ORIGIN, max_events=10)
     for i in range(20):
         outbox.add(0, progress(i, task=f"t{i}"))
@@ -129,7 +129,7 @@ def test_what_counts_is_kept_when_memory_is_full() -> None:
     assert [m.event.state for m in everything(outbox)] == ["failed"] * 10  # type: ignore[union-attr]
 
 
-def test_the_oldest_goes_when_nothing_else_can() -> None:
+def test_the_oldest_event_is_dropped_if_none_is_coalescable() -> None:
     outbox = Outbox(ORIGIN, max_events=10)
     for i in range(12):
         outbox.add(0, follow_up(str(i)))
@@ -150,14 +150,14 @@ def test_the_oldest_goes_when_nothing_else_can() -> None:
         "no event",
     ],
 )
-def test_what_the_hub_would_reject_is_told_and_takes_no_number(event: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_invalid_event_is_logged_and_takes_no_number(event: Any, caplog: pytest.LogCaptureFixture) -> None:
     outbox = Outbox(ORIGIN)
     outbox.add(0, event)
     outbox.add(0, follow_up())
     with caplog.at_level(logging.ERROR):
         assert [m.n for m in everything(outbox)] == [1]
     assert outbox.counts().rejected == 1
-    assert "no valid message" in caplog.text
+    assert "not a valid message" in caplog.text
 
 
 # ------------------------------------------------------------------------------------- journal
@@ -167,7 +167,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_a_journal_holds_what_is_not_acknowledged(journal: Callable[[], Journal]) -> None:
+def test_a_journal_contains_the_unacknowledged_events(journal: Callable[[], Journal]) -> None:
     outbox = Outbox(ORIGIN)
     for i in range(4):
         outbox.add(0, follow_up(str(i)))
@@ -178,7 +178,7 @@ def test_a_journal_holds_what_is_not_acknowledged(journal: Callable[[], Journal]
     assert hello == {"type": "hello", "publisher": "p", "origin": {"kind": "script", "name": "test.py", "run_id": "r"}}
     assert [message["n"] for message in published] == [2, 3, 4]
     assert outbox.is_safe(4)
-    # 2 and 3 are under way: after a reconnection to a hub that has 2, only 3 goes again, and then 4 from the file.
+    # 2 and 3 were sent: after a reconnection to a hub that has 2, only 3 is sent again, and then 4 from the file.
     outbox.resume(2)
     assert [m.n for m in decoded(outbox.take())] == [3]
     assert [m.n for m in decoded(outbox.take())] == [4]
@@ -194,12 +194,12 @@ def test_a_journal_is_locked_and_private(journal: Callable[[], Journal]) -> None
         assert file.path.stat().st_mode & 0o077 == 0
         assert file.path.parent.stat().st_mode & 0o077 == 0
     file.close()
-    with lock:  # now anybody may have it
+    with lock:  # the lock is free after close()
         assert file.path.exists()
 
 
 def test_a_full_disk_loses_nothing(journal: Callable[[], Journal], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk takes half a line, then nothing, then it has room again."""
+    """The disk accepts half a line, then nothing; then it has space again."""
     outbox = Outbox(ORIGIN)
     outbox.add(0, follow_up("a"))
     outbox.open_journal(file := journal())
@@ -217,7 +217,7 @@ def test_a_full_disk_loses_nothing(journal: Callable[[], Journal], monkeypatch: 
         with pytest.raises(OSError, match="No space"):
             outbox.store()
     assert not outbox.is_safe(2)
-    assert len(lines(file.path)) == 2, "half a line is left"
+    assert len(lines(file.path)) == 2, "the incomplete line must be removed"
     outbox.add(0, follow_up("c"))
     outbox.store()
     assert outbox.is_safe(3)
@@ -242,14 +242,14 @@ STEPS = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(steps=STEPS, window=st.integers(1, 8))
-def test_a_hub_gets_everything_in_order_once(
+def test_a_hub_gets_every_event_once_and_in_order(
     steps: list[tuple[str, int]], window: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Whatever comes between: numbers without holes; all but superseded progress; in the order published."""
+    """For any steps: numbers have no gaps, only superseded progress is missing, and the order is kept."""
     folder = tmp_path_factory.mktemp("journals")
     outbox = Outbox(ORIGIN, max_events=20, window=window)
     hub: list[Publish] = []
-    wire: list[Publish] = []  # sent, and not yet at the hub
+    wire: list[Publish] = []  # sent, but not yet received by the hub
     published: list[tuple[str, int]] = []
 
     def deliver(count: int) -> None:
@@ -257,7 +257,7 @@ def test_a_hub_gets_everything_in_order_once(
             if message.n == len(hub) + 1:
                 hub.append(message)
             else:
-                assert message.n <= len(hub), "a hole"
+                assert message.n <= len(hub), "a gap"
         del wire[:count]
 
     for step, number in [*steps, ("reconnect", 0)]:
@@ -303,7 +303,7 @@ def test_a_hub_gets_everything_in_order_once(
         assert any(other == task for other, _ in published[at + 1 :])
 
 
-def test_only_progress_that_goes_on_is_coalescable() -> None:
+def test_only_progress_of_unfinished_tasks_is_coalescable() -> None:
     assert is_coalescable(progress(1))
     assert not is_coalescable(progress(1, state="cancelled"))
     assert not is_coalescable(follow_up())

@@ -1,4 +1,4 @@
-"""A publisher against a small hub on a real socket, against a real Jupyter server, and without any server."""
+"""The publisher against a small hub on a real socket, against a Jupyter server, and without a server."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def make(journals: Path) -> Iterator[Callable[..., Publisher]]:
 
 @pytest.fixture
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No server to be found."""
+    """An environment in which no server is found."""
     for name in [name for name in os.environ if name.startswith(("RAGKIT_URL", "RAGKIT_TOKEN", "JUPYTER", "JPY_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
@@ -119,7 +119,7 @@ def test_events_arrive_in_order_with_time_and_origin(hub: Hub, make: Callable[..
     assert publisher.state == f"connected to {hub.server.url}"
 
 
-def test_a_hub_that_takes_smaller_messages_does_not_stop_the_publisher(make: Callable[..., Publisher]) -> None:
+def test_a_hub_with_a_smaller_message_limit_does_not_stop_the_publisher(make: Callable[..., Publisher]) -> None:
     with running(max_message_bytes=2**20) as hub:
         publisher = make(server=hub.server)
         publisher.publish(ExperimentResult(task_id="t", experiment="e", row={"x": "y" * 7 * 2**20}))
@@ -136,7 +136,7 @@ def test_the_token_is_in_the_header_and_nowhere_else(hub: Hub, make: Callable[..
 
 
 def test_from_a_running_event_loop(hub: Hub, make: Callable[..., Publisher]) -> None:
-    """A kernel's cell: its loop runs, and is neither used nor needed."""
+    """As in a kernel's cell: the running event loop is not used."""
 
     async def cell() -> bool:
         publisher = make(server=hub.server)
@@ -179,8 +179,8 @@ def test_a_lost_connection(hub: Hub, make: Callable[..., Publisher]) -> None:
     assert len(hub.hellos) == 5
 
 
-def test_what_was_not_acknowledged_comes_again(make: Callable[..., Publisher]) -> None:
-    """A hub that has forgotten all (its Welcome says 0) gets all that it had not acknowledged."""
+def test_unacknowledged_events_are_sent_again(make: Callable[..., Publisher]) -> None:
+    """A hub that has lost its state (its Welcome has n=0) gets all events that it had not acknowledged."""
     with running(acknowledge=False) as hub:
         publisher = make(server=hub.server)
         for i in range(10):
@@ -211,7 +211,7 @@ def test_the_server_starts_later(make: Callable[..., Publisher], journals: Path)
     assert not journals.exists()
 
 
-def test_a_hub_that_never_reads_grows_nothing(make: Callable[..., Publisher]) -> None:
+def test_memory_is_bounded_if_the_hub_never_reads(make: Callable[..., Publisher]) -> None:
     with running(reads=False) as hub:
         publisher = make(server=hub.server, max_queue=500)
         eventually(lambda: hub.hellos)
@@ -224,10 +224,10 @@ def test_a_hub_that_never_reads_grows_nothing(make: Callable[..., Publisher]) ->
         assert counts.coalesced > 10_000
 
 
-def test_what_waits_too_long_is_in_the_journal(
+def test_events_that_are_not_acknowledged_in_time_are_written_to_the_journal(
     make: Callable[..., Publisher], journals: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A kill of this process would lose nothing after that; and the hub gets each event once."""
+    """A crash after that loses nothing, and the hub gets each event once."""
     monkeypatch.setattr(connection, "SPILL_SECONDS", 0.2)
     with running(acknowledge=False) as hub:
         publisher = make(server=hub.server)
@@ -249,7 +249,7 @@ def test_what_waits_too_long_is_in_the_journal(
 
 
 @pytest.mark.parametrize("status", [403, 302, 404])
-def test_a_refusal_is_told_once_and_not_repeated(
+def test_a_refusal_is_logged_once_and_not_retried_soon(
     status: int, make: Callable[..., Publisher], journals: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with running(status=status) as hub:
@@ -266,7 +266,9 @@ def test_a_refusal_is_told_once_and_not_repeated(
     assert lines(journals / f"{publisher.id}.jsonl")[1]["event"]["questions"] == ["kept"]
 
 
-def test_no_event_can_hurt(hub: Hub, make: Callable[..., Publisher], caplog: pytest.LogCaptureFixture) -> None:
+def test_invalid_events_are_rejected(
+    hub: Hub, make: Callable[..., Publisher], caplog: pytest.LogCaptureFixture
+) -> None:
     publisher = make(server=hub.server)
     publisher.publish("nonsense")  # type: ignore[arg-type]
     publisher.publish(IndexingProgress(task_id=["x"], index="i", state=["y"]))  # type: ignore[arg-type]
@@ -274,7 +276,7 @@ def test_no_event_can_hurt(hub: Hub, make: Callable[..., Publisher], caplog: pyt
     assert publisher.flush(DEADLINE_SECONDS)
     assert texts(hub) == ["fine"]
     assert publisher.counts.rejected == 2
-    assert "no valid message" in caplog.text
+    assert "not a valid message" in caplog.text
     publisher.close()
     publisher.publish(follow_up("late"))
     assert publisher.counts.dropped == 1
@@ -286,7 +288,7 @@ def test_no_event_can_hurt(hub: Hub, make: Callable[..., Publisher], caplog: pyt
 
 @pytest.mark.usefixtures("nowhere")
 def test_no_server_then_one(make: Callable[..., Publisher], journals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(connection, "SEARCH_SECONDS", 0.2)
     publisher = make()
     publisher.publish(follow_up("a"))
     assert publisher.flush(DEADLINE_SECONDS)
@@ -307,7 +309,7 @@ def test_no_server_then_one(make: Callable[..., Publisher], journals: Path, monk
 
 
 @pytest.mark.usefixtures("nowhere")
-def test_nothing_published_leaves_nothing(make: Callable[..., Publisher], journals: Path) -> None:
+def test_without_events_there_is_no_journal(make: Callable[..., Publisher], journals: Path) -> None:
     publisher = make()
     eventually(lambda: "No running Jupyter server" in publisher.state)
     publisher.close()
@@ -318,7 +320,7 @@ def test_nothing_published_leaves_nothing(make: Callable[..., Publisher], journa
 def test_a_journal_that_cannot_be_written(
     make: Callable[..., Publisher], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("RAGKIT_JOURNAL_DIR", str(tmp_path / "file" / "journal"))
     publisher = make(max_queue=10)
     for i in range(30):
@@ -328,7 +330,7 @@ def test_a_journal_that_cannot_be_written(
     assert "cannot be written" in caplog.text
     publisher.close()
     assert publisher.counts.dropped == 30
-    assert "10 events were lost at the end" in caplog.text
+    assert "10 events were lost at exit" in caplog.text
 
 
 # ------------------------------------------------------------------------------------- processes
@@ -368,8 +370,8 @@ def test_a_script_without_a_server(journals: Path) -> None:
     assert [line["n"] for line in lines(file)[1:]] == list(range(1, 501))
 
 
-def test_a_script_whose_server_hangs_ends_in_time(journals: Path) -> None:
-    """It connects, and hears nothing more: the deadline holds and nothing is lost."""
+def test_a_script_whose_server_hangs_exits_in_time(journals: Path) -> None:
+    """It connects but gets no reply: it exits within the deadline, and the events are in the journal."""
     with running(reads=False) as hub:
         process = script(
             """
@@ -387,7 +389,7 @@ def test_a_script_whose_server_hangs_ends_in_time(journals: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_fork_has_its_own_publisher_and_the_parent_keeps_his(hub: Hub) -> None:
+def test_a_forked_child_has_a_publisher_of_its_own(hub: Hub) -> None:
     out = finish(
         script(
             """
@@ -416,7 +418,7 @@ def test_a_fork_has_its_own_publisher_and_the_parent_keeps_his(hub: Hub) -> None
     assert ids[2] == out[1]
     assert len(set(ids)) == 3
     assert [n for _, n, _ in hub.events] == [1, 1, 1, 2]
-    assert len(hub.hellos) == 3, "the parent's connection was hurt"
+    assert len(hub.hellos) == 3, "the parent's connection was closed"
 
 
 @pytest.mark.usefixtures("nowhere")
@@ -487,7 +489,7 @@ def test_an_answer_is_streamed_in_order(hub: Hub, make: Callable[..., Publisher]
     assert not [m for m in hub.others if "too late" in str(m)]
 
 
-def test_several_at_once_and_the_rest_in_turn(hub: Hub, make: Callable[..., Publisher]) -> None:
+def test_four_answers_run_at_once_and_further_queries_wait(hub: Hub, make: Callable[..., Publisher]) -> None:
     together, running_now, most = threading.Barrier(4), [0], [0]
 
     def answer(content: QueryContent, reply: Reply) -> None:
@@ -517,10 +519,10 @@ class Odd(RagkitError):
         (KeyError("k"), ErrorCode.ENGINE_FAILED, "KeyError: 'k'"),
         (SystemExit(3), ErrorCode.ENGINE_FAILED, "SystemExit: 3"),
         (OperationCancelled("stopped"), ErrorCode.CANCELLED, "stopped"),
-        (None, ErrorCode.ENGINE_FAILED, "The engine ended without an answer. Ask again, or look at its notebook."),
+        (None, ErrorCode.ENGINE_FAILED, "The engine ended without an answer. Ask again, or check its notebook."),
     ],
 )
-def test_every_failure_reaches_the_asker(
+def test_every_error_reaches_the_listener(
     hub: Hub, make: Callable[..., Publisher], raised: BaseException | None, code: ErrorCode, message: str
 ) -> None:
     def answer(content: QueryContent, reply: Reply) -> None:
@@ -550,7 +552,9 @@ def test_cancel(hub: Hub, make: Callable[..., Publisher]) -> None:
     assert the_end(hub, "1").content.code is ErrorCode.CANCELLED
 
 
-def test_a_lost_connection_cancels_and_offers_again(hub: Hub, make: Callable[..., Publisher]) -> None:
+def test_a_lost_connection_cancels_answers_and_engines_are_offered_again(
+    hub: Hub, make: Callable[..., Publisher]
+) -> None:
     begun, ended = threading.Event(), threading.Event()
 
     def answer(content: QueryContent, reply: Reply) -> None:
@@ -575,12 +579,12 @@ def test_a_lost_connection_cancels_and_offers_again(hub: Hub, make: Callable[...
     assert the_end(hub, "1").content.answer == "yes"
 
 
-def test_replacing_renewing_and_withdrawing(hub: Hub, make: Callable[..., Publisher]) -> None:
+def test_replacing_updating_and_withdrawing_an_engine(hub: Hub, make: Callable[..., Publisher]) -> None:
     publisher = make(server=hub.server)
     first = publisher.serve(ENGINE, lambda content, reply: reply.respond(answered("first")))
     second = publisher.serve(ENGINE, lambda content, reply: reply.respond(answered("second")))
     eventually(lambda: hub.received(Offer))
-    first.stop()  # has been replaced: the second stays
+    first.stop()  # no effect, because the second engine has replaced the first
     ask(hub, "1")
     assert the_end(hub, "1").content.answer == "second"
     second.update(Engine(id="another", index="handbook", documents=7))
@@ -594,7 +598,9 @@ def test_replacing_renewing_and_withdrawing(hub: Hub, make: Callable[..., Publis
     assert hub.received(Offer)[-1].engine.documents == 7
 
 
-def test_what_the_hub_may_say(hub: Hub, make: Callable[..., Publisher], caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_messages_of_the_hub_are_ignored(
+    hub: Hub, make: Callable[..., Publisher], caplog: pytest.LogCaptureFixture
+) -> None:
     make(server=hub.server)
     eventually(lambda: hub.hellos)
     hub.do(hub._sockets[-1].send('{"type": "from the future"}'))
@@ -604,17 +610,17 @@ def test_what_the_hub_may_say(hub: Hub, make: Callable[..., Publisher], caplog: 
     assert len(hub.hellos) == 1
 
 
-# ------------------------------------------------------------------------------------- for real
+# ------------------------------------------------------------------------------ a real server
 
 
 def test_a_real_jupyter_server(tmp_path: Path, make: Callable[..., Publisher], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Publish, be killed, journal, be adopted: a listener on the real socket hears all of it once."""
+    """A listener receives events from the socket and from an adopted journal, each once."""
     from tests.server.live_server import TOKEN, receive_type, start_server
 
     live = start_server(tmp_path, "--RagkitApp.journal_scan_seconds=0.2", base_url="/user/x/")
     try:
         server = Server(live.url("").replace("ws", "http", 1), TOKEN)
-        # What a run left behind when no server was there.
+        # The folder in which a script without a server leaves its journal.
         monkeypatch.setenv("RAGKIT_JOURNAL_DIR", str(live.journal_dir))
         monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "none"))
 
@@ -624,8 +630,8 @@ def test_a_real_jupyter_server(tmp_path: Path, make: Callable[..., Publisher], m
                 publisher.serve(ENGINE, lambda content, reply: reply.respond(answered(content.question.upper())))
                 assert (await receive_type(socket, "engines"))["engines"][0]["id"] == "e"
                 publisher.publish(follow_up("live"))
-                heard = [await receive_type(socket, "follow_up_questions")]
-                assert heard[0]["origin"]["run_id"] == publisher.origin.run_id
+                messages = [await receive_type(socket, "follow_up_questions")]
+                assert messages[0]["origin"]["run_id"] == publisher.origin.run_id
                 await socket.send(json.dumps({"type": "query", "id": "1", "content": {"question": "hello?"}}))
                 assert (await receive_type(socket, "response", "error"))["content"]["answer"] == "HELLO?"
                 code = """
@@ -634,10 +640,10 @@ def test_a_real_jupyter_server(tmp_path: Path, make: Callable[..., Publisher], m
                 await asyncio.to_thread(
                     lambda: finish(script(code, JPY_PARENT_PID="", RAGKIT_URL=f"http://127.0.0.1:{free_port()}/"))
                 )
-                heard += [await receive_type(socket, "follow_up_questions") for _ in range(3)]
+                messages += [await receive_type(socket, "follow_up_questions") for _ in range(3)]
                 publisher.publish(follow_up("end"))
-                heard.append(await receive_type(socket, "follow_up_questions"))
-                return [message["questions"][0] for message in heard]
+                messages.append(await receive_type(socket, "follow_up_questions"))
+                return [message["questions"][0] for message in messages]
 
         assert asyncio.run(listen()) == ["live", "journal 0", "journal 1", "journal 2", "end"]
         eventually(lambda: list(live.journal_dir.glob("*.jsonl*")) == [])
@@ -649,7 +655,7 @@ def test_a_real_jupyter_server(tmp_path: Path, make: Callable[..., Publisher], m
         live.stop()
 
 
-def test_logs_are_quiet_when_all_is_well(
+def test_nothing_is_logged_without_problems(
     hub: Hub, make: Callable[..., Publisher], caplog: pytest.LogCaptureFixture
 ) -> None:
     publisher = make(server=hub.server)

@@ -1,4 +1,4 @@
-"""The run store: what it keeps, through crashes and from hostile hands, and who reads it without ragkit."""
+"""The run store: stored values, crashes, invalid names, damaged files, and reading it without ragkit."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def test_a_run_is_read_without_ragkit(store: RunStore) -> None:
     with store.create(name="first", parameters={"k": 5}, seeds={"seed": 13}, data={"corpus": "abc"}) as run:
         run.record(ndcg=0.75, scores=scores)
         run.write_json("config", {"deep": {"er": [1, None]}})
-    told = json.loads((run.path / "run.json").read_text())
-    assert (told["state"], told["parameters"], told["recorded"]) == ("done", {"k": 5}, {"ndcg": 0.75})
-    assert told["provenance"]["seeds"] == {"seed": 13}
-    assert told["provenance"]["data"] == {"corpus": "abc"}
-    assert any(line.startswith("numpy==") for line in told["provenance"]["packages"])
+    stored = json.loads((run.path / "run.json").read_text())
+    assert (stored["state"], stored["parameters"], stored["recorded"]) == ("done", {"k": 5}, {"ndcg": 0.75})
+    assert stored["provenance"]["seeds"] == {"seed": 13}
+    assert stored["provenance"]["data"] == {"corpus": "abc"}
+    assert any(line.startswith("numpy==") for line in stored["provenance"]["packages"])
     pd.testing.assert_frame_equal(pd.read_parquet(run.path / "tables" / "scores.parquet"), scores)
     pd.testing.assert_frame_equal(run.read_table("scores"), scores)
     assert json.loads((run.path / "config.json").read_text()) == run.read_json("config") == {"deep": {"er": [1, None]}}
@@ -64,7 +64,7 @@ def test_duckdb_reads_a_store(store: RunStore) -> None:
     assert duckdb.sql(f"SELECT avg(ndcg) FROM '{store.path}/*/tables/scores.parquet'").fetchall() == [(0.75,)]
 
 
-def test_values_are_kept_as_json_can_say_them(store: RunStore) -> None:
+def test_recorded_values_are_converted_to_json(store: RunStore) -> None:
     run = store.create(name="values")
     run.record(
         a=np.float32(0.5), b=np.int64(3), c=np.bool_(True), d=np.arange(3), e=(1, "x"), f=float("nan"), g="\ud800",
@@ -83,7 +83,7 @@ def test_values_are_kept_as_json_can_say_them(store: RunStore) -> None:
     ("value", "hint"),
     [({"a": 1}, r"\*\*values"), ({1}, "sorted"), (2**70, "too large"), (object(), "str"), (b"", "str")],
 )
-def test_other_values_are_refused_and_nothing_of_the_call_is_kept(store: RunStore, value: Any, hint: str) -> None:
+def test_a_call_with_an_unsupported_value_stores_nothing(store: RunStore, value: Any, hint: str) -> None:
     run = store.create(name="values")
     with pytest.raises(InputError, match=hint):
         run.record(good=1, table=pd.DataFrame({"a": [1]}), bad=value)
@@ -93,7 +93,7 @@ def test_other_values_are_refused_and_nothing_of_the_call_is_kept(store: RunStor
 @pytest.mark.parametrize(
     "name", ["../x", "a/b", "/etc/x", "", ".hidden", "a\\b", "a\0b", "x" * 300, "a\nb", "a.", "é" * 70]
 )
-def test_names_cannot_lead_out_of_the_run(store: RunStore, name: str) -> None:
+def test_names_cannot_escape_the_run_folder(store: RunStore, name: str) -> None:
     run = store.create(name=name)  # the run's own name is only text
     for write in (run.write_json, run.write_table):
         with pytest.raises(InputError, match="file's name"):
@@ -101,14 +101,14 @@ def test_names_cannot_lead_out_of_the_run(store: RunStore, name: str) -> None:
     assert sorted(path.name for path in run.path.rglob("*")) == ["run.json"]
 
 
-def test_french_names_are_welcome(store: RunStore) -> None:
+def test_french_names_are_accepted(store: RunStore) -> None:
     run = store.create(name="évaluation")
     run.record(précision=0.5, résultats=pd.DataFrame({"requête": ["où ?"]}))
     assert run.tables() == ["résultats"]
     assert store.to_frame()["précision"].tolist() == [0.5]
 
 
-def test_what_was_recorded_before_a_crash_is_there_and_the_run_is_lost(store: RunStore, tmp_path: Path) -> None:
+def test_values_recorded_before_a_crash_survive_and_the_run_is_lost(store: RunStore, tmp_path: Path) -> None:
     program = (
         "import os, signal, ragkit.runs as runs\n"
         "runs.record(ndcg=0.5)\n"
@@ -121,7 +121,7 @@ def test_what_was_recorded_before_a_crash_is_there_and_the_run_is_lost(store: Ru
     assert json.loads((store.path / info.id / "run.json").read_text())["state"] == "running"
 
 
-def test_a_process_has_one_run_of_its_own_which_ends_with_it(store: RunStore, tmp_path: Path) -> None:
+def test_a_process_has_one_run_which_ends_with_it(store: RunStore, tmp_path: Path) -> None:
     program = "from ragkit.runs import record; record(a=1); print(record(a=2, b='x').info.kind)"
     done = python(program, tmp_path)
     assert (done.stdout, done.stderr) == ("script\n", "")
@@ -129,7 +129,7 @@ def test_a_process_has_one_run_of_its_own_which_ends_with_it(store: RunStore, tm
     assert (info.state, info.recorded) == ("done", {"a": 2, "b": "x"})
 
 
-def test_a_wrong_ragkit_run_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_invalid_ragkit_run_raises_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from ragkit.runs.store import record
 
     monkeypatch.setenv("RAGKIT_RUN", str(tmp_path))
@@ -137,7 +137,7 @@ def test_a_wrong_ragkit_run_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         record(a=1)
 
 
-def test_many_may_record_at_a_time(store: RunStore, tmp_path: Path) -> None:
+def test_threads_and_processes_can_record_at_the_same_time(store: RunStore, tmp_path: Path) -> None:
     run = store.create(name="many")
     program = (
         "import sys; from ragkit.runs import Run; run = Run(sys.argv[1])\n"
@@ -152,7 +152,7 @@ def test_many_may_record_at_a_time(store: RunStore, tmp_path: Path) -> None:
     assert len(run.info.recorded) == 60
 
 
-def test_how_a_block_ends_is_how_its_run_ends(store: RunStore) -> None:
+def test_the_end_of_a_with_block_sets_the_state_of_its_run(store: RunStore) -> None:
     with pytest.raises(ZeroDivisionError), store.create(name="failing") as failing:
         1 / 0  # noqa: B018
     with pytest.raises(KeyboardInterrupt), store.create(name="stopped") as stopped:
@@ -172,7 +172,7 @@ def test_how_a_block_ends_is_how_its_run_ends(store: RunStore) -> None:
     "damage", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"id": "x", "kind": "k", "name": "n", "state": "odd"}',
                b'{"id": "x", "kind": "k", "name": "n", "state": "done", "started": "yesterday"}'],
 )  # fmt: skip
-def test_a_damaged_run_hides_no_other(store: RunStore, damage: bytes) -> None:
+def test_a_damaged_run_does_not_hide_the_others(store: RunStore, damage: bytes) -> None:
     broken = store.create(name="broken")
     store.create(name="sound").finish()
     (broken.path / "run.json").write_bytes(damage)
@@ -192,7 +192,7 @@ def test_runs_are_found_by_either_end_of_their_ids(store: RunStore) -> None:
             store.get(wrong)
 
 
-def test_columns_with_one_name_are_told_apart(store: RunStore) -> None:
+def test_columns_with_the_same_name_get_a_prefix(store: RunStore) -> None:
     run = store.create(name="a", parameters={"k": 5, "state": "raw"})
     run.record(k=3, message="hello")
     row = store.to_frame().iloc[0]
@@ -200,7 +200,7 @@ def test_columns_with_one_name_are_told_apart(store: RunStore) -> None:
     assert (row["recorded.message"], row["message"]) == ("hello", None)
 
 
-def test_compare_shows_what_differs_and_nothing_else(store: RunStore) -> None:
+def test_compare_shows_only_differences(store: RunStore) -> None:
     one = store.create(name="a", parameters={"k": 5, "same": 1}, data={"corpus": "abc"})
     two = store.create(name="a", parameters={"k": 10, "same": 1, "new": "x"}, data={"corpus": "abd"})
     two.record(ndcg=0.5)
@@ -214,7 +214,7 @@ def test_compare_shows_what_differs_and_nothing_else(store: RunStore) -> None:
     assert store.compare(one.id, one.id).empty
 
 
-def test_exports_hold_everything(store: RunStore, tmp_path: Path) -> None:
+def test_exports_are_complete(store: RunStore, tmp_path: Path) -> None:
     for k in (5, "five"):  # of two types: not a Parquet column as it is
         run = store.create(name="a", parameters={"k": k, "words": ["x"]})
         run.record(ndcg=0.5, scores=pd.DataFrame({"a": [1]}))
@@ -230,7 +230,7 @@ def test_exports_hold_everything(store: RunStore, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs", "runs.csv", "runs.parquet", "runs.zip"]
 
 
-def test_a_disk_that_refuses_leaves_what_was_there(store: RunStore, tmp_path: Path) -> None:
+def test_paths_that_cannot_be_written_raise_errors(store: RunStore, tmp_path: Path) -> None:
     with pytest.raises(RagkitError, match="could not be written"):
         store.export(tmp_path / "no" / "such" / "folder.csv")
     (tmp_path / "file").touch()
@@ -240,7 +240,7 @@ def test_a_disk_that_refuses_leaves_what_was_there(store: RunStore, tmp_path: Pa
         RunStore(tmp_path / "file" / "below").create(name="a")
 
 
-def test_git_tells_what_the_code_was(tmp_path: Path) -> None:
+def test_the_git_state_of_the_code_is_recorded(tmp_path: Path) -> None:
     def git(*arguments: str) -> str:
         who = ["-c", "user.name=a", "-c", "user.email=a@b"]
         return subprocess.run(
@@ -291,7 +291,7 @@ def test_the_commands(store: RunStore, tmp_path: Path) -> None:
     listed = ragkit("runs", cwd=tmp_path).stdout
     assert one.id in listed
     assert r"text=[red]\x1b[2Jx" in listed
-    assert "1 older ones" in ragkit("runs", "list", "-n", "1", cwd=tmp_path).stdout
+    assert "1 older runs" in ragkit("runs", "list", "-n", "1", cwd=tmp_path).stdout
     shown = ragkit("runs", "show", two.id[-6:], cwd=tmp_path).stdout
     assert "parameters.k: 10" in shown
     assert "line 1" in shown

@@ -1,4 +1,4 @@
-"""Sweeps: real notebooks under papermill, from the real command, heard on the real socket."""
+"""Sweeps: notebooks under papermill, started by the command line, observed on a WebSocket."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def family(pid: int) -> list[psutil.Process]:
     return psutil.Process(pid).children(recursive=True)
 
 
-def test_two_by_two_from_a_terminal_seen_live_with_one_that_fails(tmp_path: Path) -> None:
+def test_the_command_runs_a_grid_publishes_progress_and_reports_a_failure(tmp_path: Path) -> None:
     folder = tmp_path / "{root}"
     folder.mkdir()
     notebook = write_notebook(folder / "évaluer {un}.ipynb", WORK)
@@ -78,20 +78,20 @@ def test_two_by_two_from_a_terminal_seen_live_with_one_that_fails(tmp_path: Path
             server.url("api/v1/ws"), additional_headers={"Authorization": f"token {TOKEN}"}, proxy=None
         ) as socket:
             done = ragkit(*command, cwd=folder, server=server)
-            heard: list[dict[str, Any]] = []
-            while not heard or heard[-1].get("state") not in messages.TERMINAL:
+            received: list[dict[str, Any]] = []
+            while not received or received[-1].get("state") not in messages.TERMINAL:
                 message = json.loads(socket.recv(timeout=DEADLINE_SECONDS))
-                heard += [message] if message["type"].startswith("experiment") else []
+                received += [message] if message["type"].startswith("experiment") else []
     finally:
         server.stop()
     assert done.returncode == 1, done.stderr
     assert "3 of 4 done" in done.stdout
     assert "ValueError: no passages of 256" in done.stdout
 
-    results = [message for message in heard if message["type"] == "experiment_result"]
-    progress = [message for message in heard if message["type"] == "experiment_progress"]
-    done_cells = [message["cells_done"] for message in progress]
-    assert (done_cells[0], done_cells[-1], done_cells) == (0, 4, sorted(done_cells))
+    results = [message for message in received if message["type"] == "experiment_result"]
+    progress = [message for message in received if message["type"] == "experiment_progress"]
+    done_counts = [message["cells_done"] for message in progress]
+    assert (done_counts[0], done_counts[-1], done_counts) == (0, 4, sorted(done_counts))
     assert {message["cells_total"] for message in progress} == {4}
     assert (progress[-1]["state"], progress[-1]["message"]) == ("done", "1 of 4 notebooks failed.")
     assert len(results) == 4
@@ -99,7 +99,7 @@ def test_two_by_two_from_a_terminal_seen_live_with_one_that_fails(tmp_path: Path
     (failure,) = [message["row"] for message in results if message["row"]["state"] == "failed"]
     assert (failure["chunk_size"], failure["retriever"], failure["error"]) == (256, "bm25", "ValueError")
     assert "raise ValueError" in failure["traceback"]
-    assert {message["origin"]["kind"] for message in heard} == {"cli"}
+    assert {message["origin"]["kind"] for message in received} == {"cli"}
 
     store = RunStore(folder / "runs")
     frame = store.to_frame().sort_values(["chunk_size", "retriever"])
@@ -107,7 +107,7 @@ def test_two_by_two_from_a_terminal_seen_live_with_one_that_fails(tmp_path: Path
     assert frame["early"].tolist() == [64, 64, 128, 128]  # recorded before it failed
     assert frame["ndcg"].fillna(0).tolist() == [0.128, 0.128, 0, 0.256]
     assert set(frame["kind"]) == {"sweep"}
-    assert set(frame["recorded.kind"]) == {"papermill"}  # so the notebook's own events are known
+    assert set(frame["recorded.kind"]) == {"papermill"}  # so the notebook publishes with this origin
     run = store.get(frame["run"].iloc[0])
     assert run.read_table("scores")["ndcg"].tolist() == [0.5]
     assert run.info.provenance.seeds == {"seed": 13}
@@ -115,17 +115,17 @@ def test_two_by_two_from_a_terminal_seen_live_with_one_that_fails(tmp_path: Path
     assert "chunk_size = 128" in executed.cells[1].source
     assert notebook.read_bytes() == before
 
-    # The same command goes on: what is done is not run again.
+    # The same command resumes: finished combinations are not run again.
     again = ragkit(*command, cwd=folder)
     assert again.returncode == 1
-    assert "3 had been done before" in again.stdout
+    assert "3 were already done" in again.stdout
     assert len(store.list()) == 5
-    write_notebook(notebook, WORK.replace("raise ValueError", "ValueError"))  # other code is another result
+    write_notebook(notebook, WORK.replace("raise ValueError", "ValueError"))  # a changed code cell changes the key
     assert ragkit("sweep", notebook.name, "-p", "chunk_size", "256", cwd=folder).returncode == 0
     assert len(store.list()) == 6
 
 
-def test_what_ends_badly_is_a_row_and_nothing_is_left_running(tmp_path: Path) -> None:
+def test_failed_notebooks_are_rows_and_no_worker_is_left_running(tmp_path: Path) -> None:
     notebook = write_notebook(tmp_path / "n.ipynb", WORK)
     seen: list[tuple[int, str]] = []
     frame = sweep(
@@ -140,15 +140,15 @@ def test_what_ends_badly_is_a_row_and_nothing_is_left_running(tmp_path: Path) ->
     assert frame["early"].tolist() == [32, 32]  # recorded before the kernel died
     assert seen[:2] == [(0, "queued"), (1, "queued")]
     assert len(seen) == 6
-    # However far it came: a busy machine may not even have started the kernel.
+    # No assertion on recorded values: on a busy machine the kernel may not have started within the time limit.
     hung = sweep(notebook, {"retriever": "hang"}, store=tmp_path / "runs", timeout_seconds=5)
     assert hung["state"].tolist() == ["failed"]
-    assert (hung["error"][0], hung["message"][0]) == ("TimeoutError", "It was not done after 5 seconds.")
+    assert (hung["error"][0], hung["message"][0]) == ("TimeoutError", "The notebook was not done after 5 seconds.")
     assert [p for p in family(psutil.Process().pid) if "ragkit.runs.worker" in p.cmdline()] == []
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
-def test_stopped_it_ends_what_it_started_and_keeps_what_is_done(tmp_path: Path, ending: signal.Signals) -> None:
+def test_a_stopped_sweep_ends_its_workers_and_keeps_finished_runs(tmp_path: Path, ending: signal.Signals) -> None:
     write_notebook(tmp_path / "n.ipynb", WORK)
     store = RunStore(tmp_path / "runs")
     with running("sweep", "n.ipynb", "-p", "retriever", "hybrid", "hang", "bm25", cwd=tmp_path) as command:
@@ -159,13 +159,16 @@ def test_stopped_it_ends_what_it_started_and_keeps_what_is_done(tmp_path: Path, 
     eventually(lambda: not any(child.is_running() for child in children))
     assert [info.state for info in store.list()] == ["done", "cancelled"]
     if ending == signal.SIGINT:
-        assert any("the same command goes on" in line for line in command.lines)
+        assert any("run the same command again to resume" in line for line in command.lines)
 
 
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"parameters": {"chunksize": [1]}}, "'chunksize' is no parameter of 'n.ipynb'.*chunk_size, retriever, seed"),
+        (
+            {"parameters": {"chunksize": [1]}},
+            "'chunksize' is not a parameter of 'n.ipynb'.*chunk_size, retriever, seed",
+        ),
         ({"parameters": {"chunk_size": []}}, "no values"),
         ({"parameters": {"chunk_size": [1, 1]}}, "twice"),
         ({"parameters": {"chunk_size": [float("nan")]}}, "finite"),
@@ -182,7 +185,9 @@ def test_stopped_it_ends_what_it_started_and_keeps_what_is_done(tmp_path: Path, 
         ({"cwd": "nowhere"}, "no folder"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_runs(tmp_path: Path, change: dict[str, Any], problem: str) -> None:
+def test_invalid_arguments_are_rejected_before_anything_runs(
+    tmp_path: Path, change: dict[str, Any], problem: str
+) -> None:
     write_notebook(tmp_path / "n.ipynb", WORK)
     write_notebook(tmp_path / "untagged.ipynb", WORK, parameters=None)
     (tmp_path / "text.ipynb").write_bytes(b"\xff\xfe not JSON")
@@ -195,18 +200,20 @@ def test_what_cannot_work_is_refused_before_anything_runs(tmp_path: Path, change
     assert not (tmp_path / "runs").exists()
 
 
-def test_data_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_missing_data_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(SourceNotFoundError):
         sweep(write_notebook(tmp_path / "n.ipynb"), {"seed": 1}, data=[tmp_path / "nowhere"], store=tmp_path / "runs")
 
 
-def test_what_a_result_depends_on(tmp_path: Path) -> None:
-    def key(*cells: str, cell: dict[str, Any] | None = None, digests: dict[str, str] | None = None) -> str:
-        return ParameterizedNotebook(write_notebook(tmp_path / "n.ipynb", *cells)).key(cell or {"k": 1}, digests or {})
+def test_the_key_depends_on_code_parameters_and_data(tmp_path: Path) -> None:
+    def key(*cells: str, parameters: dict[str, Any] | None = None, digests: dict[str, str] | None = None) -> str:
+        book = ParameterizedNotebook(write_notebook(tmp_path / "n.ipynb", *cells))
+        return book.key(parameters or {"k": 1}, digests or {})
 
     first = key("a")
     assert key("a") == first
-    assert len({first, key("b"), key("a", cell={"k": 2}), key("a", cell={"k": "1"}), key("a", digests={"x": "1"})}) == 5
+    others = key("a", parameters={"k": 2}), key("a", parameters={"k": "1"}), key("a", digests={"x": "1"})
+    assert len({first, key("b"), *others}) == 5
     prose = nbformat.read(tmp_path / "n.ipynb", as_version=4)
     prose.cells = [nbformat.v4.new_markdown_cell("words"), nbformat.v4.new_code_cell("a")]
     nbformat.write(prose, tmp_path / "m.ipynb")
@@ -219,20 +226,20 @@ def test_what_a_result_depends_on(tmp_path: Path) -> None:
     )
 
 
-def test_parameters_are_found_where_papermill_does_not_look(tmp_path: Path) -> None:
+def test_parameters_that_papermill_does_not_detect_are_found(tmp_path: Path) -> None:
     source = "%matplotlib inline\na: int = 1\nb = dict(x=1)\nc = d = 'x=y'\nlong = [\n  1,\n]\nif a:\n    e = -2.5"
     book = ParameterizedNotebook(write_notebook(tmp_path / "n.ipynb", parameters=source))
     assert book.defaults == {"a": 1, "b": None, "c": "x=y", "d": None, "long": [1], "e": None}
 
 
-def test_a_grid_is_every_combination_the_last_fastest() -> None:
+def test_a_grid_has_every_combination_and_the_last_parameter_varies_fastest() -> None:
     assert grid({"a": [1, 2], "b": ["x", "y"], "c": "one"}) == [
         {"a": 1, "b": "x", "c": "one"},
         {"a": 1, "b": "y", "c": "one"},
         {"a": 2, "b": "x", "c": "one"},
         {"a": 2, "b": "y", "c": "one"},
     ]
-    assert [cell["a"] for cell in grid({"a": [1, 1.0, True, "1"]})] == [1, 1.0, True, "1"]  # four values, not one
+    assert [each["a"] for each in grid({"a": [1, 1.0, True, "1"]})] == [1, 1.0, True, "1"]  # four values, not one
     assert grid({}) == [{}]
 
 
@@ -240,21 +247,21 @@ def test_a_grid_is_every_combination_the_last_fastest() -> None:
     ("arguments", "problem"),
     [
         (["-p", "seed"], "at least one value"),
-        (["-p", "nonsense", "1"], "no parameter"),
+        (["-p", "nonsense", "1"], "not a parameter"),
         (["-p", "seed", "nan"], "finite"),
     ],
 )
-def test_wrong_commands_say_what_to_do(tmp_path: Path, arguments: list[str], problem: str) -> None:
+def test_invalid_commands_explain_what_to_do(tmp_path: Path, arguments: list[str], problem: str) -> None:
     write_notebook(tmp_path / "n.ipynb")
     done = ragkit("sweep", "n.ipynb", *arguments, cwd=tmp_path)
     assert done.returncode in (1, 2)
     assert problem in " ".join(done.stderr.split())
 
 
-def test_values_on_the_command_line_are_typed_as_papermill_does() -> None:
+def test_values_on_the_command_line_are_parsed_as_papermill_parses_them() -> None:
     from papermill.cli import _resolve_type
 
-    from ragkit.cli.runs import _typed
+    from ragkit.cli.runs import _parse_value
 
     for text in ("1", "-2", "1.5", "1e-3", "True", "False", "None", "true", "bm25", "1_000", "", "1.2.3"):
-        assert (_typed(text), type(_typed(text))) == (_resolve_type(text), type(_resolve_type(text)))
+        assert (_parse_value(text), type(_parse_value(text))) == (_resolve_type(text), type(_resolve_type(text)))

@@ -1,4 +1,4 @@
-"""A clock that is moved by hand, and a wire in memory."""
+"""Fakes of the event loop, the transport and the archive's thread."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ragkit_server.transport.frames import payloads
 
 
 class Clock:
-    """As much of an event loop as the hub uses, moved by hand."""
+    """A fake event loop whose time the test advances."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -53,7 +53,7 @@ class Clock:
 
 
 class Wire:
-    """A transport in memory. ``stuck``: the kernel takes nothing; ``broken``: writing raises."""
+    """A transport in memory. ``stuck``: the kernel accepts no data; ``broken``: writing raises."""
 
     def __init__(self) -> None:
         self.data = b""
@@ -87,7 +87,7 @@ class Wire:
 
 
 class Later:
-    """A thread of the archive that works when it is told to."""
+    """A fake archive thread that runs its jobs when the test calls it."""
 
     def __init__(self) -> None:
         self.jobs: list[tuple[Callable[[], Any], Callable[[Any], object]]] = []

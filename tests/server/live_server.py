@@ -114,7 +114,7 @@ def is_listening(port: int) -> bool:
 
 
 def free_port() -> int:
-    """Return a port that is free, and that no client gets as its own end while a server is down."""
+    """Return a free port outside of the range that the system assigns to clients."""
     while True:
         port = random.randrange(12_000, 32_000)
         with socket.socket() as probe, contextlib.suppress(OSError):

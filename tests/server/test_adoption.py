@@ -1,4 +1,4 @@
-"""Journals of runs that had no server: adopted once, as they are, whatever state they are in."""
+"""Adoption of journals in any state, each event once."""
 
 from __future__ import annotations
 
@@ -60,9 +60,7 @@ def adopter(tmp_path: Path, clock: Clock) -> Adopter:
     return Adopter(tmp_path, clock)
 
 
-async def test_events_arrive_in_order_with_their_time_and_origin_and_the_file_goes(
-    adopter: Adopter, tmp_path: Path
-) -> None:
+async def test_events_keep_order_time_and_origin_and_the_file_is_deleted(adopter: Adopter, tmp_path: Path) -> None:
     write(tmp_path, "p", "1", "2", "3")
     messages = await adopter.adopt()
     assert [m["questions"] for m in messages] == [["1"], ["2"], ["3"]]
@@ -72,11 +70,11 @@ async def test_events_arrive_in_order_with_their_time_and_origin_and_the_file_go
     assert await adopter.adopt() == []
 
 
-async def test_no_folder_is_no_journals(tmp_path: Path, clock: Clock) -> None:
+async def test_a_missing_folder_has_no_journals(tmp_path: Path, clock: Clock) -> None:
     assert await Adopter(tmp_path / "none", clock).adopt() == []
 
 
-async def test_a_journal_that_its_writer_holds_is_left_alone(adopter: Adopter, tmp_path: Path) -> None:
+async def test_a_journal_locked_by_its_writer_is_not_adopted(adopter: Adopter, tmp_path: Path) -> None:
     path = write(tmp_path, "p", "1")
     with filelock.FileLock(f"{path}.lock"):
         assert await adopter.adopt() == []
@@ -94,7 +92,7 @@ async def test_two_adopters_adopt_once(tmp_path: Path) -> None:
     assert sorted(texts) == sorted(f"{number}.{n}" for number in range(20) for n in range(50))
 
 
-async def test_a_damaged_line_loses_only_itself_and_is_logged(
+async def test_a_damaged_line_is_skipped_and_logged(
     adopter: Adopter, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = write(tmp_path, "p", "1", "2")
@@ -107,7 +105,7 @@ async def test_a_damaged_line_loses_only_itself_and_is_logged(
     assert "line 7" in caplog.text
 
 
-async def test_a_journal_of_nothing_but_damage_does_not_fill_the_log(
+async def test_a_journal_with_many_damaged_lines_does_not_flood_the_log(
     adopter: Adopter, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write(tmp_path, "p", "1", end="{nonsense\x1b[2J\n" * 10_000)
@@ -117,7 +115,7 @@ async def test_a_journal_of_nothing_but_damage_does_not_fill_the_log(
     assert "\x1b" not in caplog.text
 
 
-async def test_what_a_publisher_may_not_broadcast_is_refused_and_logged(
+async def test_invalid_events_are_rejected_and_logged(
     adopter: Adopter, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     deep = {"type": "experiment_result", "task_id": "t", "experiment": "e", "row": {"deep": eval("[" * 60 + "]" * 60)}}
@@ -126,11 +124,11 @@ async def test_what_a_publisher_may_not_broadcast_is_refused_and_logged(
     ]
     write(tmp_path, "p", "1", end="\n".join(map(json.dumps, refused)) + "\n")
     assert [m["questions"] for m in await adopter.adopt()] == [["1"]]
-    assert "2 events of 'batch.ipynb' were refused: It is nested" in caplog.text
+    assert "2 events of 'batch.ipynb' were rejected: The message is nested" in caplog.text
     assert os.listdir(tmp_path) == []
 
 
-async def test_a_whole_last_line_without_its_end_counts(adopter: Adopter, tmp_path: Path) -> None:
+async def test_a_complete_last_line_without_a_newline_is_adopted(adopter: Adopter, tmp_path: Path) -> None:
     path = write(tmp_path, "p", "1", "2")
     path.write_text(path.read_text().rstrip("\n"))
     assert len(await adopter.adopt()) == 2
@@ -140,7 +138,7 @@ async def test_a_whole_last_line_without_its_end_counts(adopter: Adopter, tmp_pa
     "content",
     ["\n", "nonsense\n", "\n".join(lines("other", "1")), "\n".join(lines("p", "1")[1:]), "\0" * 1_000],
 )
-async def test_what_is_no_journal_is_set_aside_and_logged(
+async def test_an_invalid_journal_is_renamed_and_logged(
     adopter: Adopter, tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "p.jsonl").write_text(content)
@@ -156,7 +154,7 @@ async def test_an_empty_journal_is_deleted(adopter: Adopter, tmp_path: Path) -> 
     assert os.listdir(tmp_path) == []
 
 
-async def test_sizes_are_bounded(tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+async def test_sizes_are_limited(tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     adopter = Adopter(tmp_path, clock, max_bytes=50_000, max_line_bytes=1_000)
     write(tmp_path, "long-line", "1", "x" * 5_000, "3")
     write(tmp_path, "long-file", *("x" * 500 for _ in range(200)))
@@ -165,9 +163,7 @@ async def test_sizes_are_bounded(tmp_path: Path, clock: Clock, caplog: pytest.Lo
     assert "max_journal_bytes" in caplog.text
 
 
-async def test_what_an_adopter_that_died_left_behind_is_adopted_before_what_is_new(
-    adopter: Adopter, tmp_path: Path
-) -> None:
+async def test_a_claim_of_a_dead_server_is_adopted_before_the_new_journal(adopter: Adopter, tmp_path: Path) -> None:
     write(tmp_path, "p", "old").rename(tmp_path / "p.jsonl.claimed-h")
     (tmp_path / "p.jsonl").write_text("\n".join(lines("p", "new", start=2)))
     assert [m["questions"] for m in await adopter.adopt()] == [["old"], ["new"]]
@@ -190,14 +186,14 @@ async def test_a_link_out_of_the_folder_is_not_followed(
     assert target.exists()
 
 
-async def test_neither_a_link_nor_a_pipe_takes_the_place_of_a_journal(
+async def test_links_and_pipes_are_not_adopted(
     adopter: Adopter, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     target = write(tmp_path_factory.mktemp("elsewhere"), "a", "1")
     for name in "abc":
         write(tmp_path, name, f"of {name}")
     (tmp_path / "a.jsonl.claimed-h").symlink_to(target)
-    os.mkfifo(tmp_path / "b.jsonl.claimed-h")  # opening it would wait for ever, and keep the server from ending
+    os.mkfifo(tmp_path / "b.jsonl.claimed-h")  # opening it would block, and the server could not exit
     adopting = asyncio.create_task(adopter.adopt())
     done, _ = await asyncio.wait([adopting], timeout=5)
     if not done:  # let the thread go, so that the test ends
@@ -208,14 +204,14 @@ async def test_neither_a_link_nor_a_pipe_takes_the_place_of_a_journal(
     assert (tmp_path / "b.jsonl.rejected").is_fifo()
 
 
-async def test_a_line_that_is_not_utf8_loses_only_itself(adopter: Adopter, tmp_path: Path) -> None:
+async def test_a_line_that_is_not_utf8_is_skipped(adopter: Adopter, tmp_path: Path) -> None:
     path = write(tmp_path, "p", "1", "BAD", "3")
     path.write_bytes(path.read_bytes().replace(b"BAD", b"\xff"))
     write(tmp_path, "q", "4")
     assert [m["questions"] for m in await adopter.adopt()] == [["1"], ["3"], ["4"]]
 
 
-async def test_what_a_journal_says_commands_no_terminal(
+async def test_text_of_a_journal_cannot_control_a_terminal(
     adopter: Adopter, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -227,7 +223,7 @@ async def test_what_a_journal_says_commands_no_terminal(
     assert not {message for message in caplog.messages if "\x1b" in message or "\n" in message}
 
 
-async def test_a_task_that_its_dead_process_left_running_fails(adopter: Adopter, tmp_path: Path) -> None:
+async def test_an_unfinished_task_of_a_dead_process_fails(adopter: Adopter, tmp_path: Path) -> None:
     path = write(tmp_path, "p")
     event = {"type": "indexing_progress", "task_id": "t", "index": "i", "state": "running"}
     path.write_text(path.read_text() + json.dumps({"type": "publish", "n": 1, "event": event}))
@@ -236,7 +232,7 @@ async def test_a_task_that_its_dead_process_left_running_fails(adopter: Adopter,
     assert [m["state"] for m in adopter.wire.read()] == ["failed"]
 
 
-async def test_it_looks_again_and_again(adopter: Adopter, tmp_path: Path) -> None:
+async def test_the_folder_is_scanned_periodically(adopter: Adopter, tmp_path: Path) -> None:
     adopter.journals.start(0.02)
     async with asyncio.timeout(30):
         for text in ("1", "2"):

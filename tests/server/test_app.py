@@ -33,7 +33,7 @@ async def test_it_works_in_every_server_under_a_base_url(start: StartServer, app
     assert "Traceback" not in server.log()
 
 
-def test_jupyter_ragkit_uses_port_8000_or_the_next_that_is_free() -> None:
+def test_jupyter_ragkit_uses_port_8000_or_the_next_free_port() -> None:
     code = (
         "from ragkit_server.app import RagkitApp\n"
         "app = RagkitApp.initialize_server(argv=['--ServerApp.open_browser=False', '--allow-root'])\n"
@@ -47,7 +47,7 @@ def test_jupyter_ragkit_uses_port_8000_or_the_next_that_is_free() -> None:
     assert "port 8000 50" in output
 
 
-def test_the_extension_is_light() -> None:
+def test_the_extension_imports_no_heavy_libraries() -> None:
     code = (
         "import sys, ragkit_server.app, ragkit_server\n"
         "ragkit_server._jupyter_server_extension_points()\n"
@@ -61,14 +61,14 @@ def test_the_extension_is_light() -> None:
     assert output.strip() == "[]"
 
 
-def test_its_french_is_found_and_takes_nobodys_language_away() -> None:
-    """JupyterLab gives up every language if one package names a folder that is not there."""
+def test_the_french_translation_is_found_and_other_languages_still_work() -> None:
+    """JupyterLab offers no language at all if one package names a missing folder."""
     found, trouble = get_installed_packages_locale("fr_FR")
     assert trouble == ""
     assert "ragkit" in found
 
 
-async def test_the_child_starts_on_the_first_query_answers_dies_and_comes_back(start: StartServer) -> None:
+async def test_the_child_starts_on_the_first_query_and_restarts_after_a_crash(start: StartServer) -> None:
     server = start(*engine_command(str(FAKE_ENGINE)), "--RagkitApp.index=indexes/handbook", base_url="/x/")
     async with server.open() as listener:
         await say(listener, type="subscribe")
@@ -95,7 +95,7 @@ async def test_the_child_starts_on_the_first_query_answers_dies_and_comes_back(s
     assert "Traceback" not in server.log()
 
 
-async def test_a_child_that_cannot_start_says_why_without_the_token(start: StartServer) -> None:
+async def test_a_child_that_cannot_start_gives_the_reason_without_the_token(start: StartServer) -> None:
     server = start(*engine_command(str(FAKE_ENGINE)), "--RagkitApp.index=indexes/broken")
     async with server.open() as listener:
         await say(listener, type="query", id="1", content={"question": "Why?"})
@@ -158,7 +158,7 @@ async def test_journals_are_adopted_at_the_start_and_later_by_one_server_only(
     assert os.listdir(journals) == []
 
 
-async def test_at_the_end_listeners_get_what_is_queued_and_1001(start: StartServer) -> None:
+async def test_at_shutdown_listeners_get_queued_messages_and_code_1001(start: StartServer) -> None:
     server = start()
     async with server.open() as listener, server.publisher() as publisher:
         await say(publisher, type="publish", n=1, event={"type": "follow_up_questions", "questions": ["Last?"]})

@@ -1,4 +1,4 @@
-"""The history on disk: what is written is found again, whatever happens in between."""
+"""The history on disk: committed events are found again after crashes and damage."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def opened(folder: Path, **options: Any) -> tuple[Archive, Stored]:
 
 
 def killed(archive: Archive) -> None:
-    """End as ``kill -9`` does: what is committed is there, nothing is closed in good order."""
+    """End as after ``kill -9``: committed data exists, and nothing is closed properly."""
     archive._db.close()
 
 
@@ -53,7 +53,7 @@ def result(history: History, task: str, n: int) -> None:
 
 
 @pytest.mark.parametrize("end", [Archive.close, killed])
-def test_a_history_goes_on_in_its_epoch(tmp_path: Path, end: Any) -> None:
+def test_a_history_continues_in_its_epoch(tmp_path: Path, end: Any) -> None:
     archive, stored = opened(tmp_path)
     history = History(stored=stored)
     say(history, "one", "two")
@@ -81,7 +81,7 @@ def test_a_history_goes_on_in_its_epoch(tmp_path: Path, end: Any) -> None:
     archive.close()
 
 
-def test_what_was_said_before_the_log_begins_is_found_again(tmp_path: Path) -> None:
+def test_events_from_before_the_log_are_restored_for_the_snapshot(tmp_path: Path) -> None:
     archive, stored = opened(tmp_path)
     history = History(stored=stored, max_events=5)
     for n in range(25):
@@ -101,7 +101,7 @@ def test_what_was_said_before_the_log_begins_is_found_again(tmp_path: Path) -> N
     archive.close()
 
 
-def test_what_was_not_committed_never_was(tmp_path: Path) -> None:
+def test_uncommitted_events_are_lost(tmp_path: Path) -> None:
     archive, stored = opened(tmp_path)
     history = History(stored=stored)
     say(history, "safe")
@@ -117,7 +117,7 @@ def test_what_was_not_committed_never_was(tmp_path: Path) -> None:
     archive.close()
 
 
-def test_after_the_machine_went_down_a_new_epoch_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_machine_crash_a_new_epoch_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive, stored = opened(tmp_path)
     history = History(stored=stored)
     say(history, "one")
@@ -155,7 +155,7 @@ def test_another_server_gets_a_file_of_its_own(tmp_path: Path) -> None:
             archive.close()
 
 
-def test_nobody_else_may_read_it(tmp_path: Path) -> None:
+def test_other_users_cannot_read_it(tmp_path: Path) -> None:
     archive, stored = opened(tmp_path / "new")
     history = History(stored=stored)
     say(history, "private")
@@ -167,7 +167,7 @@ def test_nobody_else_may_read_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"not a database" * 1_000, None])
-def test_a_damaged_file_is_kept_and_said(tmp_path: Path, damage: bytes | None) -> None:
+def test_a_damaged_file_is_kept_and_reported(tmp_path: Path, damage: bytes | None) -> None:
     archive, stored = opened(tmp_path)
     history = History(stored=stored)
     say(history, *map(str, range(200)), size=500)
@@ -184,7 +184,7 @@ def test_a_damaged_file_is_kept_and_said(tmp_path: Path, damage: bytes | None) -
     archive.close()
 
 
-def test_a_file_of_a_later_version_is_not_touched_but_set_aside(tmp_path: Path) -> None:
+def test_a_file_of_a_later_version_is_renamed_unchanged(tmp_path: Path) -> None:
     archive, _ = opened(tmp_path)
     archive._db.execute("PRAGMA user_version = 99")
     archive.close()
@@ -201,7 +201,7 @@ def replay(archive: Archive, after: int, until: int, topics: frozenset[str] | No
     return payloads
 
 
-def test_the_oldest_go_but_not_what_still_runs(tmp_path: Path) -> None:
+def test_the_oldest_events_are_deleted_but_not_unfinished_tasks(tmp_path: Path) -> None:
     archive, stored = opened(tmp_path, max_bytes=100_000)
     history = History(stored=stored, max_events=10)
     progress(history, "long", done=3)
@@ -240,7 +240,7 @@ def test_superseded_progress_is_kept_as_long_as_the_log_is(tmp_path: Path) -> No
     archive.close()
 
 
-def test_what_was_superseded_when_the_server_was_killed_is_deleted_at_the_next_start(tmp_path: Path) -> None:
+def test_events_superseded_before_a_kill_are_deleted_at_the_next_start(tmp_path: Path) -> None:
     archive, stored = opened(tmp_path)
     history = History(stored=stored)
     for done in range(50):
@@ -253,7 +253,7 @@ def test_what_was_superseded_when_the_server_was_killed_is_deleted_at_the_next_s
     archive.close()
 
 
-def test_a_disk_that_refuses_changes_nothing(tmp_path: Path) -> None:
+def test_a_failed_write_changes_nothing(tmp_path: Path) -> None:
     archive, stored = opened(tmp_path)
     history = History(stored=stored)
     say(history, "one")
@@ -275,7 +275,7 @@ def test_a_disk_that_refuses_changes_nothing(tmp_path: Path) -> None:
     archive.close()
 
 
-def test_the_worker_brings_results_and_errors_back_in_order() -> None:
+def test_the_worker_returns_results_and_errors_in_order() -> None:
     results: list[Any] = []
     worker = Worker(lambda done, result: done(result))
     threads = set()

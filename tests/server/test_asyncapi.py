@@ -56,7 +56,7 @@ def test_it_is_valid() -> None:
     assert problems(DOCUMENT) == []
 
 
-def test_what_is_not_valid_would_be_found() -> None:
+def test_invalid_documents_are_detected() -> None:
     for spoil in (
         lambda broken: broken["operations"]["listener_query"].update(action="ask"),
         lambda broken: broken["channels"]["listener"].update(messages=[]),
@@ -99,7 +99,7 @@ def test_every_message_opens_an_exchange_or_answers_one(direction: str) -> None:
     assert tags(union) - heartbeat == found
 
 
-def test_every_reference_leads_somewhere() -> None:
+def test_every_reference_resolves() -> None:
     def references(part: Any) -> list[dict[str, str]]:
         if isinstance(part, dict):
             return [part] if "$ref" in part else [found for value in part.values() for found in references(value)]
@@ -113,13 +113,13 @@ def test_every_reference_leads_somewhere() -> None:
 def test_docstrings_are_descriptions() -> None:
     schemas = DOCUMENT["components"]["schemas"]
     assert schemas["Origin"]["description"] == messages.Origin.__doc__
-    assert "Chunks a second" in schemas["IndexingProgress"]["properties"]["rate"]["description"]
+    assert "Chunks per second" in schemas["IndexingProgress"]["properties"]["rate"]["description"]
     assert "within an epoch" in schemas["ExperimentResult"]["properties"]["seq"]["description"]  # inherited
     for code in messages.ErrorCode:
         assert f"`{code}`: {code.meaning}" in schemas["ErrorCode"]["description"]
 
 
-def test_where_the_server_is() -> None:
+def test_the_server_address() -> None:
     server = DOCUMENT["servers"]["jupyter"]
     assert (server["protocol"], server["host"], server["pathname"]) == ("wss", "hub.example.org", "/user/ada/")
     assert document(version="1")["servers"]["jupyter"]["protocol"] == "ws"
@@ -150,7 +150,7 @@ FREE = ("context", "row", "leaderboard")  # anything goes, inside
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: f"line {example.line}")
-def test_an_example_is_valid_and_a_spoiled_one_is_not(example: Example) -> None:
+def test_an_example_is_valid_and_a_modified_one_is_not(example: Example) -> None:
     message = json.loads(example.text)
     check = validator(message)
     assert [problem.message for problem in check.iter_errors(message)] == []
@@ -194,7 +194,7 @@ async def test_without_a_token_the_page_is_403(server: Server) -> None:
 
 
 @pytest.mark.anyio
-async def test_the_page_is_for_those_who_may_listen(start: StartServer, tmp_path: Path) -> None:
+async def test_the_page_requires_the_permission_to_listen(start: StartServer, tmp_path: Path) -> None:
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "jupyter_server_config.py").write_text(
         "from jupyter_server.auth import Authorizer\n"

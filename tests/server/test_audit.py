@@ -1,4 +1,4 @@
-"""The soak's verdict tells what a listener may be spared from what it must not miss."""
+"""The audit of the soak test: which events a listener may miss."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def listening(broadcasts: Broadcasts, *seqs: int) -> Record:
     return record
 
 
-def test_superseded_progress_may_be_left_out_anywhere() -> None:
+def test_superseded_progress_may_be_missing() -> None:
     broadcasts = Broadcasts()
     auditor = listening(broadcasts, 1, 2, 3, 4, 5)
     resumed = listening(broadcasts, 1, 4, 5)
@@ -30,7 +30,7 @@ def test_superseded_progress_may_be_left_out_anywhere() -> None:
     assert resumed.skipped == 2
 
 
-def test_an_end_or_the_newest_progress_may_not() -> None:
+def test_terminal_states_and_the_newest_progress_may_not_be_missing() -> None:
     broadcasts = Broadcasts()
     auditor = listening(broadcasts, 1, 2, 3, 4)
     resumed = listening(broadcasts, 1, 3, 5)
@@ -41,5 +41,5 @@ def test_an_end_or_the_newest_progress_may_not() -> None:
     assert "[3]" in listening(broadcasts, 2, 4).problems()[0]
 
 
-def test_what_nobody_saw_is_a_hole() -> None:
+def test_an_event_that_nobody_received_is_a_gap() -> None:
     assert listening(Broadcasts(), 1, 5).problems()

@@ -72,7 +72,7 @@ class OnlyJson:
         self.sent.append(data)
 
 
-async def test_it_is_made_without_arguments_and_broadcasts_a_dict_to_whoever_is_connected() -> None:
+async def test_it_needs_no_arguments_and_broadcasts_a_dict_to_all_listeners() -> None:
     for manager in (at_import, WebSocketManager()):
         first, second = Starlette(), OnlyJson()
         manager.connect(first)
@@ -93,7 +93,7 @@ async def test_it_is_made_without_arguments_and_broadcasts_a_dict_to_whoever_is_
         await manager.close()
 
 
-async def test_one_that_is_connected_twice_gets_everything_once() -> None:
+async def test_a_socket_connected_twice_gets_every_event_once() -> None:
     manager, websocket, wire = WebSocketManager(), Starlette(), Wire()
     assert manager.connect(websocket) is manager.connect(websocket)
     assert manager.connect(wire) is manager.connect(wire)
@@ -105,7 +105,7 @@ async def test_one_that_is_connected_twice_gets_everything_once() -> None:
     assert manager.connect(wire).state.name == "OPEN"
 
 
-async def test_a_slow_socket_delays_nobody_and_gets_everything_in_order() -> None:
+async def test_a_slow_socket_gets_everything_in_order_and_does_not_delay_others() -> None:
     manager, slow, quick = WebSocketManager(), Starlette(), Starlette()
     slow.may_send.clear()
     manager.connect(slow)
@@ -120,7 +120,7 @@ async def test_a_slow_socket_delays_nobody_and_gets_everything_in_order() -> Non
     assert slow.texts() == quick.texts() == [f"{number}" for number in range(300)]
 
 
-async def test_a_socket_that_breaks_is_forgotten_alone() -> None:
+async def test_only_the_broken_socket_is_removed() -> None:
     manager, broken, whole = WebSocketManager(), Starlette(problem=RuntimeError("not connected")), Starlette()
     manager.connect(broken)
     manager.connect(whole)
@@ -136,7 +136,7 @@ async def test_a_socket_that_breaks_is_forgotten_alone() -> None:
     assert len((whole.closed[0][1] or "").encode()) <= 123
 
 
-async def test_a_handler_of_tornados_is_a_listener() -> None:
+async def test_a_tornado_handler_can_be_a_listener() -> None:
     manager = WebSocketManager()
 
     class Wall(WebSocketHandler):
@@ -162,9 +162,9 @@ class Coroutines:
 
 
 @pytest.mark.parametrize("thing", [None, object(), "ws://localhost", Coroutines(), asyncio.Queue()])
-async def test_what_is_no_websocket_is_refused_with_what_is_expected(thing: Any) -> None:
+async def test_an_object_that_is_not_a_websocket_is_rejected(thing: Any) -> None:
     manager = WebSocketManager()
-    with pytest.raises(TypeError, match=r"is no WebSocket .* write_message .* send_text or send_json .*Transport"):
+    with pytest.raises(TypeError, match=r"is not a WebSocket .* write_message .* send_text or send_json .*Transport"):
         manager.connect(thing)
     assert not manager.listeners
     manager.disconnect(thing)
@@ -176,10 +176,10 @@ async def test_what_is_no_websocket_is_refused_with_what_is_expected(thing: Any)
         ({"type": "my_event"}, "no broadcast of type 'my_event'"),
         ({"type": "follow_up_questions", "questions": 3}, r"\$.questions"),
         ({"type": "engines", "engines": []}, "Only the hub"),
-        (None, "a dict or one of"),
+        (None, "must be a dict or a struct"),
     ],
 )
-async def test_nonsense_is_refused_and_takes_no_number(message: Any, reason: str) -> None:
+async def test_invalid_messages_are_rejected_and_take_no_number(message: Any, reason: str) -> None:
     manager = WebSocketManager()
     with pytest.raises(InputError, match=reason):
         await manager.broadcast(message)
@@ -201,7 +201,7 @@ async def test_it_returns_when_the_event_is_on_disk(tmp_path: Path) -> None:
         await within(manager.broadcast(FOLLOW_UPS))
 
 
-async def test_from_another_loop_it_says_how() -> None:
+async def test_the_error_in_another_loop_explains_what_to_do() -> None:
     manager = WebSocketManager(timers=asyncio.get_running_loop(), log=logging.getLogger("test"))
     problems: list[Exception] = []
 
@@ -234,7 +234,7 @@ def extended(start: StartServer, tmp_path: Path) -> Server:
     )
 
 
-async def test_another_extension_broadcasts_and_listens_as_the_page_says(extended: Server) -> None:
+async def test_the_extension_in_the_docs_broadcasts_and_listens(extended: Server) -> None:
     def suggest(body: Any) -> int:
         url = f"http://127.0.0.1:{extended.port}{extended.base_url}my-extension/suggest"
         headers = {"Authorization": f"token {TOKEN}", "Content-Type": "application/json"}

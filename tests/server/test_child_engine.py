@@ -1,4 +1,4 @@
-"""The engine that the server starts by itself, as real processes."""
+"""The child engine, with real processes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def wait_for_file(path: Path) -> None:
     raise AssertionError("the child did not start")
 
 
-async def test_a_child_that_cannot_start_says_why_without_the_token() -> None:
+async def test_a_child_that_cannot_start_gives_the_reason_without_the_token() -> None:
     child = Watched("import os, sys; sys.exit(f'bad {sys.argv[1]}, token ' + os.environ['RAGKIT_TOKEN'])")
     assert child.start() is None
     assert child.start() is None, "it is being started already"
@@ -59,7 +59,7 @@ async def test_a_child_that_cannot_start_says_why_without_the_token() -> None:
     await child.stop()
 
 
-async def test_it_is_started_again_on_a_query_after_the_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_it_restarts_on_a_query_after_the_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child_module, "FIRST_DELAY_SECONDS", 0.05)
     child = Watched("raise SystemExit(1)")
     child.start()
@@ -71,7 +71,7 @@ async def test_it_is_started_again_on_a_query_after_the_back_off(monkeypatch: py
     await child.stop()
 
 
-async def test_one_that_has_served_is_started_again_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_child_that_has_served_restarts_automatically(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child_module, "FIRST_DELAY_SECONDS", 0.05)
     child = Watched("import time; time.sleep(0.3)")
     child.start()
@@ -81,7 +81,7 @@ async def test_one_that_has_served_is_started_again_by_itself(monkeypatch: pytes
     await child.stop()
 
 
-async def test_a_program_that_does_not_exist_is_a_reason() -> None:
+async def test_a_missing_program_is_reported() -> None:
     child = Watched("")
     child._command = ("/no/such/program",)
     child.start()
@@ -89,7 +89,7 @@ async def test_a_program_that_does_not_exist_is_a_reason() -> None:
     await child.stop()
 
 
-async def test_stop_ends_it_and_it_is_never_started_again(tmp_path: Path) -> None:
+async def test_stop_ends_the_child_permanently(tmp_path: Path) -> None:
     child = Watched(f"import os, time; open(r'{tmp_path}/pid', 'w').write(str(os.getpid())); time.sleep(60)")
     child.start()
     await wait_for_file(tmp_path / "pid")
@@ -100,7 +100,7 @@ async def test_stop_ends_it_and_it_is_never_started_again(tmp_path: Path) -> Non
     assert child.reasons.empty(), "to be ended is not to fail"
 
 
-async def test_one_that_does_not_want_to_end_is_killed(tmp_path: Path) -> None:
+async def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     child = Watched(
         "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
         f"open(r'{tmp_path}/pid', 'w').write(str(os.getpid())); time.sleep(60)",
@@ -113,7 +113,7 @@ async def test_one_that_does_not_want_to_end_is_killed(tmp_path: Path) -> None:
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
-async def test_much_on_stderr_neither_blocks_it_nor_fills_memory() -> None:
+async def test_much_output_on_stderr_does_not_block_or_fill_memory() -> None:
     child = Watched("import sys; sys.stderr.write('x' * 5_000_000 + 'the end'); sys.exit(1)")
     child.start()
     reason = await next_reason(child)
@@ -122,7 +122,7 @@ async def test_much_on_stderr_neither_blocks_it_nor_fills_memory() -> None:
     await child.stop()
 
 
-def test_the_environment_leads_back() -> None:
+def test_the_environment_has_the_servers_address() -> None:
     environment = child_environment(url="http://127.0.0.1:1/x/", token="t")
     assert environment["RAGKIT_URL"] == "http://127.0.0.1:1/x/"
     assert environment["RAGKIT_TOKEN"] == "t"

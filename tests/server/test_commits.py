@@ -1,4 +1,4 @@
-"""Events are safe before anybody sees them; and when they cannot be, everybody sees that."""
+"""Events are committed before listeners see them; if that fails, listeners get a new epoch."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def texts(wire: Wire) -> list[str]:
     return [message["questions"][0] for message in wire.read("follow_up_questions")]
 
 
-def test_nothing_is_shown_or_acknowledged_before_it_is_safe(hub: DurableHub) -> None:
+def test_nothing_is_sent_or_acknowledged_before_it_is_committed(hub: DurableHub) -> None:
     wire = hub.listen()
     session, back = hub.publisher()
     hub.publish(session, 1)
@@ -64,7 +64,7 @@ def test_nothing_is_shown_or_acknowledged_before_it_is_safe(hub: DurableHub) -> 
     assert back.read() == [{"type": "ack", "n": 1}]
 
 
-def test_what_comes_while_the_disk_works_is_the_next_batch(hub: DurableHub) -> None:
+def test_events_that_arrive_during_a_write_are_the_next_batch(hub: DurableHub) -> None:
     wire = hub.listen()
     session, back = hub.publisher()
     for n in range(1, 101):
@@ -77,7 +77,7 @@ def test_what_comes_while_the_disk_works_is_the_next_batch(hub: DurableHub) -> N
     assert [m["n"] for m in back.read("ack")] == [1, 100]
 
 
-def test_an_event_that_comes_again_is_acknowledged_when_the_first_is_safe(hub: DurableHub) -> None:
+def test_a_duplicate_is_acknowledged_when_the_first_is_committed(hub: DurableHub) -> None:
     session, back = hub.publisher()
     hub.publish(session, 1)
     hub.clock.advance()
@@ -89,7 +89,7 @@ def test_an_event_that_comes_again_is_acknowledged_when_the_first_is_safe(hub: D
     assert hub.manager.history.seq == 1
 
 
-def test_a_publisher_that_comes_back_is_welcomed_with_what_is_safe(hub: DurableHub) -> None:
+def test_a_reconnecting_publisher_gets_the_last_committed_number(hub: DurableHub) -> None:
     session, _ = hub.publisher()
     hub.publish(session, 1)
     hub.turn()
@@ -130,7 +130,7 @@ def test_a_server_killed_in_the_middle_of_a_batch(hub: DurableHub, tmp_path: Pat
     again.kill()
 
 
-def test_tasks_of_who_does_not_come_back_after_a_restart_fail(hub: DurableHub, tmp_path: Path) -> None:
+def test_tasks_fail_if_their_publisher_does_not_reconnect_after_a_restart(hub: DurableHub, tmp_path: Path) -> None:
     for id in ("stays", "goes"):
         session, _ = hub.publisher(id)
         hub.progress(session, 1, f"task of {id}")
@@ -149,7 +149,7 @@ def test_tasks_of_who_does_not_come_back_after_a_restart_fail(hub: DurableHub, t
     again.kill()
 
 
-def test_a_listener_from_long_ago_reads_the_archive(hub: DurableHub) -> None:
+def test_a_listener_far_behind_is_served_from_the_archive(hub: DurableHub) -> None:
     for number in range(200):
         hub.broadcast(f"{number} " + "x" * 2_000)
         if number % 10 == 0:
@@ -173,7 +173,7 @@ def test_a_listener_from_long_ago_reads_the_archive(hub: DurableHub) -> None:
     assert history.gaps == 0
 
 
-def test_each_listener_is_read_for_in_its_turn_and_once(hub: DurableHub) -> None:
+def test_archive_reads_for_listeners_take_turns(hub: DurableHub) -> None:
     for number in range(200):
         hub.broadcast(f"{number} " + "x" * 500)
         hub.turn()
@@ -207,7 +207,7 @@ def test_publishers_wait_for_a_slow_disk(hub: DurableHub) -> None:
     assert not hub.manager.commits.backlogged
 
 
-def test_an_end_that_waits_for_a_slow_disk_is_not_overtaken_by_a_failure(hub: DurableHub) -> None:
+def test_the_end_of_a_task_that_waits_for_the_disk_prevents_its_failure(hub: DurableHub) -> None:
     wire = hub.listen()
     session, _ = hub.publisher()
     hub.progress(session, 1, "t")
@@ -221,7 +221,7 @@ def test_an_end_that_waits_for_a_slow_disk_is_not_overtaken_by_a_failure(hub: Du
     assert [m["state"] for m in wire.read("indexing_progress")] == ["running", "done"]
 
 
-def test_what_goes_while_a_listener_waits_for_it_is_a_gap(tmp_path: Path) -> None:
+def test_events_deleted_before_they_are_read_are_a_gap(tmp_path: Path) -> None:
     hub = DurableHub(tmp_path, max_bytes=100_000)
     for number in range(80):
         hub.broadcast(f"{number}")
@@ -239,7 +239,7 @@ def test_what_goes_while_a_listener_waits_for_it_is_a_gap(tmp_path: Path) -> Non
     hub.kill()
 
 
-def test_an_event_larger_than_the_archive_is_seen_and_then_gone(tmp_path: Path) -> None:
+def test_an_event_larger_than_the_archive_is_sent_and_deleted(tmp_path: Path) -> None:
     hub = DurableHub(tmp_path, max_bytes=100_000)
     wire = hub.listen()
     for text in ("small", "x" * 200_000):
@@ -255,7 +255,7 @@ def test_an_event_larger_than_the_archive_is_seen_and_then_gone(tmp_path: Path) 
     again.kill()
 
 
-def test_topics_are_chosen_in_the_archive_too(hub: DurableHub) -> None:
+def test_topics_apply_to_archive_reads(hub: DurableHub) -> None:
     for number in range(100):
         hub.broadcast(str(number))
         hub.manager.append(IndexingProgress(task_id=str(number), index="i", state="done"))
@@ -340,7 +340,7 @@ def test_a_full_disk_is_a_new_epoch_in_memory_and_back_again(
     again.kill()
 
 
-def test_the_end_makes_safe_what_is_left(hub: DurableHub, tmp_path: Path) -> None:
+def test_close_commits_the_remaining_events(hub: DurableHub, tmp_path: Path) -> None:
     wire = hub.listen()
 
     async def end() -> None:

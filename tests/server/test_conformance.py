@@ -657,7 +657,7 @@ VALID = [
 async def test_8_1_text_that_is_not_utf_8(server: Server, path: str, sequence: str) -> None:
     data = bytes.fromhex(sequence)
     await fails(server, path, 1007, text(b'{"id":"' + data + b'"}'))
-    await fails(server, path, 1007, text(data), text())  # the next message does not mend it
+    await fails(server, path, 1007, text(data), text())  # also if the next message is valid
     await fails(server, path, 1007, *fragments(TEXT, *(bytes([byte]) for byte in b'"' + data)))
 
 

@@ -1,4 +1,4 @@
-"""Who answers: routing, deadlines, limits, and what happens when somebody leaves."""
+"""Query routing: engines, deadlines, limits and disconnections."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.server.hub_fakes import Clock
 
 
 class Child:
-    """A child engine that only remembers that it was wanted."""
+    """A fake child engine that records its starts."""
 
     def __init__(self, index: str = "indexes/handbook", problem: str | None = None) -> None:
         self.index = index
@@ -43,7 +43,7 @@ class Child:
 
 
 class Room:
-    """Engines with one listener; what is said is kept."""
+    """Engines with one listener; records the messages sent."""
 
     def __init__(self, clock: Clock, **options: Any) -> None:
         self.offered: list[list[str]] = []
@@ -96,14 +96,14 @@ def room(clock: Clock) -> Room:
     return Room(clock)
 
 
-def test_without_an_engine_the_asker_is_told_what_to_do(room: Room) -> None:
+def test_without_an_engine_the_error_explains_what_to_do(room: Room) -> None:
     room.ask()
     (reply,) = said(room.listener)
     assert (reply["id"], reply["content"]["code"]) == ("1", "NO_ENGINE")
     assert "engine.serve()" in reply["content"]["message"]
 
 
-def test_an_answer_reaches_its_asker_alone_under_its_own_id(room: Room) -> None:
+def test_an_answer_is_sent_only_to_its_listener_with_its_id(room: Room) -> None:
     publisher = room.publisher("e=i")
     other = ListenerSession(History())
     room.ask("same")
@@ -182,7 +182,7 @@ def test_an_engines_error_is_passed_on(room: Room) -> None:
     assert codes(room.listener) == [("1", "ENGINE_FAILED")]
 
 
-def test_an_engine_that_goes_away_is_said_at_once(room: Room) -> None:
+def test_a_lost_engine_is_reported_at_once(room: Room) -> None:
     publisher = room.publisher("e=i")
     room.ask("1")
     room.ask("2")
@@ -193,7 +193,7 @@ def test_an_engine_that_goes_away_is_said_at_once(room: Room) -> None:
     assert codes(room.listener) == [("3", "NO_ENGINE")]
 
 
-def test_a_withdrawn_engine_may_finish_what_it_began(room: Room) -> None:
+def test_a_withdrawn_engine_may_finish_its_answers(room: Room) -> None:
     publisher = room.publisher("e=i")
     room.ask()
     (query,) = said(publisher)
@@ -204,7 +204,7 @@ def test_a_withdrawn_engine_may_finish_what_it_began(room: Room) -> None:
     assert [m["type"] for m in said(room.listener)] == ["response"]
 
 
-def test_nobody_answers_for_another(room: Room) -> None:
+def test_a_publisher_cannot_answer_for_another(room: Room) -> None:
     publisher, impostor = room.publisher("e=i"), room.publisher(name="impostor")
     room.ask()
     (query,) = said(publisher)
@@ -241,7 +241,7 @@ def test_cancel(room: Room, clock: Clock) -> None:
     assert codes(room.listener) == [("2", "TIMEOUT")]
 
 
-def test_an_asker_that_leaves_stops_its_queries(room: Room, clock: Clock) -> None:
+def test_queries_of_a_disconnected_listener_are_cancelled(room: Room, clock: Clock) -> None:
     publisher = room.publisher("e=i")
     room.ask()
     (query,) = said(publisher)
@@ -306,7 +306,7 @@ def test_the_child_is_not_asked_while_another_engine_is_there(room: Room) -> Non
     assert codes(room.listener) == [("3", "NO_ENGINE")]
 
 
-def test_a_child_that_does_not_come(room: Room, clock: Clock) -> None:
+def test_a_child_that_does_not_start(room: Room, clock: Clock) -> None:
     room.engines.child = Child()
     room.ask("1")
     clock.advance(31)
@@ -338,7 +338,7 @@ def test_offers_are_announced_newest_first_with_the_origin_of_their_publisher(ro
     assert [engine.id for engine in room.engines.on_offer()] == ["b", "a"]
 
 
-def test_who_asks_too_often_has_to_wait_and_is_told_how_long(clock: Clock) -> None:
+def test_the_rate_limit_error_states_how_long_to_wait(clock: Clock) -> None:
     room = Room(clock, max_queries_per_minute=30)
     room.publisher("e=i")
     other = ListenerSession(History())

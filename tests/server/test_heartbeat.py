@@ -1,4 +1,4 @@
-"""Connections through a proxy that cuts what is idle, and ends that vanish without a word."""
+"""Connections through a proxy that closes idle connections, and peers that vanish without a close frame."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ async def test_pings_keep_an_idle_proxy_from_cutting_in_both_directions(start: S
         assert proxy.cut >= 1, "the proxy does cut who is idle"
 
 
-async def test_a_client_finds_a_server_that_has_vanished(server: Server) -> None:
+async def test_a_client_detects_a_server_that_has_vanished(server: Server) -> None:
     async with Proxy(server.port, idle_seconds=60).running() as proxy, through(proxy, server).open() as listener:
         await say(listener, type="ping", id="1")
         assert await receive_type(listener, "pong") == {"type": "pong", "id": "1"}
@@ -106,7 +106,7 @@ async def test_a_client_finds_a_server_that_has_vanished(server: Server) -> None
             await within(receive_type(listener, "pong"), 0.5)
 
 
-async def test_a_publisher_comes_back_through_a_broken_network(start: StartServer) -> None:
+async def test_a_publisher_reconnects_after_a_network_failure(start: StartServer) -> None:
     server = start("--RagkitApp.ping_interval_seconds=0.5")
     origin = Origin(kind="script", name="s", run_id="r")
     async with Proxy(server.port, idle_seconds=60).running() as proxy, server.open() as listener:
@@ -127,7 +127,7 @@ async def test_a_publisher_comes_back_through_a_broken_network(start: StartServe
             await asyncio.to_thread(publisher.close)
 
 
-async def test_at_the_end_of_the_server_publishers_keep_what_it_did_not_take(start: StartServer) -> None:
+async def test_publishers_keep_unacknowledged_events_when_the_server_stops(start: StartServer) -> None:
     server = start()
     url = f"http://127.0.0.1:{server.port}{server.base_url}"
     origin = Origin(kind="script", name="s", run_id="r")

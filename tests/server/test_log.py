@@ -1,4 +1,4 @@
-"""The log: stamps, replay, coalescing, snapshots, and which events have been seen."""
+"""The log: stamps, replay, coalescing, snapshots and deduplication."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def replay(history: History, cursor: int, **options: object) -> list[dict[str, o
 
 
 @given(st.lists(st.binary(max_size=300) | st.sampled_from([b"x" * 125, b"x" * 126, b"x" * 65_535, b"x" * 65_536])))
-def test_frames_come_apart_as_they_were_put_together(messages: list[bytes]) -> None:
+def test_frames_round_trip(messages: list[bytes]) -> None:
     assert list(payloads(b"".join(map(text_frame, messages)))) == messages
 
 
 @given(st.lists(st.integers(1, 30)))
-def test_numbers_know_each_number_once(sequence: list[int]) -> None:
+def test_numbers_accept_each_number_once(sequence: list[int]) -> None:
     numbers, seen = Numbers(), set()
     for n in sequence:
         assert numbers.add(n) == (n not in seen)
@@ -126,7 +126,7 @@ def test_the_log_is_bounded_and_knows_how_far_it_reaches() -> None:
     assert small.reaches(95)
 
 
-def test_superseded_progress_is_left_out_only_for_those_who_lag() -> None:
+def test_superseded_progress_is_skipped_only_for_slow_listeners() -> None:
     history = History(coalesce_bytes=20_000)
     history.append(follow_ups("kept"))
     for done in range(200):
@@ -167,7 +167,7 @@ def test_snapshot_holds_live_tasks_recent_ends_engines_and_follow_ups() -> None:
     assert decode_listener_message(gap).snapshot.seq == 7
 
 
-def test_large_events_are_remembered_in_short() -> None:
+def test_large_events_are_shortened_in_the_snapshot() -> None:
     history = History()
     failures = [Failure(source=f"{n}.pdf", reason="x" * 10_000) for n in range(100)]
     for number in range(20):
@@ -197,7 +197,7 @@ def test_snapshot_holds_the_newest_result_of_each_experiment_oldest_first() -> N
     assert [m["type"] for m in replay(history, 0)] == ["experiment_result"] * 34, "none is left out of the log"
 
 
-def test_a_large_result_is_remembered_without_its_leaderboard_or_not_at_all() -> None:
+def test_a_large_result_loses_its_leaderboard_or_is_left_out() -> None:
     history = History()
     board = [{"system": "x" * 1_000}] * 100
     history.append(**result("a", 1, leaderboard=board[:60]))

@@ -1,4 +1,4 @@
-"""The hub with wires in memory and a clock moved by hand: fan-out, publishers, grace, the end."""
+"""The hub with fake transports and a fake clock: broadcasts, publishers, grace period, shutdown."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.server.hub_fakes import Clock, Wire
 
 
 class Hub:
-    """A manager, and short ways to say things to it."""
+    """A manager with shortcuts for tests."""
 
     def __init__(self, clock: Clock, **options: Any) -> None:
         self.clock = clock
@@ -57,7 +57,7 @@ def questions(wire: Wire) -> list[str]:
     return [message["questions"][0] for message in wire.read("follow_up_questions")]
 
 
-def test_everybody_gets_every_broadcast_in_order(hub: Hub) -> None:
+def test_every_listener_gets_every_broadcast_in_order(hub: Hub) -> None:
     wires = [hub.listen() for _ in range(3)]
     for number in range(50):
         hub.broadcast(str(number))
@@ -116,7 +116,7 @@ def test_a_large_audience_is_served_in_slices_and_completely(hub: Hub) -> None:
 
 
 @pytest.mark.parametrize("problem", [ConnectionResetError(), RuntimeError("a bug"), OSError(28, "no space")])
-def test_a_listener_that_breaks_in_the_middle_of_a_broadcast_is_dropped_alone(hub: Hub, problem: Exception) -> None:
+def test_only_the_broken_listener_is_dropped_during_a_broadcast(hub: Hub, problem: Exception) -> None:
     wires = [hub.listen() for _ in range(5)]
     wires[2].broken = problem
     hub.broadcast("1")
@@ -152,7 +152,7 @@ def test_listeners_may_come_and_go_in_the_middle_of_a_broadcast(hub: Hub) -> Non
     hub.manager.disconnect(second.session)
 
 
-def test_a_listener_that_never_reads_costs_nothing_and_delays_nobody(clock: Clock) -> None:
+def test_a_listener_that_never_reads_needs_no_memory_and_delays_no_other(clock: Clock) -> None:
     hub = Hub(clock, history=History(max_bytes=200_000))
     stuck, other = hub.listen(), hub.listen()
     stuck.stuck = True
@@ -171,7 +171,7 @@ def test_a_listener_that_never_reads_costs_nothing_and_delays_nobody(clock: Cloc
     assert questions(stuck) == ["again"]
 
 
-def test_a_slow_listener_is_spared_superseded_progress_but_no_end(clock: Clock) -> None:
+def test_a_slow_listener_skips_superseded_progress_but_no_terminal_state(clock: Clock) -> None:
     hub = Hub(clock, history=History(coalesce_bytes=20_000))
     slow = hub.listen()
     slow.stuck = True
@@ -206,7 +206,7 @@ def test_events_are_acknowledged_and_broadcast_once(hub: Hub) -> None:
     assert [(m["type"], m["n"]) for m in back.read()] == [("welcome", 3), ("ack", 4)]
 
 
-def test_a_publisher_cannot_say_what_engines_there_are(hub: Hub) -> None:
+def test_a_publisher_cannot_broadcast_engines(hub: Hub) -> None:
     wire = hub.listen()
     session, back = hub.publisher()
     hub.publish(session, 1, type="engines", engines=[])
@@ -225,7 +225,7 @@ def test_a_bad_frame_from_a_publisher_gets_an_error_and_the_next_is_read(hub: Hu
     assert [message["type"] for message in back.read()] == ["welcome", "error", "error", "error", "error", "ack"]
 
 
-def test_running_tasks_of_a_publisher_that_went_away_fail_after_the_grace_period(hub: Hub) -> None:
+def test_tasks_of_a_disconnected_publisher_fail_after_the_grace_period(hub: Hub) -> None:
     wire = hub.listen()
     session, _ = hub.publisher()
     for n, (task, state) in enumerate([("a", "running"), ("b", "queued"), ("c", "done")], start=1):
@@ -239,12 +239,12 @@ def test_running_tasks_of_a_publisher_that_went_away_fail_after_the_grace_period
         ("a", "failed", "p.ipynb"),
         ("b", "failed", "p.ipynb"),
     ]
-    assert "went away" in ends[0]["message"]
+    assert "disconnected" in ends[0]["message"]
     hub.clock.advance(100)
     assert wire.read() == []
 
 
-def test_a_publisher_that_comes_back_in_time_keeps_its_tasks(hub: Hub) -> None:
+def test_tasks_continue_if_the_publisher_reconnects_in_time(hub: Hub) -> None:
     wire = hub.listen()
     session, _ = hub.publisher()
     hub.progress(session, 1, "a")
@@ -257,7 +257,7 @@ def test_a_publisher_that_comes_back_in_time_keeps_its_tasks(hub: Hub) -> None:
     assert [m["state"] for m in wire.read()] == ["running", "done"]
 
 
-def test_a_publisher_that_comes_back_before_it_was_missed_replaces_itself(hub: Hub) -> None:
+def test_a_new_connection_replaces_the_publishers_old_one(hub: Hub) -> None:
     wire = hub.listen()
     session, old = hub.publisher()
     hub.say(session, type="offer", engine={"id": "e", "index": "i"})
@@ -284,7 +284,7 @@ def test_engines_are_announced_and_withdrawn_with_their_publisher(hub: Hub) -> N
     assert [[engine["id"] for engine in m["engines"]] for m in wire.read("engines")] == [["e"], []]
 
 
-def test_the_end_says_what_is_queued_and_then_1001(clock: Clock) -> None:
+def test_close_sends_queued_messages_and_then_code_1001(clock: Clock) -> None:
     hub = Hub(clock)
     wire, stuck = hub.listen(), hub.listen()
     stuck.stuck = True

@@ -55,7 +55,7 @@ class Truth:
 
 
 class Listener:
-    """What a client does that wants to miss nothing."""
+    """A client that resumes after every reconnection."""
 
     def __init__(self, truth: Truth) -> None:
         self.truth = truth
@@ -162,7 +162,7 @@ def play(folder: Path, operations: list[tuple[str, int]], **options: Any) -> tup
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(operation, max_size=30))
-def test_who_comes_back_has_missed_nothing(operations: list[tuple[str, int]]) -> None:
+def test_a_reconnecting_listener_misses_nothing(operations: list[tuple[str, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         truth, listeners, auditor = play(Path(folder), operations)
     for listener in (*listeners, auditor):
@@ -174,7 +174,7 @@ def test_who_comes_back_has_missed_nothing(operations: list[tuple[str, int]]) ->
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(operation, max_size=30))
-def test_what_is_no_longer_there_is_said(operations: list[tuple[str, int]]) -> None:
+def test_missing_events_are_reported_as_a_gap(operations: list[tuple[str, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         truth, listeners, auditor = play(Path(folder), operations, max_bytes=12_000)
     for listener in (*listeners, auditor):

@@ -1,4 +1,4 @@
-"""What can be looked at: the status, the metrics on the Jupyter server's own page, the client's code."""
+"""HTTP pages: the status, the metrics on the Jupyter server's page, and the client module."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def metrics(server: Server) -> dict[tuple[str, str], float]:
     }
 
 
-async def test_the_status_and_the_metrics_say_what_happened(start: StartServer) -> None:
+async def test_the_status_and_the_metrics_count_events(start: StartServer) -> None:
     server = start()
     async with server.open() as listener, server.publisher() as publisher:
         event = {"type": "indexing_progress", "task_id": "t", "index": "i", "state": "running"}
@@ -76,7 +76,7 @@ async def test_the_status_and_the_metrics_say_what_happened(start: StartServer) 
     assert "Traceback" not in server.log()
 
 
-async def test_the_status_is_for_who_may_listen(server: Server) -> None:
+async def test_the_status_requires_the_permission_to_listen(server: Server) -> None:
     assert (await get(server, "api/v1/status", token=None))[0] == 403
     assert (await get(server, "api/v1/status", token="wrong"))[0] == 403
 

@@ -1,4 +1,4 @@
-"""What a handler hears through the protocol, and what becomes of it where Tornado is another."""
+"""StrictProtocol with a Tornado handler, and with another version of Tornado."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Recorder(WebSocketHandler):
-    """Writes down what it hears; closes when it is told to."""
+    """Records what it receives; closes on request."""
 
     def initialize(self, heard: list[Any]) -> None:
         self.heard = heard
@@ -57,7 +57,7 @@ async def server(heard: list[Any]) -> AsyncIterator[Any]:
     await http.close_all_connections()
 
 
-async def test_a_handler_hears_messages_and_pongs_in_order(server: Any, heard: list[Any]) -> None:
+async def test_a_handler_receives_messages_and_pongs_in_order(server: Any, heard: list[Any]) -> None:
     async with raw(server, "") as client:
         client.send(text("é"), frame(BINARY, b"\xff"), frame(0xA, b"p"), *fragments(TEXT, b"\xe2", b"\x82\xac"))
         client.send(frame(PING))
@@ -78,7 +78,7 @@ async def test_a_handler_hears_messages_and_pongs_in_order(server: Any, heard: l
     ],
     ids=["empty", "code", "reason", "bad-code", "opcode", "utf-8", "too-big"],
 )
-async def test_a_handler_hears_of_the_end_once(
+async def test_a_handler_is_notified_of_the_close_once(
     server: Any, heard: list[Any], ending: bytes, code: int | None, reason: str | None
 ) -> None:
     async with raw(server, "") as client:
@@ -88,7 +88,7 @@ async def test_a_handler_hears_of_the_end_once(
     assert heard == ["before", ("closed", code, reason)]
 
 
-async def test_a_handler_that_has_closed_hears_nothing_but_the_answer(server: Any, heard: list[Any]) -> None:
+async def test_a_closed_handler_receives_only_the_close_reply(server: Any, heard: list[Any]) -> None:
     async with raw(server, "") as client:
         client.send(text("close"))
         assert await client.closed() == Closed(1_001, "enough")
@@ -108,7 +108,7 @@ def made_strict(protocol: WebSocketProtocol | None) -> WebSocketProtocol | None:
     return strict(Any, protocol, explain_too_big=str)  # type: ignore[arg-type]
 
 
-async def test_a_tornado_that_is_not_as_we_know_it_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unknown_tornado_version_is_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     class Another(WebSocketProtocol13):
         pass
 
@@ -134,7 +134,7 @@ websocket.WebSocketProtocol13 = Another
 """
 
 
-async def test_everything_goes_on_with_another_tornado(start: StartServer, tmp_path: Path) -> None:
+async def test_the_hub_works_with_an_unknown_tornado_version(start: StartServer, tmp_path: Path) -> None:
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "jupyter_server_config.py").write_text(ANOTHER_TORNADO)
     server = start()

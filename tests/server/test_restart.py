@@ -1,4 +1,4 @@
-"""A real server that is killed and started again, and what its listeners and publishers notice."""
+"""Listeners and publishers of a server that is killed and restarted."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ publisher.close(30)
 
 
 class Auditor:
-    """A listener that comes back, and notes every event that must not be lost."""
+    """A listener that reconnects and records every event that must not be lost."""
 
     def __init__(self) -> None:
         self.last: tuple[str, int] | None = None
@@ -102,7 +102,7 @@ def batch_run(server: Server, name: str, tasks: int, journal: Path) -> subproces
 
 
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM"])
-async def test_a_restart_in_the_middle_of_batch_runs_loses_and_doubles_nothing(
+async def test_a_restart_during_batch_runs_loses_and_repeats_nothing(
     start: StartServer, tmp_path: Path, processes: Any, how: str
 ) -> None:
     server = start()
@@ -162,7 +162,7 @@ async def test_two_servers_in_one_folder_have_a_history_each(start: StartServer,
     assert len(histories) == 2
 
 
-async def test_without_a_place_for_it_the_history_is_in_memory_and_that_is_said(
+async def test_without_a_writable_folder_the_history_is_in_memory_and_a_warning_is_logged(
     start: StartServer, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
@@ -174,7 +174,7 @@ async def test_without_a_place_for_it_the_history_is_in_memory_and_that_is_said(
     assert "Traceback" not in server.log()
 
 
-async def test_a_journal_half_adopted_is_finished_by_the_same_history(start: StartServer, tmp_path: Path) -> None:
+async def test_a_partly_adopted_journal_is_finished_by_the_same_history(start: StartServer, tmp_path: Path) -> None:
     journals = tmp_path / "journal"
     journals.mkdir()
     count = 20_000

@@ -1,4 +1,4 @@
-"""Conversations without sockets: what each frame is answered with, and in what order."""
+"""Sessions without sockets: the reply to each frame, and the order of messages."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("frame", "code"), BAD, ids=range(len(BAD)))
-def test_every_bad_frame_gets_an_error_that_says_what_is_wrong(frame: str | bytes, code: str) -> None:
+def test_every_invalid_frame_gets_an_error_with_the_reason(frame: str | bytes, code: str) -> None:
     session = ListenerSession(History())
     assert session.receive(frame) is None
     (reply,) = said(session)
@@ -100,7 +100,7 @@ def test_any_frame_gets_exactly_one_error(frame: str | bytes) -> None:
     assert [reply["type"] for reply in said(publisher)] == ["error"]
 
 
-def test_good_messages_lead_to_replies_and_actions() -> None:
+def test_valid_messages_lead_to_replies_and_actions() -> None:
     session = ListenerSession(History())
     ask = session.receive('{"type":"query","id":"1","content":{"question":"Why?","context":{"k":3}},"unknown":true}')
     assert ask == Ask("1", QueryContent(question="Why?", context={"k": 3}))
@@ -123,7 +123,7 @@ def test_a_new_listener_gets_what_is_broadcast_from_now_on() -> None:
     assert session.data_to_send() == b""
 
 
-def test_subscribe_chooses_topics_and_gets_a_snapshot_that_stands_for_what_came_before() -> None:
+def test_subscribe_chooses_topics_and_gets_a_snapshot() -> None:
     history = History()
     session = ListenerSession(history)
     history.append(event("1"))
@@ -139,7 +139,7 @@ def test_subscribe_chooses_topics_and_gets_a_snapshot_that_stands_for_what_came_
     assert messages[1]["id"] == "s"
 
 
-def test_resuming_replays_what_was_missed_and_then_says_so() -> None:
+def test_resuming_replays_missed_events_before_the_snapshot() -> None:
     history = History()
     for number in range(10):
         history.append(event(str(number)))
@@ -152,7 +152,7 @@ def test_resuming_replays_what_was_missed_and_then_says_so() -> None:
 
 
 @pytest.mark.parametrize("since", [{"epoch": "other", "seq": 10}, {"epoch": "e", "seq": 11}, {"epoch": "e", "seq": 4}])
-def test_what_cannot_be_replayed_is_a_gap_with_a_snapshot(since: dict[str, Any]) -> None:
+def test_events_that_cannot_be_replayed_are_a_gap_with_a_snapshot(since: dict[str, Any]) -> None:
     history = History(max_events=5, epoch="e")
     for _ in range(10):
         history.append(event())
@@ -174,7 +174,7 @@ def test_a_listener_that_does_not_read_holds_no_memory_and_gets_a_gap() -> None:
     assert [m["type"] for m in said(session)] == ["gap"]
 
 
-def test_replies_are_bounded_pieces_go_first_then_the_listener() -> None:
+def test_if_replies_are_not_read_pieces_are_dropped_and_then_the_listener() -> None:
     session = ListenerSession(History(), max_reply_bytes=10_000)
     for _ in range(1_000):
         session.reply(ResponseDelta(content=DeltaContent(delta="x" * 100), id="1"))
@@ -195,7 +195,7 @@ def test_one_reply_may_be_larger_than_the_bound() -> None:
     assert [m["type"] for m in said(session)] == ["response"]
 
 
-def test_a_closing_listener_gets_what_is_queued_and_nothing_more() -> None:
+def test_a_closing_listener_gets_only_queued_messages() -> None:
     history = History()
     session = ListenerSession(history)
     history.append(event())
@@ -217,7 +217,7 @@ step = st.one_of(
 
 @settings(max_examples=200)
 @given(st.lists(step, max_size=40))
-def test_no_holes_no_repeats_no_reorder(steps: list[tuple[str, int]]) -> None:
+def test_no_gaps_no_repeats_no_reordering(steps: list[tuple[str, int]]) -> None:
     history = History(max_events=50)
     session = ListenerSession(history)
     last = 0
@@ -238,7 +238,7 @@ def test_no_holes_no_repeats_no_reorder(steps: list[tuple[str, int]]) -> None:
             assert last == history.seq
 
 
-def test_a_publisher_has_to_say_hello_first_and_once() -> None:
+def test_a_publisher_must_send_hello_first_and_once() -> None:
     session = PublisherSession()
     publish = '{"type":"publish","n":1,"event":{"type":"follow_up_questions","questions":[]}}'
     assert session.receive(publish) is None
@@ -250,14 +250,14 @@ def test_a_publisher_has_to_say_hello_first_and_once() -> None:
     assert isinstance(session.receive(publish), Publish)
 
 
-def test_acknowledgements_that_were_not_read_become_one() -> None:
+def test_unsent_acknowledgements_are_merged() -> None:
     session = PublisherSession()
     for n in range(1, 10_000):
         session.acknowledge(n)
     assert said(session) == [{"type": "ack", "n": 9_999}]
 
 
-def test_a_publisher_that_does_not_read_takes_no_more_questions() -> None:
+def test_no_more_queries_are_queued_for_a_publisher_that_does_not_read() -> None:
     session = PublisherSession(max_queue_bytes=10_000)
     session.receive(HELLO)
     query = EngineQuery(id="q", engine_id="e", content=QueryContent(question="x" * 1_000))
@@ -269,7 +269,7 @@ def test_a_publisher_that_does_not_read_takes_no_more_questions() -> None:
     assert session.send(query)
 
 
-def test_a_snapshot_that_waited_behind_a_gap_is_as_new_as_the_gap() -> None:
+def test_a_snapshot_queued_after_a_gap_is_renewed() -> None:
     history = History(max_events=5)
     session = ListenerSession(history)
     history.append(event())

@@ -107,7 +107,7 @@ c.ServerApp.authorizer_class = {name}
 """
 
 
-async def test_what_the_authorizer_says_counts(start: StartServer, tmp_path: Path) -> None:
+async def test_the_authorizer_is_respected(start: StartServer, tmp_path: Path) -> None:
     for name in ("OnlyRead", "Nothing"):
         (tmp_path / name / "config").mkdir(parents=True)
         (tmp_path / name / "config" / "jupyter_server_config.py").write_text(AUTHORIZER.replace("{name}", name))
@@ -189,7 +189,7 @@ async def test_two_publishers_three_listeners(server: Server) -> None:
 
 
 @pytest.mark.parametrize("how", ["reset", "vanish"])
-async def test_a_listener_that_dies_in_the_middle_of_broadcasts_harms_nobody(server: Server, how: str) -> None:
+async def test_a_listener_that_dies_during_broadcasts_does_not_affect_others(server: Server, how: str) -> None:
     async with (
         server.open() as before,
         server.open(close_timeout=0.1) as dying,
@@ -214,7 +214,7 @@ def resident_mib(pid: int) -> float:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-async def test_a_listener_that_never_reads_has_bounded_memory_and_a_gap_when_it_does(
+async def test_a_listener_that_reads_late_needs_bounded_memory_and_gets_a_gap(
     start: StartServer,
 ) -> None:
     server = start("--RagkitApp.history_bytes=2000000", "--RagkitApp.history_disk_bytes=5000000")
@@ -255,7 +255,7 @@ async def test_resuming_by_url_and_by_subscribe(server: Server) -> None:
             assert (await receive(new))["questions"] == ["11"]
 
 
-async def test_frames_through_tornados_own_way_are_the_same(start: StartServer) -> None:
+async def test_frames_written_by_tornado_are_the_same(start: StartServer) -> None:
     server = start("--RagkitApp.write_frames_directly=False")
     async with server.open() as listener, server.publisher() as publisher:
         for n in range(1, 101):
@@ -325,7 +325,9 @@ async def test_invalid_utf8_closes_that_connection_only(server: Server) -> None:
 
 
 @pytest.mark.parametrize(("path", "limit"), [("api/v1/ws", 2**20), ("api/v1/engine", 8 * 2**20)])
-async def test_a_message_that_is_too_big_is_explained_and_costs_nothing(server: Server, path: str, limit: int) -> None:
+async def test_a_message_that_is_too_big_gets_an_error_and_is_not_buffered(
+    server: Server, path: str, limit: int
+) -> None:
     async with server.open() as other, server.open(path) as big:
         before = resident_mib(server.process.pid)
 
@@ -344,7 +346,7 @@ async def test_a_message_that_is_too_big_is_explained_and_costs_nothing(server: 
         assert (await receive(other))["type"] == "pong"
 
 
-async def test_a_client_that_writes_all_before_it_reads_still_learns_why(server: Server) -> None:
+async def test_a_client_that_reads_late_still_gets_the_close_reason(server: Server) -> None:
     reader, writer = await raw_socket(server)
     writer.write(b"\x81\xff" + (20_000_000).to_bytes(8, "big") + b"\0\0\0\0")
     for _ in range(20):
@@ -354,7 +356,7 @@ async def test_a_client_that_writes_all_before_it_reads_still_learns_why(server:
     writer.close()
 
 
-async def test_one_that_asks_and_never_reads_is_not_read_either(start: StartServer) -> None:
+async def test_no_more_is_read_from_a_client_that_never_reads(start: StartServer) -> None:
     server = start("--RagkitApp.max_queue_bytes=100000")
     async with server.open() as rude, server.open() as other, server.publisher() as publisher:
         await publish(publisher, 1, "x" * 50_000)
@@ -452,7 +454,7 @@ async def test_cancel_deadline_duplicate_and_limit(start: StartServer) -> None:
         assert stopped == [query["id"] for query in asked]
 
 
-async def test_an_asker_that_leaves_stops_the_engine(server: Server) -> None:
+async def test_a_disconnected_listener_cancels_its_answer(server: Server) -> None:
     async with server.publisher() as engine:
         async with server.open() as listener:
             await offer(engine)
@@ -470,7 +472,7 @@ async def test_the_tasks_of_a_process_that_died_are_failed(server: Server) -> No
             publisher.transport.abort()
         end = await receive_type(listener, "indexing_progress")
         assert (end["task_id"], end["state"]) == ("t", "failed")
-        assert "went away" in end["message"]
+        assert "disconnected" in end["message"]
 
 
 async def test_events_are_acknowledged_and_not_repeated(server: Server) -> None:

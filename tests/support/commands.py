@@ -1,4 +1,4 @@
-"""The real ``ragkit`` command, in processes of its own, away from this machine's own Jupyter settings."""
+"""Runs the ``ragkit`` command in processes that do not use this machine's Jupyter settings."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ DEADLINE_SECONDS = 120.0
 
 
 def environment(folder: Path, server: Server | None = None, **more: str) -> dict[str, str]:
-    """What a command is started with; `server` is the one that it finds."""
+    """Return the environment variables for a command that finds only ``server``."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAGKIT_", "JUPYTER", "JPY_"))}
-    if "RAGKIT_CACHE_DIR" in os.environ:  # of the tests, see conftest.py
+    if "RAGKIT_CACHE_DIR" in os.environ:  # set by conftest.py
         kept["RAGKIT_CACHE_DIR"] = os.environ["RAGKIT_CACHE_DIR"]
     kept |= {
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "server_extension")]),
@@ -39,7 +39,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def ragkit(*arguments: str, cwd: Path, server: Server | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; it must never show a traceback or a token."""
+    """Run a command to its end; fail if it prints a traceback or the token."""
     done = subprocess.run(
         command(*arguments),
         cwd=cwd,
@@ -56,7 +56,7 @@ def ragkit(*arguments: str, cwd: Path, server: Server | None = None, **env: str)
 
 
 class Running:
-    """A command that runs; `lines` grows, and `wait_for` waits for something in it."""
+    """A running command; ``lines`` has its output so far."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
@@ -77,11 +77,13 @@ class Running:
                 self._more.notify_all()
 
     def wait_for(self, text: str) -> str:
+        """Wait for a line of output that contains ``text``, and return it."""
+
         def found() -> str | None:
             return next((line for line in self.lines if text in line), None)
 
         with self._more:
-            assert self._more.wait_for(found, DEADLINE_SECONDS), f"{text!r} did not come: {self.lines}"
+            assert self._more.wait_for(found, DEADLINE_SECONDS), f"{text!r} is not in the output: {self.lines}"
             line = found()
         assert line is not None
         return line
@@ -98,7 +100,7 @@ class Running:
 
 @contextlib.contextmanager
 def running(*arguments: str, cwd: Path, server: Server | None = None, **env: str) -> Iterator[Running]:
-    """Start a command, and end it if the test does not."""
+    """Start a command; kill it at the end of the block if it still runs."""
     process = subprocess.Popen(
         command(*arguments),
         cwd=cwd,
@@ -108,7 +110,7 @@ def running(*arguments: str, cwd: Path, server: Server | None = None, **env: str
         stderr=subprocess.PIPE,
         text=True,
         encoding="utf-8",
-        # What is started in the background (by a CI, say) ignores Ctrl-C, and so would its children.
+        # Background processes, for example in a CI, ignore SIGINT, and their children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     with process:

@@ -1,4 +1,4 @@
-"""A small hub on a real socket, in a thread of its own, for the publisher's tests and benchmark."""
+"""A small hub on a real socket, in a thread of its own, for the publisher's tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEADLINE_SECONDS = 20.0
 
 
 def eventually(condition: Callable[[], Any], what: str = "") -> Any:
-    """Return the condition's first true value; fail when it does not come."""
+    """Return the condition's first true value; fail after the deadline."""
     ends = time.monotonic() + DEADLINE_SECONDS
     while not (value := condition()):
         assert time.monotonic() < ends, what or "it did not happen in time"
@@ -31,13 +31,13 @@ def eventually(condition: Callable[[], Any], what: str = "") -> Any:
 
 
 class Hub:
-    """Welcomes publishers, keeps what they send, acknowledges as a hub that adopted the numbers would.
+    """Accepts publishers, stores and acknowledges their messages, and discards duplicates.
 
     Attributes:
-        events: What has come, as (publisher id, n, event), without repeats.
-        repeats: How many came again.
-        others: Offers, replies, ...
-        hellos: One for each connection.
+        events: The received events as (publisher id, n, event), without duplicates.
+        repeats: How many duplicates were received.
+        others: All other messages: offers, replies, ...
+        hellos: The `Hello` of each connection.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Hub:
         return Server(f"http://127.0.0.1:{self.port}/base/", self.token)
 
     def start(self) -> Hub:
-        """Listen; on the same port as before after a `stop`."""
+        """Start the server; after a `stop`, on the same port."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
             self._thread.start()
@@ -80,8 +80,8 @@ class Hub:
         return self
 
     def stop(self) -> None:
-        """Vanish as a killed process does: no close frames, the port refuses."""
-        self.do(self._vanish())
+        """Stop as a killed process does: no close frames, and the port refuses connections."""
+        self.do(self._abort())
 
     def end(self) -> None:
         self.stop()
@@ -96,9 +96,9 @@ class Hub:
 
         return asyncio.run_coroutine_threadsafe(run(), self._loop).result(DEADLINE_SECONDS)
 
-    def say(self, *said: msgspec.Struct) -> None:
+    def say(self, *outgoing: msgspec.Struct) -> None:
         """Send messages on the newest connection."""
-        for message in said:
+        for message in outgoing:
             self.do(self._sockets[-1].send(messages.encode(message), text=True))
 
     def numbers(self) -> list[int]:
@@ -109,7 +109,7 @@ class Hub:
 
     async def _serve(self) -> Any:
         return await serve(
-            self._talk,
+            self._handle,
             "127.0.0.1",
             self.port,
             process_request=self._check,
@@ -118,7 +118,7 @@ class Hub:
             max_size=self.max_message_bytes,
         )
 
-    async def _vanish(self) -> None:
+    async def _abort(self) -> None:
         server, self._server = self._server, None
         for socket in self._sockets:
             socket.transport.abort()
@@ -138,11 +138,11 @@ class Hub:
             return connection.respond(HTTPStatus.FORBIDDEN, "who are you?\n")
         return None
 
-    async def _talk(self, socket: ServerConnection) -> None:
+    async def _handle(self, socket: ServerConnection) -> None:
         with contextlib.suppress(ConnectionClosed):
-            await self._converse(socket)
+            await self._receive(socket)
 
-    async def _converse(self, socket: ServerConnection) -> None:
+    async def _receive(self, socket: ServerConnection) -> None:
         hello = messages.decode_engine_message(await socket.recv())
         assert isinstance(hello, messages.Hello)
         await socket.send(messages.encode(messages.Welcome(n=self._last.get(hello.publisher, 0), epoch="e")), text=True)

@@ -1,9 +1,9 @@
-"""Kills a process that indexes, wherever it is, and holds what the next run makes of it against what it should be.
+"""Kills an indexing process at various points, and compares the next run's index with the expected one.
 
-``python -m tests.killing points SCENARIO`` ("first run", "changes" or "rebuild") ends the process itself before and
-after each durable step, one after the other; ``python -m tests.killing random COUNT SEED`` sends SIGKILL at random
-moments. Prints a line a round, and fails at the first difference. Every run is a fork of this process, which has
-imported all there is and opened nothing.
+``python -m tests.support.killing points SCENARIO`` ("first run", "changes" or "rebuild") exits the process before and
+after each durable step in turn; ``python -m tests.support.killing random COUNT SEED`` sends SIGKILL at random times.
+Prints one line per round and fails at the first difference. Every run is a fork of this process, which has imported
+all modules but opened no files.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ pipeline._FIRST_WINDOW = pipeline._MAX_WINDOW = 16  # so that a run commits ofte
 
 
 class Embedder(HashEmbedder):
-    """Slow enough to be killed at it, and cached."""
+    """An embedder that is slow, so that it can be killed while embedding, and whose embeddings are cached."""
 
     def __init__(self) -> None:
         super().__init__(dimension=32)
@@ -65,7 +65,7 @@ def index_in(place: Path) -> Index:
 
 
 def write(path: Path, seed: object) -> None:
-    """Write a document of a few sections that is the same for the same seed."""
+    """Write a document of a few sections; the same seed gives the same text."""
     words = random.Random(str(seed))
     path.parent.mkdir(parents=True, exist_ok=True)
     sections = [
@@ -79,7 +79,7 @@ def write_rows(path: Path, seeds: list[object]) -> None:
 
 
 def forked(work: Callable[[], object], *, kill_after_seconds: float | None = None) -> int:
-    """Run in a child; return its exit code, or minus the signal that ended it."""
+    """Run ``work`` in a forked child; return its exit code, or minus the signal that ended it."""
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -98,7 +98,7 @@ def forked(work: Callable[[], object], *, kill_after_seconds: float | None = Non
 
 
 def compare(place: Path, folder: Path) -> None:
-    """Hold an index against what an undisturbed run makes of the folder; raise at a difference."""
+    """Compare an index with the result of an undisturbed run on the folder; raise if they differ."""
     index = index_in(place)
     snapshot = index.records.snapshot()
     assert index.records.garbage() == [], "garbage is left"
@@ -110,7 +110,7 @@ def compare(place: Path, folder: Path) -> None:
             chunks = CHUNKER.chunk(document, embedder=embedder)
             expected[document.id] = [(c.start, c.end, c.text) for c in chunks]
     found = {
-        # The folder has a prefix where a folder inside it was indexed first.
+        # Ids have a prefix if a subfolder was indexed before the folder.
         name.removeprefix("docs//"): [(s.chunk.start, s.chunk.end, s.chunk.text) for s in chunks]
         for name, chunks in snapshot.chunks.items()
     }
@@ -123,12 +123,14 @@ def compare(place: Path, folder: Path) -> None:
     stored = index.vector_store.get(ids)
     assert np.allclose(np.stack([stored[i] for i in ids]), np.stack(vectors), atol=1e-6), "vectors differ"
     again = index.update(folder)
-    assert (again.added, again.updated, again.deleted, again.embedded) == (0, 0, 0, 0), f"not settled: {again}"
+    assert (again.added, again.updated, again.deleted, again.embedded) == (0, 0, 0, 0), (
+        f"a second run changed the index: {again}"
+    )
     assert index.verify().is_current, str(index.verify())
 
 
 def recovers(place: Path, folder: Path, what: str) -> bool:
-    """Run it undisturbed and compare, in a process of its own."""
+    """Index without a kill and compare the result, in a forked process."""
 
     def work() -> None:
         index_in(place).update(folder)
@@ -143,26 +145,28 @@ def recovers(place: Path, folder: Path, what: str) -> bool:
 
 
 def crash_at(number: int, *, after: bool, counter: list[int]) -> None:
-    """Let this process die at its number-th durable step, before or after it."""
+    """Make this process exit before or after its ``number``-th durable step."""
 
-    def dying(method: Any, *args: Any, **kwargs: Any) -> Any:
+    def maybe_exit(method: Any, *args: Any, **kwargs: Any) -> Any:
         counter[0] += 1
-        mine = counter[0]
-        if mine == number and not after:
+        current = counter[0]
+        if current == number and not after:
             os._exit(77)
         result = method(*args, **kwargs)
-        if mine == number:
+        if current == number:
             os._exit(77)
         return result
 
     for kind, names in DURABLE.items():
         for name in names:
             method = getattr(kind, name)
-            setattr(kind, name, functools.partialmethod(lambda self, *a, _m, **k: dying(_m, self, *a, **k), _m=method))
+            setattr(
+                kind, name, functools.partialmethod(lambda self, *a, _m, **k: maybe_exit(_m, self, *a, **k), _m=method)
+            )
 
 
 def prepare(base: Path) -> Path:
-    """An index of a folder and of a folder inside another, then changes of every kind."""
+    """Index a folder and a subfolder, and then make changes of every kind; return the folder."""
     folder = base / "docs"
     for n in range(8):
         write(folder / f"page{n}.md", n)
@@ -171,7 +175,7 @@ def prepare(base: Path) -> Path:
 
     def first() -> None:
         index = index_in(base)
-        index.update(folder / "sub")  # a root of its own, which the folder above swallows
+        index.update(folder / "sub")  # a separate root, which the parent folder then replaces
         os.rename(folder / "page7.md", base / "page7.md")
         index.update(folder)
         os.rename(base / "page7.md", folder / "page7.md")
@@ -196,7 +200,7 @@ def points(scenario: str) -> bool:
         for tried in itertools.count():
             number, after = tried // 2 + 1, bool(tried % 2)
             shutil.rmtree(base)
-            shutil.copytree(template, base)  # in the same place: an index knows where its folders are
+            shutil.copytree(template, base)  # at the same path, because an index stores the paths of its folders
 
             def work(number: int = number, after: bool = after) -> None:
                 crash_at(number, after=after, counter=[0])
@@ -215,7 +219,7 @@ def points(scenario: str) -> bool:
 
 
 def at_random(count: int, seed: int) -> bool:
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="ragkit-killed-") as name:
         base = Path(name)
         folder = base / "docs"
@@ -223,19 +227,19 @@ def at_random(count: int, seed: int) -> bool:
             write(folder / f"page{n}.md", n)
         longest, sound, killed = 3.0, True, 0
         while killed < count:
-            for _ in range(3):  # a run that is killed, and the runs after it
+            for _ in range(3):  # a killed run, and further runs after it
                 began = time.monotonic()
                 code = forked(
-                    lambda: index_in(base).update(folder, rebuild=chance.random() < 0.1),
-                    kill_after_seconds=chance.uniform(0.05, longest),
+                    lambda: index_in(base).update(folder, rebuild=rng.random() < 0.1),
+                    kill_after_seconds=rng.uniform(0.05, longest),
                 )
                 if code == 0:
-                    longest = max(0.3, 0.9 * (time.monotonic() - began))  # so that most are killed
+                    longest = max(0.3, 0.9 * (time.monotonic() - began))  # so that most runs are killed
                 killed += code != 0
-                for _ in range(chance.randrange(8)):
-                    write(folder / f"page{chance.randrange(170)}.md", chance.random())
-                (folder / f"page{chance.randrange(150)}.md").unlink(missing_ok=True)
-            if not recovers(base, folder, f"{killed} times killed"):
+                for _ in range(rng.randrange(8)):
+                    write(folder / f"page{rng.randrange(170)}.md", rng.random())
+                (folder / f"page{rng.randrange(150)}.md").unlink(missing_ok=True)
+            if not recovers(base, folder, f"killed {killed} times"):
                 sound = False
                 break
         return sound

@@ -1,4 +1,4 @@
-"""A real JupyterLab in a real browser, with notebooks in it."""
+"""JupyterLab with notebooks, in a real browser."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ PANEL = ROOT / "server_extension" / "ragkit_server" / "labextension"
 SCREENSHOTS = ROOT / "screenshots"
 BASE_URL = "/user/x/"  # not "/": a forgotten prefix fails
 
-# What the notebooks begin with. The embedder is held up, after its first batch, for as long as a file named
-# "hold" is there: so a test sees a task in the middle, however slow or fast the machine is.
+# The first cell of the notebooks. After its first batch, the embedder waits as long as a file named "hold" exists, so
+# that tests can observe an unfinished task on slow and fast machines.
 SETUP = """
 import time
 from pathlib import Path
@@ -42,7 +42,7 @@ engine = RAGEngine("index", embedder=embedder, llm=ExtractiveLLM(embedder, min_r
 
 
 def start_lab(folder: Path, *arguments: str, app: str = "lab", port: int = 0) -> Server:
-    """Start JupyterLab with the panel as it is committed, without Node.js, and with nothing that asks questions."""
+    """Start JupyterLab with the committed build of the panel, without Node.js and without announcement dialogs."""
     extensions = folder / "labextensions"
     extensions.mkdir(exist_ok=True)
     if not (extensions / "ragkit-lab").exists():
@@ -66,12 +66,12 @@ def start_lab(folder: Path, *arguments: str, app: str = "lab", port: int = 0) ->
 
 
 def http_url(server: Server, path: str = "") -> str:
-    """The server's address for a browser."""
+    """Return the server's HTTP address."""
     return server.url(path).replace("ws://", "http://")
 
 
 def write_notebook(server: Server, name: str, *cells: str) -> None:
-    """Put a notebook into the server's root."""
+    """Write a notebook into the server's root folder."""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell.strip()) for cell in cells])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, server.journal_dir.parent / "root" / name)
@@ -85,7 +85,7 @@ class Lab:
     server: Server
 
     def open(self, notebook: str = "") -> None:
-        """Open Lab, with a notebook whose kernel is ready, and ragkit's panel."""
+        """Open JupyterLab and ragkit's panel, and optionally a notebook; wait until its kernel is ready."""
         path = f"lab/tree/{notebook}" if notebook else "lab"
         self.page.goto(http_url(self.server, f"{path}?token={TOKEN}&reset"))
         self.page.wait_for_function("window.jupyterapp")
@@ -103,12 +103,12 @@ class Lab:
             )
 
     def execute(self, command: str, **options: Any) -> None:
-        """Run a command of JupyterLab's, and wait for what it does."""
+        """Run a JupyterLab command and wait for its result."""
         self.page.evaluate("async ([command, options]) => { await jupyterapp.commands.execute(command, options) }",
                            [command, options])  # fmt: skip
 
     def start_cell(self, number: int) -> None:
-        """Run a cell, and do not wait for it."""
+        """Start a cell without waiting for it."""
         self.page.evaluate(
             """number => {
                 const { content } = jupyterapp.shell.currentWidget
@@ -120,7 +120,7 @@ class Lab:
         )
 
     def run_cell(self, number: int) -> None:
-        """Run a cell to its end; what it raises is raised."""
+        """Run a cell to its end; fail if it raises an error."""
         self.start_cell(number)
         self.page.wait_for_function(
             """number => {
@@ -145,17 +145,17 @@ class Lab:
         return self.page.locator(".rk-widget")
 
     def show(self, view: str) -> None:
-        """Choose a tab of the panel."""
+        """Select a tab of the panel."""
         self.panel.get_by_role("tab", name=view).click()
 
     def screenshot(self, name: str) -> None:
-        """Keep a picture for people to look at."""
+        """Save a screenshot for manual review."""
         SCREENSHOTS.mkdir(exist_ok=True)
         self.page.screenshot(path=SCREENSHOTS / f"{name}.png")
 
 
 def until(condition: Callable[[], Any], what: str = "") -> Any:
-    """Return the condition's first true value; fail when it does not come."""
+    """Return the condition's first true value; fail after the deadline."""
     ends = time.monotonic() + 2 * DEADLINE_SECONDS
     while not (value := condition()):
         assert time.monotonic() < ends, what or "it did not happen in time"
@@ -164,7 +164,7 @@ def until(condition: Callable[[], Any], what: str = "") -> Any:
 
 
 def write_corpus(folder: Path, pages: int) -> int:
-    """Write pages, among them what the questions ask for; return how many files there are."""
+    """Write pages about different topics; return the number of files."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for number in range(pages):

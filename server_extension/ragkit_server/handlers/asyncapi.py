@@ -1,8 +1,7 @@
-"""The AsyncAPI document of the two sockets, made from the structs in `ragkit.live.messages`.
+"""The AsyncAPI document of the two sockets, generated from the structs in `ragkit.live.messages`.
 
-What a message holds and what that means is said there, once: types, limits and docstrings become
-the document's schemas. Only what a struct cannot say is said here: which message is answered with
-which, and how to get in.
+The types, limits and docstrings of the structs become the document's schemas. This module adds what the structs do not
+contain: which messages are replies to which, and how to authenticate.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _ANSWER = (messages.ResponseDelta, messages.Response, messages.Error)
 
 
 class _Channel(NamedTuple):
-    """One socket as the hub sees it: each message that opens an exchange, with what may answer it."""
+    """One socket from the hub's side: the messages that start an exchange, with their possible replies."""
 
     address: str
     description: str
@@ -61,11 +60,11 @@ def document(*, version: str, url: str = "http://localhost:8000/") -> dict[str, 
     """Return the AsyncAPI 3.0 document of the hub.
 
     Args:
-        version: ragkit's.
+        version: The version of ragkit.
         url: The Jupyter server's address, with its base URL.
 
     Returns:
-        A dict to encode as JSON. Its parts are made once and shared: do not change them.
+        A dict to encode as JSON. Its parts are cached and shared, so do not modify them.
     """
     parts = urlsplit(url)
     server = {
@@ -191,7 +190,7 @@ def _schemas() -> dict[str, Any]:
 
 
 def _draft_7(schema: Any) -> Any:
-    """AsyncAPI's JSON Schema is older than msgspec's: tuples differ, and there is no discriminator object."""
+    """Convert a schema of msgspec to JSON Schema draft 7, which AsyncAPI uses."""
     if isinstance(schema, list):
         return [_draft_7(part) for part in schema]
     if not isinstance(schema, dict):
@@ -204,7 +203,7 @@ def _draft_7(schema: Any) -> Any:
 
 @functools.cache
 def _docs_of_classes() -> dict[str, dict[str, str]]:
-    """The strings under annotated names, by class and name; Python itself forgets them."""
+    """Return the docstrings of fields by class and field name; Python does not keep them at run time."""
     return {
         node.name: {
             field.target.id: _text(after.value.value)

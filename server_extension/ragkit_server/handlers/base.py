@@ -1,4 +1,4 @@
-"""What the sockets share: who may open them, how they are read, how they end."""
+"""The base class of the sockets: authorization, reading and closing."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from ragkit_server.transport.socket import SocketTransport
 BACKLOG_SECONDS = 0.01
 
 AUTH_RESOURCE = "ragkit"
-"""What an Authorizer is asked about: read to listen, execute to ask, write to publish and serve."""
+"""The resource for Jupyter's Authorizer: "read" to listen, "execute" to ask, "write" to publish and serve."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SocketSettings:
-    """What the sockets read of the extension's settings; `ragkit_server.app.RagkitApp` says what each means."""
+    """The settings that the sockets use; see `ragkit_server.app.RagkitApp`."""
 
     max_message_bytes: int
     max_publisher_message_bytes: int
@@ -39,7 +39,7 @@ class SocketSettings:
 
 
 class HubSocket(WebSocketMixin, WebSocketHandler, JupyterHandler):
-    """What both sockets share: who may open them, and how they end."""
+    """The base class of both sockets."""
 
     auth_resource = AUTH_RESOURCE
     action = "read"
@@ -51,25 +51,25 @@ class HubSocket(WebSocketMixin, WebSocketHandler, JupyterHandler):
         self._transport: SocketTransport | None = None
         self.gone = False
 
-    # An undecorated get would be open to anyone.
+    # Without the decorator, no authentication would be required.
     @ws_authenticated
     async def get(self, *args: Any, **kwargs: Any) -> None:
-        """Open the socket for a user who may ``action``; 403 for anybody else."""
+        """Open the socket for a user with the permission ``action``; otherwise respond with 403."""
         if not await self.may(self.action):
             raise HTTPError(403, f"not authorized to {self.action} {AUTH_RESOURCE}")
-        if not self.gone:  # it may have left while its rights were looked up, and nobody would say so again
+        if not self.gone:  # the client may have disconnected during the authorization, and on_close is not called again
             await super().get(*args, **kwargs)
 
     async def may(self, action: str) -> bool:
-        """Return whether the server's authorizer lets this user do ``action``."""
+        """Return whether the server's authorizer grants this user ``action``."""
         return bool(await ensure_async(self.authorizer.is_authorized(self, self.current_user, action, AUTH_RESOURCE)))
 
     def skip_check_origin(self) -> bool:
-        # jupyter_server lets any origin in that has a token. A page that got hold of a token is
-        # still not a page that the owner allowed, so this has to be asked for.
+        # jupyter_server accepts any origin with a token. A page that has obtained a token is not necessarily allowed by
+        # the server's owner, so this is opt-in.
         return bool(self.limits.allow_any_origin_with_token and super().skip_check_origin())
 
-    # The mixin's are in milliseconds and hide tornado's, which are in seconds.
+    # The mixin's properties are in milliseconds and hide Tornado's, which are in seconds.
     @property
     def ping_interval(self) -> float:
         return self.limits.ping_interval_seconds
@@ -87,7 +87,7 @@ class HubSocket(WebSocketMixin, WebSocketHandler, JupyterHandler):
         )
 
     def until_read(self) -> Awaitable[None] | None:
-        """Return what to wait for before more is read from one that writes and does not read; mostly nothing."""
+        """Return an awaitable that delays reading if the client does not read its replies; usually None."""
         return self._until_read(self.session) if self.session is not None and self.session.backlogged else None
 
     async def _until_read(self, session: ListenerSession | PublisherSession) -> None:
@@ -108,7 +108,7 @@ class HubSocket(WebSocketMixin, WebSocketHandler, JupyterHandler):
             self.manager.disconnect(self.session)
 
     def _explain_too_big(self) -> str:
-        """Tell the session that its message is too big; return the reason for the close frame."""
+        """Send an error to the client; return the reason for the close frame."""
         text = f"A message may have {self.max_message_size} bytes; this one has more."
         problem = error(ErrorCode.MESSAGE_TOO_BIG, text)
         if isinstance(self.session, ListenerSession):

@@ -1,4 +1,4 @@
-"""What can be read with a plain HTTP GET: by whoever may listen, and the client's code by everybody."""
+"""HTTP pages: the AsyncAPI document and the status for users who may listen, and the public client module."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ SOCKET_MODULE = Path(__file__).parents[1] / "static" / "socket.js"
 
 
 class AsyncAPIPage(APIHandler):
-    """``/api/v1/asyncapi.json``: what is said on the sockets, for programs that make clients or documentation of it."""
+    """``/api/v1/asyncapi.json``: the messages of the sockets, for generators of clients or documentation."""
 
     auth_resource = AUTH_RESOURCE
 
     @web.authenticated
     @authorized  # a GET is "read"
     def get(self) -> None:
-        """Answer with the AsyncAPI document, with this server's address in it."""
+        """Respond with the AsyncAPI document, which contains this server's address."""
         here = self.ws_url or f"{self.request.protocol}://{self.request.host}"
         self.finish(msgspec.json.encode(document(version=ragkit.__version__, url=here + self.base_url)))
 
 
 class StatusPage(APIHandler):
-    """``/api/v1/status``: how the hub stands now, for people and programs; `Counters` says what is counted."""
+    """``/api/v1/status``: the current state of the hub and its `Counters`."""
 
     auth_resource = AUTH_RESOURCE
 
@@ -42,7 +42,7 @@ class StatusPage(APIHandler):
     @web.authenticated
     @authorized  # a GET is "read"
     def get(self) -> None:
-        """Answer with the status."""
+        """Respond with the status."""
         manager = self.manager
         self.set_header("Cache-Control", "no-store")
         self.finish(
@@ -61,23 +61,23 @@ class StatusPage(APIHandler):
         )
 
 
-class SocketModule(JupyterHandler):  # an APIHandler refuses other origins
-    """``/api/v1/socket.js``: the client as an ES module, for pages of any web application to import."""
+class SocketModule(JupyterHandler):  # not an APIHandler, which rejects other origins
+    """``/api/v1/socket.js``: the client as an ES module, to be imported by pages of any web application."""
 
-    # It is public code, the same for everybody, and `import` can neither send a token nor, from another origin, a
-    # cookie. What it connects to asks who is there.
+    # No authentication: the code is public, and `import` cannot send a token or, from another origin, a cookie. The
+    # socket that the client connects to requires authentication.
     @allow_unauthenticated
     def get(self) -> None:
-        """Answer with the module."""
+        """Respond with the module."""
         self.set_header("Access-Control-Allow-Origin", "*")
         self.set_header("Cross-Origin-Resource-Policy", "cross-origin")
-        self.set_header("Cache-Control", "no-cache")  # kept, but asked for again, with the ETag that Tornado makes
+        self.set_header("Cache-Control", "no-cache")  # cached, but revalidated with Tornado's ETag
         try:
             code = SOCKET_MODULE.read_bytes()
         except FileNotFoundError:
             self.set_status(404)
             self.set_header("Content-Type", "text/plain")
-            self.finish("The front end of ragkit was not built. In a checkout of ragkit run: make frontend\n")
+            self.finish("The front end of ragkit has not been built. In a clone of ragkit, run: make frontend\n")
             return
         self.set_header("Content-Type", "text/javascript")
         self.finish(code)

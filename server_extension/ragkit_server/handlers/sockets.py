@@ -1,6 +1,6 @@
 """The sockets: ``/api/v1/ws`` for listeners, ``/api/v1/engine`` for publishers.
 
-They authenticate, authorise, and move frames; what the frames mean is for `sessions` and `hub`.
+They authenticate and authorize users and move frames; `ragkit_server.hub` handles the messages.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from ragkit_server.hub.sessions import Ask, ListenerSession, PublisherSession, S
 
 
 class ListenerSocket(HubSocket):
-    """Broadcasts go out, queries come in.
+    """The socket of a listener: sends broadcasts and receives queries.
 
-    ``?epoch=...&seq=...`` resumes after the last event seen, without the race that a `subscribe`
-    has with events that come before it.
+    ``?epoch=...&seq=...`` resumes after the last event received. A `subscribe` message would race with events that are
+    sent before it arrives.
     """
 
     action = "read"
@@ -31,7 +31,7 @@ class ListenerSocket(HubSocket):
         return self.limits.max_message_bytes
 
     def open(self, *_args: str, **_kwargs: str) -> None:
-        # Not the mixin's open: its pinger counts in milliseconds, tornado's own pings here.
+        # The mixin's open is not called: it would start its own pings, and Tornado's are used.
         self.set_nodelay(True)
         self._transport = self.transport()
         self.session = self.manager.connect(self._transport, since=self._since())
@@ -43,8 +43,8 @@ class ListenerSocket(HubSocket):
                 Since,
                 strict=False,
             )
-        except (msgspec.ValidationError, HTTPError):  # HTTPError: it is not UTF-8
-            return None  # harmless: a new listener, which gets everything from now on
+        except (msgspec.ValidationError, HTTPError):  # HTTPError: not UTF-8
+            return None  # treated as a new listener, which gets no earlier events
 
     def on_message(self, message: str | bytes) -> Awaitable[None] | None:
         session = self.session
@@ -59,17 +59,17 @@ class ListenerSocket(HubSocket):
     async def _ask(self, id: str, content: QueryContent) -> None:
         session = self.session
         if not await self.may("execute"):
-            refusal = "You may listen here, but not ask. Ask the server's owner for the right to execute."
+            refusal = "You may listen here, but not ask. Ask the server's owner for the permission 'execute'."
             session.reply(error(ErrorCode.NOT_AUTHORIZED, refusal, id=id))
             self.manager.wake(session)
-        elif session.state is SessionState.OPEN:  # it may have left while its rights were looked up
+        elif session.state is SessionState.OPEN:  # the client may have disconnected during the authorization
             self.manager.engines.ask(session, id, content)
         if (waiting := self.until_read()) is not None:
             await waiting
 
 
 class EngineSocket(HubSocket):
-    """Events and engines come in, queries go out."""
+    """The socket of a publisher: receives events and engines, and sends queries."""
 
     action = "write"
     session: PublisherSession

@@ -1,4 +1,4 @@
-"""What was broadcast: the log, its archive, publishers' numbers."""
+"""The history of broadcasts: the log in memory, the archive on disk, and the publishers' event numbers."""
 
 import lazy_loader
 

@@ -1,21 +1,20 @@
-"""The history on disk: one SQLite file, which a restarted server goes on from.
+"""The history on disk: one SQLite file, from which a restarted server continues.
 
 Theory of operation
 ===================
 
-One process has the file, exclusively, for as long as it lives. The hub writes a batch of events in one
-transaction, together with the numbers under which publishers sent them, and only then shows them to
-anybody or acknowledges them. So a server that is killed, at any moment, goes on where its listeners and
-publishers believe it to be.
+One process has the file locked exclusively. The hub writes a batch of events in one transaction, together with the
+publishers' event numbers, and only then sends the events to listeners and acknowledges them. A server that is killed at
+any time therefore continues from the state that its listeners and publishers have seen.
 
-Transactions go to a write-ahead log without waiting for the disk: they survive the end of the process,
-not a power failure. Should the machine go down, a later start may find less than was shown. It sees
-that by the boot id, and begins a new epoch; the end of a server is waited for, and marked.
+Transactions are written to a write-ahead log without waiting for the disk: they survive a crash of the process, but not
+a power failure. After a crash of the machine, the file may lack events that listeners have seen. The next start detects
+that by the boot id and starts a new epoch. A regular shutdown waits for the disk and marks the file as closed.
 
-What is kept: every event but superseded progress, up to ``max_bytes``; then the oldest go, except the
-newest state of tasks that still run. `Stored.horizon` is how far back a replay can go.
+All events except superseded progress are kept, up to ``max_bytes``. Beyond that the oldest are deleted, except the
+newest state of unfinished tasks. A replay can start at `Stored.horizon`.
 
-Everything here blocks; `ragkit_server.history.worker` runs it in a thread.
+All functions block; `ragkit_server.history.worker` runs them in a thread.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ from ragkit.live.messages import Broadcast
 from ragkit.sqlite import make_private, primary_code, transaction
 
 FORMAT = 1
-ROW_BYTES = 100  # what a row costs beside its payload, about
-READ_ROWS = 2_000  # looked at in one read, so that writing need not wait long
-SAID = 20  # of each kind: as many as a snapshot has
+ROW_BYTES = 100  # approximate size of a row without its payload
+READ_ROWS = 2_000  # examined in one read, so that a write does not wait long
+SNAPSHOT_EVENTS = 20  # of each kind, as many as in a snapshot
 SUPERSEDED = (
     "task IS NOT NULL AND NOT ended AND EXISTS (SELECT 1 FROM events AS newer "
     "WHERE newer.publisher = events.publisher AND newer.task = events.task AND newer.seq > events.seq)"
@@ -59,12 +58,12 @@ PRAGMA user_version = {FORMAT};
 
 
 class ArchiveLockedError(Exception):
-    """Another server has the file."""
+    """Another server has locked the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One stamped event: ``payload`` is the message, the rest says what it is."""
+    """One stamped event: ``payload`` is the encoded message, the other fields describe it."""
 
     seq: int
     topic: str
@@ -76,14 +75,14 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What is written in one transaction.
+    """The changes written in one transaction.
 
     Attributes:
-        epoch: Of the history that it belongs to.
-        seq: The last one given.
-        events: With the messages that their payloads encode.
-        forget: The seqs of superseded progress that nobody will ask for any longer.
-        numbers: By publisher, which of its events have come, as text; None: forgotten.
+        epoch: The epoch of the history.
+        seq: The last sequence number assigned.
+        events: The records, with the messages that their payloads encode.
+        forget: The seqs of superseded progress events, to delete.
+        numbers: The received event numbers by publisher, as text; None to delete a publisher.
     """
 
     epoch: str
@@ -95,16 +94,16 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What an archive held when it was opened.
+    """The contents of an archive when it was opened.
 
     Attributes:
-        epoch: To go on in.
-        seq: The last one given in it.
-        horizon: What follows this seq can be read.
-        log_after: From here on ``records`` are the end of the log without a hole; those before tell of
-            tasks that still ran, and of the last things that were said.
-        records: In order.
-        numbers: By publisher, which of its events have come; the least recently heard first.
+        epoch: The epoch to continue.
+        seq: The last sequence number assigned.
+        horizon: Events after this seq can be read.
+        log_after: ``records`` after this seq are the end of the log, without gaps. Earlier records are needed for the
+            snapshot: unfinished tasks, and recent events of other kinds.
+        records: The records, in order.
+        numbers: The received event numbers by publisher, least recently used first.
     """
 
     epoch: str
@@ -116,18 +115,18 @@ class Stored:
 
 
 class Archive:
-    """An open archive; any one thread at a time may use it.
+    """An open archive; to be used by one thread at a time.
 
     Args:
-        path: The file; made, for this user alone (questions are private), if it is not there.
-        max_bytes: Of events; the oldest are deleted beyond.
+        path: The file. If it does not exist it is created, readable only by this user, because questions are private.
+        max_bytes: Size limit for events; beyond it the oldest are deleted.
 
     Attributes:
-        id: Names it, for as long as the file exists.
+        id: Identifies the file as long as it exists.
 
     Raises:
-        ArchiveLockedError: Another process has it.
-        OSError, sqlite3.Error: It cannot be opened, or is damaged.
+        ArchiveLockedError: Another process has locked the file.
+        OSError, sqlite3.Error: The file cannot be opened, or is damaged.
     """
 
     def __init__(self, path: Path, *, max_bytes: int = 64 * 2**20) -> None:
@@ -136,7 +135,9 @@ class Archive:
         make_private(path)
         self._db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
         try:
-            self._db.execute("PRAGMA locking_mode = EXCLUSIVE")  # and no shared memory, which network disks lack
+            self._db.execute(
+                "PRAGMA locking_mode = EXCLUSIVE"
+            )  # also avoids shared memory, which network disks do not support
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._begin()
@@ -157,7 +158,7 @@ class Archive:
                     self._db.execute(statement)
             meta = self._meta()
             if not meta.get("closed") and meta.get("boot") != _boot():
-                # New, or the machine went down: what was shown last may be missing, so nothing is replayed.
+                # New, or after a crash of the machine: the newest events may be missing, so nothing is replayed.
                 self._set(epoch=secrets.token_hex(8), horizon=meta["seq"])
             self.id = str(meta.get("id") or secrets.token_hex(8))
             self._set(id=self.id, closed=0, boot=_boot(), seq=meta["seq"])
@@ -166,7 +167,7 @@ class Archive:
         (self._bytes,) = self._db.execute(size).fetchone()
 
     def load(self, *, max_events: int, max_bytes: int) -> Stored:
-        """Return what there is: the end of the log as far as the bounds allow, and what the state follows from.
+        """Return the end of the log within the limits, and the earlier records that the snapshot needs.
 
         Raises:
             sqlite3.Error: The file is damaged.
@@ -181,20 +182,20 @@ class Archive:
                 break
             log.append(record)
             log_after = record.seq - 1
-        with transaction(self._db):  # what was superseded and not yet forgotten when the server was killed
+        with transaction(self._db):  # superseded events that were not yet deleted when the server was killed
             old = self._db.execute(f"SELECT seq FROM events WHERE seq <= ? AND {SUPERSEDED}", (log_after,)).fetchall()
             freed = self._delete(seq for (seq,) in old)
         self._bytes -= freed
         newest = "seq IN (SELECT seq FROM events WHERE seq <= ?1 AND {} ORDER BY seq DESC LIMIT {})".format
         results = "SELECT max(seq) FROM events WHERE seq <= ?1 AND topic = 'experiment_result' GROUP BY publisher, task"
-        told = (
-            "seq <= ?1 AND task IS NOT NULL AND NOT ended",  # of those still there, what runs
-            newest("ended AND topic != 'experiment_result'", SAID),
-            newest("topic = 'follow_up_questions'", SAID),
-            newest(f"seq IN ({results})", SAID),
+        needed = (
+            "seq <= ?1 AND task IS NOT NULL AND NOT ended",  # unfinished tasks
+            newest("ended AND topic != 'experiment_result'", SNAPSHOT_EVENTS),
+            newest("topic = 'follow_up_questions'", SNAPSHOT_EVENTS),
+            newest(f"seq IN ({results})", SNAPSHOT_EVENTS),
             newest("topic = 'engines'", 1),
         )
-        before = self._records(f"WHERE {' OR '.join(told)} ORDER BY seq", log_after)
+        before = self._records(f"WHERE {' OR '.join(needed)} ORDER BY seq", log_after)
         return Stored(
             epoch=meta["epoch"],
             seq=meta["seq"],
@@ -205,41 +206,41 @@ class Archive:
         )
 
     def write(self, batch: Batch) -> int:
-        """Write a batch, all of it or nothing.
+        """Write a batch in one transaction.
 
         Returns:
-            The horizon: what follows this seq is still there.
+            The horizon: events after this seq can be read.
 
         Raises:
-            sqlite3.Error: The disk refused; nothing has changed.
+            sqlite3.Error: Writing failed; nothing has changed.
         """
         rows = [(r.seq, r.topic, r.publisher, r.task, r.ended, r.payload) for r, _ in batch.events]
-        heard = [(id, numbers, batch.seq) for id, numbers in batch.numbers.items() if numbers is not None]
-        gone = [(id,) for id, numbers in batch.numbers.items() if numbers is None]
+        updated = [(id, numbers, batch.seq) for id, numbers in batch.numbers.items() if numbers is not None]
+        removed = [(id,) for id, numbers in batch.numbers.items() if numbers is None]
         size = self._bytes + sum(len(record.payload) + ROW_BYTES for record, _ in batch.events)
         horizon = self._horizon
         with transaction(self._db):
             self._db.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", rows)
-            self._db.executemany("INSERT OR REPLACE INTO publishers VALUES (?, ?, ?)", heard)
-            if gone:
-                self._db.executemany("DELETE FROM publishers WHERE id = ?", gone)
+            self._db.executemany("INSERT OR REPLACE INTO publishers VALUES (?, ?, ?)", updated)
+            if removed:
+                self._db.executemany("DELETE FROM publishers WHERE id = ?", removed)
             size -= self._delete(batch.forget)
             if size > self._max_bytes:
-                self._set(seq=batch.seq)  # the newest event may be among those that go
+                self._set(seq=batch.seq)  # the newest event may be among the deleted ones
                 freed, horizon = self._trim(size - self._max_bytes * 9 // 10)
                 size -= freed
         self._bytes, self._horizon = size, horizon
         return horizon
 
     def reset(self, *, epoch: str, seq: int) -> None:
-        """Forget everything and begin again, after the disk had refused.
+        """Delete everything and start a new epoch, after a write has failed.
 
         Args:
-            epoch: The new one.
-            seq: Where it begins.
+            epoch: The new epoch.
+            seq: The seq at which it starts.
 
         Raises:
-            sqlite3.Error: It still does.
+            sqlite3.Error: Writing still fails.
         """
         with transaction(self._db):
             self._db.execute("DELETE FROM events")
@@ -250,12 +251,13 @@ class Archive:
     def read(
         self, after: int, until: int, topics: frozenset[str] | None, max_bytes: int
     ) -> tuple[list[bytes] | None, int]:
-        """Return the payloads after one seq and up to another, about ``max_bytes`` of them, and how far they go.
+        """Read the payloads after one seq up to another, about ``max_bytes`` of them.
 
-        None in their place: they are no longer there.
+        Returns:
+            The payloads, or None if they have been deleted; and the seq up to which they were read.
 
         Raises:
-            sqlite3.Error: The disk refused.
+            sqlite3.Error: Reading failed.
         """
         if after < self._horizon:
             return None, self._horizon
@@ -275,7 +277,7 @@ class Archive:
         return payloads, after if rows == READ_ROWS else until
 
     def close(self) -> None:
-        """Close it, and note that all of it is on disk."""
+        """Write everything to disk, mark the file as closed, and close it."""
         try:
             self._db.execute("PRAGMA synchronous = FULL")
             with transaction(self._db):
@@ -305,21 +307,21 @@ class Archive:
         return freed
 
     def _trim(self, excess: int) -> tuple[int, int]:
-        freed, doomed = 0, [self._horizon]
+        freed, deleted = 0, [self._horizon]
         for seq, length in self._db.execute(
             "SELECT seq, length(payload) FROM events WHERE task IS NULL OR ended ORDER BY seq"
         ):
             if freed >= excess:
                 break
-            doomed.append(seq)
+            deleted.append(seq)
             freed += length + ROW_BYTES
-        self._db.executemany("DELETE FROM events WHERE seq = ?", ((seq,) for seq in doomed))
-        self._set(horizon=max(doomed))
-        return freed, max(doomed)
+        self._db.executemany("DELETE FROM events WHERE seq = ?", ((seq,) for seq in deleted))
+        self._set(horizon=max(deleted))
+        return freed, max(deleted)
 
 
 def _boot() -> str:
-    """Name this run of the machine."""
+    """Return an id that changes when the machine restarts."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -329,21 +331,21 @@ def _boot() -> str:
 def open_archive(
     folder: Path, name: str, *, max_bytes: int, log_events: int, log_bytes: int
 ) -> tuple[Archive, Stored, str | None]:
-    """Open the first archive of this name that no other server has.
+    """Open the first archive of this name that is not locked by another server.
 
     Args:
-        folder: Where it is.
-        name: ``name.sqlite``; the second server of that name gets ``name-2.sqlite``, and so on.
+        folder: The folder of the file.
+        name: The file is ``name.sqlite``; if another server has it, ``name-2.sqlite``, and so on.
         max_bytes: See `Archive`.
-        log_events: How much of the log is wanted; see `Archive.load`.
-        log_bytes: Likewise.
+        log_events: See `Archive.load`.
+        log_bytes: See `Archive.load`.
 
     Returns:
-        The archive, what it holds, and what was wrong with the one before if it is damaged: that one is
+        The archive, its contents, and a description of the damage if the existing file was damaged. The damaged file is
         kept as ``.damaged``.
 
     Raises:
-        OSError, sqlite3.Error: None can be opened here.
+        OSError, sqlite3.Error: No archive can be opened in the folder.
     """
     path, number = folder / f"{name}.sqlite", 1
     trouble: str | None = None
@@ -359,11 +361,14 @@ def open_archive(
             number += 1
             path = folder / f"{name}-{number}.sqlite"
         except sqlite3.OperationalError:
-            raise  # of the disk, not of the file
+            raise  # a problem of the disk, not of the file
         except (sqlite3.DatabaseError, LookupError, TypeError, ValueError) as problem:
             if trouble is not None:
                 raise
             trouble = f"'{path}' is damaged ({problem}); it is kept as '{path.name}.damaged'"
-            for file in (path, path.with_name(f"{path.name}-wal")):  # or it would be replayed into the new one
+            for file in (
+                path,
+                path.with_name(f"{path.name}-wal"),
+            ):  # also the write-ahead log, which would be applied to the new file
                 with contextlib.suppress(FileNotFoundError):
                     file.replace(file.with_name(f"{file.name}.damaged"))

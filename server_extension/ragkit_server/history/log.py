@@ -1,30 +1,30 @@
-"""What has been broadcast: one log for everybody, and who has had how much of it.
+"""The log of broadcasts: one log for all listeners, each with a cursor.
 
 Theory of operation
 ===================
 
-The hub keeps no queue per listener. It keeps one log, and every listener is a *cursor* into it: the
-``seq`` of the last event that it was sent. So a slow listener costs the same memory as a fast one,
-to replay is to set the cursor back, and nobody can be skipped or see events in another order.
+The hub has no queue per listener. It has one log, and every listener has a *cursor*: the ``seq`` of the last event that
+was sent to it. A slow listener therefore needs as little memory as a fast one, a replay only sets the cursor back, and
+all listeners see events in the same order.
 
 ::
 
     append() --stamp--> pending --take()--> archive (disk) --commit()--> log --> listeners
 
-An event is *stamped* with ``epoch`` and ``seq`` when it comes, and enters the log, which is all that
-listeners see, when it is on disk: so a server that is killed goes on in the same epoch, and never gives a
-number that somebody has seen to another event. Without an archive the two are one step.
+An event is *stamped* with ``epoch`` and ``seq`` when it arrives. It is added to the log, from which listeners are
+served, when it is on disk. A server that is killed can therefore continue in the same epoch, and never assigns a number
+that a listener has seen to another event. Without an archive the two steps are one.
 
-The log is a window, bounded in events and bytes, over the archive, which is deeper. A cursor that lags
-is helped in three steps:
+The log is a window, limited in events and bytes, over the larger archive. A listener that is behind is handled in three
+ways:
 
-- More than ``coalesce_bytes`` behind, it is spared the progress events that a newer one of the same
-  task has superseded. Terminal states are never superseded.
-- Behind the log, it reads from the archive, which does not hold superseded progress either.
-- Behind the archive, it gets `Gap` with a snapshot.
+- If its cursor lags by more than ``coalesce_bytes``, progress events that are superseded by a newer one of the same
+  task are not sent. Terminal states are never superseded.
+- If its cursor is before the start of the log, it is served from the archive, which has no superseded progress either.
+- If its cursor is before the start of the archive, it gets a `Gap` with a snapshot.
 
-``seq`` has no gaps within an ``epoch``. A listener may see holes (topics it did not choose, superseded
-progress), and each hole is something that it does not need.
+``seq`` has no gaps within an ``epoch``. A listener may not receive every ``seq``, because of its topics or because of
+superseded progress.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from ragkit_server.history.archive import Batch, Record, Stored
 from ragkit_server.history.numbers import Publishers
 from ragkit_server.transport.frames import text_frame
 
-RUN_BYTES = 65_536  # about one kernel socket buffer: more at once only moves the queue there
+RUN_BYTES = 65_536  # about one kernel socket buffer; larger writes are only queued there
 
 
 class _Entry:
@@ -63,19 +63,19 @@ class _Entry:
         self.seq = seq
         self.frame = frame
         self.topic = topic
-        self.start = start  # the bytes ever logged before it
+        self.start = start  # total bytes logged before this entry
         self.superseded = False
 
 
 class History:
-    """The log, the state that follows from it, and which events have been seen.
+    """The log, the snapshot state computed from it, and the publishers' event numbers.
 
     Args:
-        max_events: Events kept in memory for replay.
-        max_bytes: Bytes of frames kept in memory for replay.
-        coalesce_bytes: How far a listener may lag before superseded progress is left out for it.
-        epoch: The name of this history; a new one by default.
-        stored: What the archive holds; with it, events have to be committed before they are seen.
+        max_events: How many events are kept in memory for replay.
+        max_bytes: How many bytes of frames are kept in memory for replay.
+        coalesce_bytes: How far a listener may lag before superseded progress is not sent to it.
+        epoch: The epoch of this history; a new one by default.
+        stored: The contents of the archive. With an archive, events must be committed before listeners see them.
     """
 
     def __init__(
@@ -96,21 +96,21 @@ class History:
         self._max_bytes = max_bytes
         self._coalesce_bytes = coalesce_bytes
         self._entries: deque[_Entry] = deque()
-        self._end = 0  # the bytes ever logged
-        self._newest: dict[TaskKey, _Entry] = {}  # the newest progress of each live task
-        self._horizon = 0  # the archive holds what follows this seq
-        self._last = 0  # the last seq given
+        self._end = 0  # total bytes logged
+        self._newest: dict[TaskKey, _Entry] = {}  # the newest progress of each unfinished task
+        self._horizon = 0  # the archive has the events after this seq
+        self._last = 0  # the last seq assigned
         self._pending: list[tuple[Record, Broadcast]] = []
         self.pending_bytes = 0
-        """What waits to be taken."""
-        self._forget: list[int] = []  # what the archive need not hold any longer
+        """Bytes of the events that wait to be taken."""
+        self._forget: list[int] = []  # seqs that the archive may delete
         self.runs: dict[int, tuple[bytes, int]] = {}
-        """What `run` returns for a cursor, as far as it has been asked."""
+        """Cached results of `run`, by cursor."""
         self._special_runs: dict[tuple[int, int | None, frozenset[str] | None, int], tuple[bytes, int]] = {}
         self._gap: tuple[bytes, int] | None = None
-        self._first_gap: tuple[bytes, int] | None = None  # what stands between the last epoch and this one
+        self._first_gap: tuple[bytes, int] | None = None  # between the previous epoch and this one
         self.gaps = 0
-        """How often a listener had to be told of one."""
+        """How many times a `Gap` was sent."""
         if stored is not None:
             self._restore(stored)
 
@@ -122,7 +122,7 @@ class History:
             try:
                 self._remember(record, decode_broadcast(record.payload), entry)
             except (msgspec.MsgspecError, RecursionError):
-                continue  # of a version that had other messages: still to be replayed
+                continue  # written by a version with other messages; it can still be replayed
             if record.seq <= stored.log_after:
                 entry.frame = b""
         self._last = self.seq = stored.seq
@@ -136,12 +136,12 @@ class History:
 
         Args:
             event: Any broadcast.
-            publisher: Whose it is; "" for the hub's own.
-            origin: Taken where the event does not name one.
-            now: The time to stamp it with if it has none, or none that can be read.
+            publisher: The id of its publisher; "" for the hub itself.
+            origin: Used if the event has no origin.
+            now: The time to use if the event has no valid time.
 
         Returns:
-            The event as listeners will get it, once it is committed.
+            The stamped event, as listeners receive it after the commit.
         """
         stamped = msgspec.structs.replace(
             event,
@@ -155,12 +155,12 @@ class History:
             topic=str(type(stamped).__struct_config__.tag),
             publisher=publisher,
             task=task_name(stamped) if isinstance(stamped, TaskProgress | ExperimentResult) else None,
-            # Newer results supersede older ones in the snapshot only.
+            # Newer results replace older ones only in the snapshot.
             ended=isinstance(stamped, ExperimentResult)
             or (isinstance(stamped, TaskProgress) and stamped.state in TERMINAL),
             payload=encode(stamped),
         )
-        self._last += 1  # now that nothing can go wrong any more
+        self._last += 1  # only after everything that can raise
         self._pending.append((record, stamped))
         self.pending_bytes += len(record.payload)
         if not self.durable:
@@ -169,16 +169,16 @@ class History:
 
     @property
     def last(self) -> int:
-        """The last seq given; those after `seq` are not committed yet."""
+        """The last seq assigned; events after `seq` are not committed yet."""
         return self._last
 
     @property
     def has_pending(self) -> bool:
-        """Whether there is anything to `take`."""
+        """Whether there are events to `take`."""
         return bool(self._pending)
 
     def take(self) -> Batch:
-        """Return what has to be written to the archive before it can be committed. One batch at a time."""
+        """Return the changes to write to the archive before `commit`. Only one batch may be taken at a time."""
         batch = Batch(
             epoch=self.epoch,
             seq=self._last,
@@ -191,11 +191,11 @@ class History:
         return batch
 
     def commit(self, batch: Batch, *, horizon: int = 0) -> None:
-        """Let listeners see a batch.
+        """Add a batch to the log, so that listeners receive it.
 
         Args:
-            batch: The last one taken; it is safe now.
-            horizon: Where the archive begins now; see `Archive.write`.
+            batch: The last batch taken, which has been written.
+            horizon: The new horizon of the archive; see `Archive.write`.
         """
         for record, event in batch.events:
             self._remember(record, event, self._log(record))
@@ -204,19 +204,19 @@ class History:
         self.publishers.commit(batch.numbers)
 
     def begin_epoch(self, batch: Batch | None = None, *, epoch: str = "", seq: int = 0, durable: bool = False) -> None:
-        """Begin a new epoch with the same state; every listener gets a gap, and nothing is lost.
+        """Start a new epoch with the same state; every listener gets a `Gap`, and no event is lost.
 
         Args:
-            batch: One that could not be written. Its events come again, under the new epoch.
-            epoch: Its name, if the archive knows it already.
-            seq: The seq to begin at, if the archive knows it already.
-            durable: Whether events are to be written to the archive.
+            batch: A batch that could not be written; its events are added again in the new epoch.
+            epoch: The new epoch, if the archive has been reset to it.
+            seq: The first seq, if the archive has been reset to it.
+            durable: Whether events are written to the archive.
         """
         again = [*(batch.events if batch is not None else ()), *self._pending]
         self._pending, self._forget = [], []
         self.pending_bytes = 0
         self.epoch = epoch or secrets.token_hex(8)
-        # One more than was ever given: so no cursor stands here, and each of them is due for a gap.
+        # Larger than any assigned seq, so that no cursor equals it and every listener gets a Gap.
         self._last = self.seq = self._horizon = max(seq, self._last + 1)
         self._entries.clear()
         self._newest.clear()
@@ -224,7 +224,7 @@ class History:
         self.durable = durable
         self.publishers.touch_all()
         self._first_gap = self._make_gap()
-        if durable:  # or a restarted server would not know whose tasks it has to give up
+        if durable:  # so that a restarted server knows the unfinished tasks
             for (publisher, _), event in self.state.live_tasks().items():
                 self.append(event, publisher=publisher)
         for record, event in again:
@@ -239,10 +239,10 @@ class History:
         self._end += len(entry.frame)
         entries = self._entries
         while len(entries) > 1 and (self._end - entries[0].start > self._max_bytes or len(entries) > self._max_events):
-            gone = entries.popleft()
-            gone.frame = b""  # the newest of a live task is still known by its seq
-            if gone.superseded:
-                self._forget.append(gone.seq)
+            removed = entries.popleft()
+            removed.frame = b""  # the entry may still be in _newest, but only its seq is needed
+            if removed.superseded:
+                self._forget.append(removed.seq)
         self._forget_frames()
         return entry
 
@@ -271,30 +271,30 @@ class History:
 
     @property
     def log_events(self) -> int:
-        """How many are in the log."""
+        """The number of events in the log."""
         return len(self._entries)
 
     @property
     def log_bytes(self) -> int:
-        """How many bytes of frames are in the log."""
+        """The number of bytes of frames in the log."""
         return self._end - self._entries[0].start if self._entries else 0
 
     def reaches(self, cursor: int) -> bool:
-        """Return whether everything after ``cursor`` is still in the log."""
+        """Return whether all events after ``cursor`` are in the log."""
         return self.seq - len(self._entries) <= cursor <= self.seq
 
     def archived_until(self, cursor: int) -> int | None:
-        """Return how far the archive has to be read for who stands at ``cursor``; None if it does not help."""
+        """Return the seq up to which to read the archive for ``cursor``; None if the archive has no such events."""
         first = self.seq - len(self._entries)
         return first if self.durable and self._horizon <= cursor < first else None
 
     def run(
         self, cursor: int, *, until: int | None = None, topics: frozenset[str] | None = None, max_bytes: int = RUN_BYTES
     ) -> tuple[bytes, int]:
-        """Return the frames after ``cursor`` (up to seq ``until``), joined, and the cursor after them.
+        """Return the joined frames after ``cursor`` (up to seq ``until``), and the cursor after them.
 
-        The same bytes object serves every listener at the same cursor. ``max_bytes`` is where a run
-        stops growing; it holds at least one frame, unless ``topics`` leaves none.
+        All listeners at the same cursor share the same bytes object. A run has at most ``max_bytes``, but at least one
+        frame, unless ``topics`` excludes all.
 
         Raises:
             ValueError: The log does not reach back to ``cursor``.
@@ -303,7 +303,7 @@ class History:
         if (known := self._special_runs.get(key)) is not None:
             return known
         if not self.reaches(cursor):
-            raise ValueError(f"the log no longer holds what follows seq {cursor}")
+            raise ValueError(f"the log no longer has the events after seq {cursor}")
         frames: list[bytes] = []
         size = 0
         at = cursor
@@ -319,7 +319,7 @@ class History:
                 size += len(entry.frame)
             at += 1
         joined = frames[0] if len(frames) == 1 else b"".join(frames)
-        if len(self._special_runs) > 1_000:  # listeners at as many different places: sharing no longer pays
+        if len(self._special_runs) > 1_000:  # too many different cursors for sharing to be useful
             self._special_runs.clear()
             self.runs.clear()
         self._special_runs[key] = result = joined, at
@@ -328,11 +328,11 @@ class History:
         return result
 
     def snapshot(self, *, id: str | UnsetType = UNSET) -> Snapshot:
-        """Return the state as of the newest event: live and just ended tasks, engines, follow-ups, results."""
+        """Return the state as of the newest event: tasks, engines, follow-up questions and results."""
         return self.state.snapshot(epoch=self.epoch, seq=self.seq, id=id)
 
     def gap(self) -> tuple[bytes, int]:
-        """Return `Gap` with a snapshot as a frame, which listeners share, and the seq that it stands for."""
+        """Return the frame of a `Gap` with a snapshot, which listeners share, and the seq of the snapshot."""
         self.gaps += 1
         if self._first_gap is not None and self.reaches(self._first_gap[1]):
             return self._first_gap

@@ -1,8 +1,8 @@
-"""Which events of which publisher have come: what makes "exactly once" out of "sent again".
+"""Deduplicates events: which event numbers of each publisher have been received.
 
-Publishers number their events and send them again until they are acknowledged. A number that has
-come is never broadcast again, and that is known for as long as the history lasts: it is committed
-together with the event (`ragkit_server.history.archive`).
+Publishers number their events and resend them until they are acknowledged. An event with a known number is not
+broadcast again. The numbers are committed together with the events (`ragkit_server.history.archive`), so they are known
+as long as the history exists.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ MAX_PUBLISHERS = 10_000
 
 
 class Numbers:
-    """The event numbers that one publisher's events have been seen under, as disjoint ranges.
+    """The received event numbers of one publisher, as disjoint ranges.
 
-    A range list and not the highest number: a journal with 1..50 may be adopted after its
-    publisher, connected again, has already sent 51.
+    The highest number is not enough: a journal with 1..50 may be adopted after its publisher has reconnected and sent
+    51.
 
     Args:
-        text: What `str` of another one gave, to go on from there.
+        text: Initial ranges, as returned by `str`.
 
     Raises:
-        ValueError: ``text`` is nothing of the kind.
+        ValueError: ``text`` has no valid ranges.
     """
 
     __slots__ = ("_ranges", "committed")
@@ -37,18 +37,18 @@ class Numbers:
             low, _, high = part.partition("-")
             self._ranges.append((int(low), int(high or low)))
         self.committed = self.last
-        """The highest number whose event is safe."""
+        """The highest committed number."""
 
     def __str__(self) -> str:
         return ",".join(f"{low}-{high}" if high > low else f"{low}" for low, high in self._ranges)
 
     @property
     def last(self) -> int:
-        """The highest number seen; 0 before the first."""
+        """The highest received number; 0 if there is none."""
         return self._ranges[-1][1] if self._ranges else 0
 
     def add(self, n: int) -> bool:
-        """Note ``n``; return whether it was new."""
+        """Add ``n``; return whether it is new."""
         ranges = self._ranges
         at = len(ranges)
         while at and ranges[at - 1][0] > n:
@@ -63,30 +63,32 @@ class Numbers:
             low = ranges.pop(at)[0]
         ranges.insert(at, (low, high))
         if len(ranges) > self.MAX_RANGES:
-            # Only a publisher that skips numbers at random comes here; forgetting its oldest holes
-            # can drop a late event of it, never repeat one.
+            # Only a publisher that skips many numbers gets here. Closing its oldest gap may drop a late event, but
+            # never causes a duplicate.
             (first, _), (_, second) = ranges[:2]
             ranges[:2] = [(first, second)]
         return True
 
 
 class Publishers:
-    """The numbers of every publisher, the least recently heard first; the newest 10,000 are kept.
+    """The event numbers of all publishers, least recently used first; the newest 10,000 publishers are kept.
 
     Args:
-        stored: Numbers as text by publisher id, from an earlier life of the server.
+        stored: Numbers as text by publisher id, stored before a restart of the server.
     """
 
     def __init__(self, stored: Mapping[str, str] | None = None) -> None:
         self._numbers: OrderedDict[str, Numbers] = OrderedDict()
         for id, text in (stored or {}).items():
-            with contextlib.suppress(ValueError):  # damaged; its publisher may say something twice, the server starts
+            with contextlib.suppress(
+                ValueError
+            ):  # damaged: start anyway, although events of this publisher may be repeated
                 self._numbers[id] = Numbers(text)
         self._changed: set[str] = set()
         self._gone: list[str] = []
 
     def is_new(self, publisher: str, n: int) -> bool:
-        """Note that event ``n`` of ``publisher`` has come; return whether it is the first time."""
+        """Record event ``n`` of ``publisher``; return whether it is new."""
         numbers = self._numbers.get(publisher)
         if numbers is None:
             numbers = self._numbers[publisher] = Numbers()
@@ -99,23 +101,23 @@ class Publishers:
         return new
 
     def last(self, publisher: str) -> int:
-        """Return the highest number of ``publisher`` whose event is safe; 0 if none is."""
+        """Return the highest committed number of ``publisher``; 0 if there is none."""
         numbers = self._numbers.get(publisher)
         return numbers.committed if numbers is not None else 0
 
     def take_changes(self) -> dict[str, str | None]:
-        """Return the numbers that have changed since the last call, as text; None: forgotten."""
+        """Return the numbers that have changed since the last call, as text; None for removed publishers."""
         changes: dict[str, str | None] = dict.fromkeys(self._gone)
         changes |= {id: str(self._numbers[id]) for id in self._changed if id in self._numbers}
         self._gone, self._changed = [], set()
         return changes
 
     def touch_all(self) -> None:
-        """Let the next `take_changes` return all of them: they are to be written somewhere new."""
+        """Make the next `take_changes` return all numbers, because they have to be written to a new place."""
         self._changed = set(self._numbers)
 
     def commit(self, changes: Mapping[str, str | None]) -> None:
-        """Note that these changes are safe."""
+        """Note that these changes are committed."""
         for id, text in changes.items():
             if text is not None and (numbers := self._numbers.get(id)) is not None:
                 numbers.committed = Numbers(text).last

@@ -1,4 +1,4 @@
-"""A thread for what blocks."""
+"""A worker thread for blocking operations."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ Result = TypeVar("Result")
 
 
 class Worker:
-    """A thread that does one thing after another, and brings the results back.
+    """A thread that runs jobs one after another and returns their results through callbacks.
 
     Args:
-        call_back: Runs a function on the thread that wants to know, for example an event loop's
-            ``call_soon_threadsafe``.
+        call_back: Schedules a function in the caller's thread, for example an event loop's ``call_soon_threadsafe``.
     """
 
     def __init__(self, call_back: Callable[..., object]) -> None:
@@ -26,20 +25,20 @@ class Worker:
         self._thread.start()
 
     def submit(self, work: Callable[[], Result], done: Callable[[Result | BaseException], object]) -> None:
-        """Do ``work``; then call ``done`` with what it returned or raised."""
+        """Run ``work`` in the thread, then call ``done`` with its result or exception."""
 
         def job() -> None:
             try:
                 result: Result | BaseException = work()
             except BaseException as problem:
                 result = problem
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody wants to know
+            with contextlib.suppress(RuntimeError):  # the loop is closed, so the result is not needed
                 self._call_back(done, result)
 
         self._jobs.put(job)
 
     def stop(self) -> None:
-        """Finish what was submitted, and end."""
+        """Finish the submitted jobs and end the thread."""
         self._jobs.put(None)
         self._thread.join()
 

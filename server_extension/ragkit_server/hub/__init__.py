@@ -1,4 +1,4 @@
-"""Who is connected, and what passes between them; no I/O."""
+"""The hub: connections, sessions, and routing of messages, without I/O."""
 
 import lazy_loader
 

@@ -1,15 +1,15 @@
-"""From an event that has come to one that is safe: in batches, one at a time, and off the event loop.
+"""Commits events to the archive in batches, one batch at a time, outside of the event loop.
 
 ::
 
     append, acknowledge --> next turn of the event loop --> archive (thread) --> committed
 
-While one batch is being written the next one collects, so a slow disk makes larger batches and not a
-longer queue. When the disk refuses, the history goes on in memory, under a new epoch (what the old one
-has given out cannot be gone on from), and the archive is tried again every minute.
+While a batch is written, the next one is collected, so a slow disk leads to larger batches and not to a longer queue.
+If writing fails, the history continues in memory with a new epoch (events of the old epoch may be missing on disk), and
+the archive is retried every minute.
 
-Reading for listeners that are far behind happens in the same thread, one excerpt at a time, so that
-writing never waits for more than one.
+The same thread reads for listeners that are far behind, one excerpt at a time, so that a write never waits for more
+than one read.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from ragkit_server.hub.ports import Thread, Timers
 from ragkit_server.hub.sessions import Excerpt, ListenerSession, PublisherSession
 
 RETRY_SECONDS = 60
-MAX_PENDING_BYTES = 8 * 2**20  # besides as much that is being written
-MARGIN = 1_000_000  # more events than come while the archive is made ready again
+MAX_PENDING_BYTES = 8 * 2**20  # not counting the batch that is being written
+MARGIN = 1_000_000  # more than the number of events that arrive while the archive is reset
 
 Acks = dict[PublisherSession, int]
 
 
 class Commits:
-    """Commits what comes, and says so.
+    """Commits events and reports when they are committed.
 
     Args:
-        history: Where events are logged once they are safe.
-        committed: Called when there is something for listeners to see, with what can be acknowledged.
-        fed: Called when a listener has got what it wanted from the archive.
+        history: The log, to which committed events are added.
+        committed: Called after each commit, with the event numbers that can be acknowledged.
+        fed: Called when a listener has received events from the archive.
         timers: An event loop.
-        log: Where trouble with the disk is reported.
-        counters: Where commits are counted.
-        archive: Where events are made safe; they stay in memory without it.
-        thread: Where the archive is worked with.
+        log: Logs problems with the disk.
+        counters: Counts commits.
+        archive: Stores events on disk; None to keep them in memory.
+        thread: Runs the operations of the archive.
     """
 
     def __init__(
@@ -76,25 +76,25 @@ class Commits:
         self._scheduled = False
         self._writing = False
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
-        self._readers: dict[ListenerSession, Excerpt] = {}  # who waits longest comes first
+        self._readers: dict[ListenerSession, Excerpt] = {}  # longest waiting first
         self._reading: Excerpt | None = None
 
     # ------------------------------------------------------------------ writing
 
     def append(self, event: Broadcast, *, publisher: str = "", origin: Origin | UnsetType = UNSET) -> Broadcast:
-        """Stamp an event, and commit it soon."""
+        """Stamp an event and schedule its commit."""
         stamped = self.history.append(event, publisher=publisher, origin=origin)
         self._schedule()
         return stamped
 
     def acknowledge(self, session: PublisherSession, n: int) -> None:
-        """Let the publisher know of ``n`` when all that has come until now is safe."""
+        """Acknowledge ``n`` to the publisher when all events so far are committed."""
         self._acks[session] = max(n, self._acks.get(session, 0))
         self._schedule()
 
     @property
     def backlogged(self) -> bool:
-        """Whether so much waits for the disk that publishers should wait, too; see `wait_for_disk`."""
+        """Whether so many events wait for the disk that publishers should wait; see `wait_for_disk`."""
         return self.history.pending_bytes > MAX_PENDING_BYTES
 
     def _schedule(self) -> None:
@@ -105,7 +105,7 @@ class Commits:
     def _flush(self) -> None:
         self._scheduled = False
         if self._writing:
-            return  # it goes on when that is done
+            return  # _written() schedules the next batch
         acks, self._acks = self._acks, {}
         if self._archive is None or self._thread is None or not self.history.has_pending:
             self._finish(acks)
@@ -118,7 +118,7 @@ class Commits:
         self._writing = False
         if isinstance(result, BaseException):
             self._counters.commit_failures += 1
-            self._go_on_in_memory(batch, result)
+            self._continue_in_memory(batch, result)
         else:
             horizon, seconds = result
             self._counters.commits += 1
@@ -137,32 +137,32 @@ class Commits:
                 waiter[1].set_result(None)
 
     async def wait_for_disk(self) -> None:
-        """Return when all that has been appended until now is safe."""
+        """Wait until all events appended so far are committed."""
         if self.history.seq < self.history.last:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.append((self.history.last, future))
             await future
 
-    # ------------------------------------------------------------------ when the disk refuses
+    # ------------------------------------------------------------------ disk errors
 
-    def _go_on_in_memory(self, batch: Batch, problem: BaseException) -> None:
+    def _continue_in_memory(self, batch: Batch, problem: BaseException) -> None:
         path = self._archive.path if self._archive is not None else ""
         self._log.warning(
-            "ragkit: the history cannot be written to '%s' (%s). It goes on in memory: a restart would forget it. Free "
-            "some space, or set --RagkitApp.history_dir; it is tried again every minute.", path, problem,
+            "ragkit: the history cannot be written to '%s' (%s). It continues in memory and is lost at a restart. Free "
+            "some space, or set --RagkitApp.history_dir. The server retries every minute.", path, problem,
         )  # fmt: skip
         self.history.begin_epoch(batch)
-        self._timers.call_later(RETRY_SECONDS, self._try_again)
+        self._timers.call_later(RETRY_SECONDS, self._retry)
 
-    def _try_again(self) -> None:
+    def _retry(self) -> None:
         if self._archive is not None and self._thread is not None:
             epoch, seq = secrets.token_hex(8), self.history.seq + MARGIN
             work = partial(self._archive.reset, epoch=epoch, seq=seq)
-            self._thread.submit(work, partial(self._tried_again, epoch, seq))
+            self._thread.submit(work, partial(self._retried, epoch, seq))
 
-    def _tried_again(self, epoch: str, seq: int, result: BaseException | None) -> None:
+    def _retried(self, epoch: str, seq: int, result: BaseException | None) -> None:
         if isinstance(result, BaseException):
-            self._timers.call_later(RETRY_SECONDS, self._try_again)
+            self._timers.call_later(RETRY_SECONDS, self._retry)
             return
         self._log.info("ragkit: the history is written to disk again")
         self.history.begin_epoch(epoch=epoch, seq=seq, durable=True)
@@ -172,7 +172,7 @@ class Commits:
     # ------------------------------------------------------------------ reading
 
     def fetch(self, session: ListenerSession) -> None:
-        """Get a listener what it `wants`, when its turn comes; asking again changes nothing."""
+        """Queue a read of the excerpt that a listener `wants`; repeated calls have no effect."""
         if session.wants is not None and session.wants is not self._reading:
             self._readers[session] = session.wants
             self._read_next()
@@ -183,7 +183,7 @@ class Commits:
         while self._reading is None and self._readers:
             session = next(iter(self._readers))
             wanted = self._readers.pop(session)
-            if session.wants is wanted:  # and not gone, or asking for something else by now
+            if session.wants is wanted:  # it may have disconnected or want another excerpt
                 self._reading = wanted
                 work = partial(self._archive.read, wanted.after, wanted.until, wanted.topics, RUN_BYTES)
                 self._thread.submit(work, partial(self._have_read, session, wanted))
@@ -203,7 +203,7 @@ class Commits:
     # ------------------------------------------------------------------ the end
 
     async def close(self) -> None:
-        """Make safe what is left, and close the archive."""
+        """Commit the remaining events and close the archive."""
         if self._archive is None or self._thread is None:
             return
         self._readers.clear()
@@ -213,7 +213,7 @@ class Commits:
         await self.wait_for_disk()
 
         def done(result: BaseException | None) -> None:
-            if not closed.done():  # whoever waited has given up
+            if not closed.done():  # the caller has stopped waiting
                 closed.set_result(result)
 
         self._thread.submit(self._archive.close, done)

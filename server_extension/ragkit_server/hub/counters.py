@@ -1,4 +1,4 @@
-"""What the hub counts. Counting is adding to an integer; `ragkit_server.metrics` makes a page of it."""
+"""The hub's counters, which are plain integers; `ragkit_server.metrics` exports them."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Counters:
-    """Counted since the server started.
+    """Counters since the start of the server.
 
     Attributes:
-        connections: Opened, by kind (listener, publisher).
-        dropped: Connections given up because writing to them failed.
-        broadcasts: By message type.
-        replies: What queries ended in: ``response``, or the code of an error.
-        writes: To sockets; one may carry many frames.
-        bytes: To sockets.
-        repeats: Events that publishers sent again, and nobody got twice.
-        adopted: Events that came from journals.
+        connections: Opened connections, by kind (listener, publisher).
+        dropped: Connections closed because writing to them failed.
+        broadcasts: Broadcasts, by message type.
+        replies: Results of queries: ``response``, or the code of an error.
+        writes: Writes to sockets; one write may contain many frames.
+        bytes: Bytes written to sockets.
+        repeats: Duplicate events from publishers, which were discarded.
+        adopted: Events adopted from journals.
         commits: Transactions of the archive.
-        commit_seconds: What they took.
-        commit_failures: Those that the disk refused.
+        commit_seconds: Time spent in these transactions.
+        commit_failures: Failed transactions.
     """
 
     connections: Counter[str] = field(default_factory=Counter)

@@ -1,14 +1,14 @@
-"""Who answers a query: the engines on offer, and the queries that wait for an answer.
+"""Routes queries: the engines on offer, and the queries that wait for an answer.
 
-A query's life::
+The states of a query::
 
     ask --> WAITING for the child engine to start --offer--> ROUTED to an engine --> answered
                |  start-up deadline, child failed                |  deadline, cancel, engine gone
                +--> TIMEOUT, ENGINE_FAILED                       +--> TIMEOUT, CANCELLED, ENGINE_LOST
 
-Every query ends in exactly one `Response` or `Error` to its asker, unless the asker has gone.
-There is no I/O here: messages leave through ``send_to_asker`` and ``send_to_publisher``, time comes from
-``timers`` (an event loop, or a fake).
+Every query ends in exactly one `Response` or `Error` to the listener that asked, unless that has disconnected. This
+module has no I/O: messages are sent through ``send_to_asker`` and ``send_to_publisher``, and deadlines use ``timers``
+(an event loop or a fake).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MAX_ENGINES_PER_PUBLISHER = 50
 
 @dataclass(slots=True, eq=False)
 class _Query:
-    key: str  # the hub's id: two listeners may use the same id
+    key: str  # assigned by the hub, because two listeners may use the same id
     asker: ListenerSession
     asker_id: str
     content: QueryContent
@@ -56,13 +56,13 @@ class Engines:
 
     Args:
         send_to_asker: Sends a message to a listener.
-        send_to_publisher: Sends a message to a publisher; false if it does not read.
+        send_to_publisher: Sends a message to a publisher; returns False if the publisher does not read.
         changed: Called with the engines on offer, newest first, when they change.
-        timers: Where deadlines are kept.
-        query_timeout_seconds: How long an engine has for one answer.
+        timers: Schedules deadlines.
+        query_timeout_seconds: Time limit for one answer.
         start_timeout_seconds: How long a query waits for the child engine to start.
-        max_queries_per_listener: Queries of one connection that may wait at a time.
-        max_queries_per_minute: Queries of one connection in the long run; as many may come at once.
+        max_queries_per_listener: How many queries of one connection may wait at a time.
+        max_queries_per_minute: Rate limit for the queries of one connection; bursts of as many are allowed.
     """
 
     def __init__(
@@ -86,12 +86,14 @@ class Engines:
         self._start_timeout_seconds = start_timeout_seconds
         self._max_queries_per_listener = max_queries_per_listener
         self._max_queries_per_minute = max_queries_per_minute
-        self._asked: dict[ListenerSession, tuple[float, float]] = {}  # queries not yet worked off, and as of when
+        self._asked: dict[
+            ListenerSession, tuple[float, float]
+        ] = {}  # level of each listener's leaky bucket, and when it was updated
         self._offers: dict[tuple[PublisherSession, str], Engine] = {}  # oldest first
         self._queries: dict[str, _Query] = {}
         self._keys = itertools.count(1)
 
-    # ------------------------------------------------------------------ engines come and go
+    # ------------------------------------------------------------------ engines
 
     def on_offer(self) -> list[Engine]:
         """Return the engines on offer, newest first."""
@@ -99,11 +101,11 @@ class Engines:
 
     @property
     def under_way(self) -> int:
-        """How many queries wait for an answer."""
+        """The number of queries that wait for an answer."""
         return len(self._queries)
 
     def offer(self, publisher: PublisherSession, message: Offer) -> Error | None:
-        """Put an engine on offer, as the newest; return an error if there are too many."""
+        """Add an engine as the newest; return an error if its publisher offers too many."""
         key = (publisher, message.engine.id)
         self._offers.pop(key, None)
         if sum(owner is publisher for owner, _ in self._offers) >= MAX_ENGINES_PER_PUBLISHER:
@@ -123,12 +125,12 @@ class Engines:
         return None
 
     def withdraw(self, publisher: PublisherSession, engine_id: str) -> None:
-        """Take an engine off offer; what it is answering it may finish."""
+        """Remove an engine; it may finish running answers."""
         if self._offers.pop((publisher, engine_id), None) is not None:
             self._changed(self.on_offer())
 
     def publisher_gone(self, publisher: PublisherSession) -> None:
-        """Withdraw its engines, and tell everybody who waits for it."""
+        """Remove the engines of a disconnected publisher, and fail the queries that it was answering."""
         offers = [key for key in self._offers if key[0] is publisher]
         for key in offers:
             del self._offers[key]
@@ -136,20 +138,20 @@ class Engines:
             self._fail(
                 query,
                 ErrorCode.ENGINE_LOST,
-                "The engine's process went away before it had answered. Ask again, or start the engine again.",
+                "The engine's process disconnected before it had answered. Ask again, or restart the engine.",
             )
         if offers:
             self._changed(self.on_offer())
 
     def child_failed(self, reason: str) -> None:
-        """Tell everybody who waits for the child engine that it will not come."""
+        """Fail the queries that wait for the child engine."""
         for query in [query for query in self._queries.values() if query.publisher is None]:
             self._fail(query, ErrorCode.ENGINE_FAILED, reason)
 
-    # ------------------------------------------------------------------ questions
+    # ------------------------------------------------------------------ queries
 
     def ask(self, asker: ListenerSession, id: str, content: QueryContent) -> None:
-        """Route a question; its asker gets one `Response` or `Error` under ``id``, in time."""
+        """Route a query; its listener gets one `Response` or `Error` with ``id`` before the time-out."""
         asked = [query for query in self._queries.values() if query.asker is asker]
         if any(query.asker_id == id for query in asked):
             self._refuse(
@@ -179,9 +181,9 @@ class Engines:
             self._await_child(query)
 
     def _seconds_to_wait(self, asker: ListenerSession) -> float:
-        """Count a query in; return how long the asker has to wait instead if it has asked too often.
+        """Count a query and return 0, or return how long the listener has to wait if it has asked too often.
 
-        A leaky bucket: it holds ``max_queries_per_minute`` and leaks as many a minute.
+        A leaky bucket with a capacity of ``max_queries_per_minute`` that leaks as many per minute.
         """
         now, rate = self._timers.time(), self._max_queries_per_minute / 60
         level, then = self._asked.get(asker, (0.0, now))
@@ -205,8 +207,8 @@ class Engines:
                     self._fail(
                         query,
                         ErrorCode.ENGINE_FAILED,
-                        f"The engine for '{engine.index}' takes no questions now: its process does not read them. "
-                        "Ask again later.",
+                        f"The engine for '{engine.index}' accepts no queries now, because its process does not read "
+                        "them. Ask again later.",
                     )
                 return True
         return False
@@ -214,7 +216,7 @@ class Engines:
     def _await_child(self, query: _Query) -> None:
         wanted = query.content.context.get("index")
         child = self.child
-        if (engine_id := query.content.context.get("engine")) is not None:  # the child's would be another one
+        if (engine_id := query.content.context.get("engine")) is not None:  # the child engine has another id
             self._fail(
                 query,
                 ErrorCode.NO_ENGINE,
@@ -249,8 +251,8 @@ class Engines:
             self._fail(
                 query,
                 ErrorCode.TIMEOUT,
-                f"The engine did not start within {self._start_timeout_seconds:g} seconds. Ask again, it may be ready "
-                "then; --RagkitApp.start_timeout_seconds allows more.",
+                f"The engine did not start within {self._start_timeout_seconds:g} seconds. Ask again later, or allow "
+                "more with --RagkitApp.start_timeout_seconds.",
             )
             return
         self._send_to_publisher(query.publisher, Cancel(id=query.key))
@@ -262,19 +264,19 @@ class Engines:
         )
 
     def cancel(self, asker: ListenerSession, id: str) -> None:
-        """Stop a query; its asker gets CANCELLED under ``id``."""
+        """Cancel a query; its listener gets the error CANCELLED with ``id``."""
         for query in self._queries.values():
             if query.asker is asker and query.asker_id == id:
                 if query.publisher is not None:
                     self._send_to_publisher(query.publisher, Cancel(id=query.key))
-                self._fail(query, ErrorCode.CANCELLED, "Stopped, as you asked.")
+                self._fail(query, ErrorCode.CANCELLED, "The query was cancelled.")
                 return
         self._refuse(
-            asker, id, ErrorCode.UNKNOWN_REQUEST, f"No query '{id}' is being answered here; it may have just ended."
+            asker, id, ErrorCode.UNKNOWN_REQUEST, f"No query '{id}' is being answered; it may have just ended."
         )
 
     def asker_gone(self, asker: ListenerSession) -> None:
-        """Stop the queries of a listener that has left."""
+        """Cancel the queries of a disconnected listener."""
         self._asked.pop(asker, None)
         for query in [query for query in self._queries.values() if query.asker is asker]:
             if query.publisher is not None:
@@ -284,10 +286,10 @@ class Engines:
     # ------------------------------------------------------------------ answers
 
     def answer(self, publisher: PublisherSession, message: Response | ResponseDelta | Error) -> None:
-        """Pass an engine's reply on to the asker."""
+        """Forward an engine's reply to the listener that asked."""
         query = self._queries.get(message.id) if isinstance(message.id, str) else None
         if query is None or query.publisher is not publisher:
-            return  # harmless: it crossed with a cancel, a deadline, or the asker's leaving
+            return  # the query has been cancelled, has timed out, or its listener has disconnected
         if not isinstance(message, ResponseDelta):
             self._end(query)
         self._send_to_asker(query.asker, msgspec.structs.replace(message, id=query.asker_id))
@@ -313,5 +315,5 @@ def _is_wanted(engine: Engine, context: dict[str, Any]) -> bool:
 
 
 def _same_index(index: str, wanted: object) -> bool:
-    # 'handbook' and 'indexes/handbook' name the same: an engine offers its folder's name, the child is given a path.
+    # 'handbook' and 'indexes/handbook' are the same: an engine offers its folder's name, but the child has a path.
     return isinstance(wanted, str) and PurePath(index).name == PurePath(wanted).name

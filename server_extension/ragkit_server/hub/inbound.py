@@ -1,7 +1,4 @@
-"""From a frame that somebody sent to a message, or to the error that its sender gets.
-
-Whatever comes in, exactly one of the two comes out.
-"""
+"""Decodes incoming frames: each is either a valid message or an error reply to its sender."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ Message = TypeVar("Message")
 
 
 class RejectedError(Exception):
-    """A frame is no message; ``reply`` tells its sender why."""
+    """A frame is not a valid message; ``reply`` is the error for its sender."""
 
     def __init__(self, reply: Error) -> None:
         self.reply = reply
@@ -44,23 +41,23 @@ def error(code: ErrorCode, message: str, *, id: str | UnsetType = UNSET) -> Erro
 
 
 def from_listener(frame: str | bytes) -> ClientMessage:
-    """Return what a listener said.
+    """Decode a frame from a listener.
 
     Raises:
-        RejectedError: It is no message.
+        RejectedError: The frame is not a valid message.
     """
     message: ClientMessage = _decode(frame, decode_client_message, ClientMessage)
     if isinstance(message, Query) and is_too_deep(message.content.context):
-        problem = f"It is nested more than {MAX_DEPTH} levels deep. Send a flatter object."
+        problem = f"The context is nested more than {MAX_DEPTH} levels deep. Send a flatter object."
         raise RejectedError(error(ErrorCode.INVALID_MESSAGE, problem, id=message.id))
     return message
 
 
 def from_publisher(frame: str | bytes) -> EngineMessage:
-    """Return what a publisher said.
+    """Decode a frame from a publisher.
 
     Raises:
-        RejectedError: It is no message.
+        RejectedError: The frame is not a valid message.
     """
     message: EngineMessage = _decode(frame, decode_engine_message, EngineMessage)
     return message
@@ -70,7 +67,7 @@ def check_event(event: Broadcast) -> None:
     """Check that a publisher may broadcast an event.
 
     Raises:
-        RejectedError: It may not; it need not send it again.
+        RejectedError: It may not; sending the event again does not help.
     """
     try:
         check_broadcast(event)
@@ -79,7 +76,7 @@ def check_event(event: Broadcast) -> None:
 
 
 class _Envelope(Struct):
-    """As much of a message that did not validate as can be answered to."""
+    """The keys of an invalid message that the error reply uses."""
 
     type: Any = None
     id: Any = None
@@ -91,7 +88,7 @@ _decode_envelope = msgspec.json.Decoder(_Envelope).decode
 def _decode(frame: str | bytes, decode: Callable[[str], Message], union: Any) -> Message:
     if isinstance(frame, bytes):
         raise RejectedError(
-            error(ErrorCode.INVALID_MESSAGE, "Binary frames are not used here. Send JSON in a text frame.")
+            error(ErrorCode.INVALID_MESSAGE, "Binary frames are not supported. Send JSON in a text frame.")
         )
     try:
         return decode(frame)
@@ -99,15 +96,15 @@ def _decode(frame: str | bytes, decode: Callable[[str], Message], union: Any) ->
         raise RejectedError(_explain(frame, str(problem), union)) from problem
     except ValueError as problem:  # msgspec.DecodeError, or a str that is not Unicode text
         raise RejectedError(
-            error(ErrorCode.INVALID_JSON, f"That is not JSON: {problem}. Send one JSON object in a text frame.")
+            error(ErrorCode.INVALID_JSON, f"The frame is not JSON: {problem}. Send one JSON object in a text frame.")
         ) from problem
 
 
 def _explain(frame: str, reason: str, union: Any) -> Error:
-    """Say what is wrong with a message that is JSON, under its id if it has one."""
+    """Return the error for an invalid message that is JSON, with the message's id if it has one."""
     try:
         envelope = _decode_envelope(frame)
-    except (ValueError, RecursionError):  # not an object, or nested too deep: there is no type or id to name
+    except (ValueError, RecursionError):  # not an object, or nested too deeply, so type and id are unknown
         return error(ErrorCode.INVALID_MESSAGE, f"{reason}. Send one JSON object with a string 'type'.")
     id = envelope.id if isinstance(envelope.id, str) and 0 < len(envelope.id) <= 128 else UNSET
     known = {str(member.__struct_config__.tag) for member in union.__args__}

@@ -1,14 +1,14 @@
-"""The hub: everybody who is connected, and what passes between them.
+"""The hub: connects listeners and publishers.
 
-`WebSocketManager` joins the parts: `History` (what was broadcast), `Commits` (how it gets safe),
-`Engines` (who answers), sessions (what each party says) and transports (the sockets). It does no I/O
-itself: a `Transport` writes bytes, ``timers`` is an event loop or a fake.
+`WebSocketManager` combines `History` (the log of broadcasts), `Commits` (writing it to disk), `Engines` (routing of
+queries), sessions (the protocol of each connection) and transports (the sockets). It does no I/O itself: a `Transport`
+writes bytes, and ``timers`` is an event loop or a fake.
 
-Broadcasts are committed to the history in batches; after each, every listener that is behind is
-*pumped*: it gets all that it has not had in as few writes as possible, made once for everybody at the
-same place. A socket whose buffer is full is left alone until it has drained, so a slow listener costs
-one flag check per batch, and one that raises is dropped on the spot. Large audiences are pumped in
-slices, so that the server's other work gets its turn.
+Broadcasts are committed to the history in batches. After each batch, every listener that is behind is *pumped*: the
+events that it has not received are written in as few writes as possible, and the bytes are built once for all listeners
+at the same position. A socket whose buffer is full is skipped until it has drained, so a slow listener costs one flag
+check per batch. A socket that raises an exception is dropped. Many listeners are pumped in slices, so that the event
+loop can do other work in between.
 """
 
 from __future__ import annotations
@@ -53,28 +53,28 @@ from ragkit_server.transport.messages import MessageTransport, message_sender
 
 Session = ListenerSession | PublisherSession
 
-SLICE = 500  # listeners pumped before other work of the event loop gets its turn: some 5 ms
+SLICE = 500  # listeners pumped per turn of the event loop: about 5 ms
 
 
 class WebSocketManager:
-    """Listeners, publishers, and what passes between them.
+    """Connects listeners and publishers, and routes messages between them.
 
-    Other code in the server reaches the one of a running Jupyter server as
-    ``serverapp.web_app.settings["ragkit_manager"]``, and calls `connect`, `disconnect` and `broadcast`.
+    Other code in the server gets the manager of a running Jupyter server with
+    ``serverapp.web_app.settings["ragkit_manager"]`` and calls `connect`, `disconnect` and `broadcast`.
 
     Args:
         history: The log to broadcast from; an empty one in memory by default.
-        timers: An event loop; everything here runs on its thread. By default the loop that runs when it is needed.
-        log: Where events of interest to the server's operator go; by default the logger ``ragkit_server``.
-        publisher_grace_seconds: How long a publisher that went away may take to come back before
-            its running tasks are broadcast as failed.
-        max_queue_bytes: What may wait for one connection beside broadcasts.
+        timers: The event loop, in whose thread all methods run; by default the running loop.
+        log: Logs events for the server's operator; by default the logger ``ragkit_server``.
+        publisher_grace_seconds: How long a publisher may be disconnected before its running tasks are broadcast as
+            failed.
+        max_queue_bytes: How many bytes may be queued for one connection, not counting broadcasts.
         query_timeout_seconds: See `Engines`.
         start_timeout_seconds: See `Engines`.
         max_queries_per_listener: See `Engines`.
         max_queries_per_minute: See `Engines`.
-        archive: Where the history is kept; in memory without it.
-        thread: Where the archive is worked with.
+        archive: Stores the history on disk; None to keep it in memory.
+        thread: Runs the operations of the archive.
     """
 
     def __init__(
@@ -121,10 +121,10 @@ class WebSocketManager:
         self._grace_seconds = publisher_grace_seconds
         self._max_queue_bytes = max_queue_bytes
         self._listeners: dict[ListenerSession, SessionSocket] = {}
-        # The same, in a row that is made anew when somebody comes or goes. For each broadcast, its pairs would make
-        # Python look for garbage in all that thousands of connections hold: half a second, every few seconds.
+        # The same as a list, rebuilt when a listener connects or disconnects. Building the pairs for each broadcast
+        # would trigger Python's garbage collection of all connections: half a second, every few seconds.
         self._audience: list[tuple[ListenerSession, SessionSocket]] | None = None
-        self._by_websocket: dict[int, ListenerSession] = {}  # by the id of what was connected
+        self._by_websocket: dict[int, ListenerSession] = {}  # by the id() of the connected object
         self._publishers: dict[PublisherSession, SessionSocket] = {}
         self._ready: dict[str, PublisherSession] = {}  # by the publisher's own id
         self._graces: dict[str, Timer] = {}
@@ -134,19 +134,19 @@ class WebSocketManager:
     # ------------------------------------------------------------------ listeners
 
     def connect(self, websocket: Transport | Any, *, since: Since | None = None) -> ListenerSession:
-        """Add a listener; it gets every broadcast from now on (or ``since``), in order.
+        """Add a listener; it gets every broadcast from now on (or after ``since``), in order.
 
         Args:
-            websocket: Where the broadcasts go: an open WebSocket with ``write_message`` (a Tornado handler),
-                ``send_text`` or ``send_json`` (Starlette, FastAPI), or a `Transport`. Each message is one text. What
-                comes in on it stays with whoever reads it.
-            since: The last event that it has seen.
+            websocket: An open WebSocket with ``write_message`` (a Tornado handler), ``send_text`` or ``send_json``
+                (Starlette, FastAPI), or a `Transport`. Each broadcast is sent as one text message. The caller reads
+                and handles incoming messages.
+            since: The last event that the listener has received.
 
         Returns:
-            Its session; the one that there is if it is connected already.
+            The listener's session; the existing one if the WebSocket is already connected.
 
         Raises:
-            TypeError: It is none of these.
+            TypeError: The object is none of these.
         """
         if (known := self._by_websocket.get(id(websocket))) is not None:
             return known
@@ -168,17 +168,17 @@ class WebSocketManager:
         write = getattr(websocket, "write", None)
         if not callable(write) or inspect.iscoroutinefunction(write) or not callable(getattr(websocket, "close", None)):
             raise TypeError(
-                f"{type(websocket).__name__} is no WebSocket that the hub can write to: it needs write_message (as a "
-                "Tornado handler has), send_text or send_json (as Starlette's has), or write and close of "
+                f"{type(websocket).__name__} is not a WebSocket that the hub can write to. It needs write_message (as "
+                "in Tornado), send_text or send_json (as in Starlette), or write and close of "
                 "ragkit_server.hub.ports.Transport."
             )
         return websocket
 
     def disconnect(self, session: Session | Transport | Any) -> None:
-        """Forget a connection; safe at any time, also in the middle of a broadcast, also twice.
+        """Remove a connection; safe at any time, during a broadcast, and if called twice.
 
         Args:
-            session: What `connect` or `attach` returned, or the WebSocket that was given to `connect`.
+            session: The result of `connect` or `attach`, or the WebSocket that was passed to `connect`.
         """
         if not isinstance(session, ListenerSession | PublisherSession):
             if (known := self._by_websocket.get(id(session))) is None:
@@ -201,34 +201,34 @@ class WebSocketManager:
     async def broadcast(self, message: Broadcast | Mapping[str, Any]) -> None:
         """Send a message to every listener: ``await manager.broadcast({"type": "follow_up_questions", ...})``.
 
-        For code in the server; a notebook calls ``ragkit.broadcast``. Returns when the event is committed: it has its
-        number, is safe on disk where the history is kept there, and is on its way to whoever listens. A listener that
-        is slow or dead neither delays nor breaks this or another one.
+        For code in the server; notebooks call ``ragkit.broadcast``. Returns when the event is committed: it has a
+        sequence number, is written to disk if the history is kept there, and is being sent to listeners. A slow or dead
+        listener delays neither this call nor other listeners.
 
         Args:
-            message: One of the broadcasts in `ragkit.live.messages`, or the same as a dict with its ``type``. The hub
-                adds ``epoch``, ``seq`` and ``time``, and no ``origin``.
+            message: A broadcast of `ragkit.live.messages`, or the same as a dict with its ``type``. The hub adds
+                ``epoch``, ``seq`` and ``time``, but no ``origin``.
 
         Raises:
-            InputError: It is not a message that may be broadcast; the reason names the key.
+            InputError: The message is not a valid broadcast; the error names the key.
             ServerError: The server is stopping.
-            RuntimeError: This is not the server's event loop.
+            RuntimeError: The call was not made in the server's event loop.
         """
         event = to_broadcast(message)
         if isinstance(self._timers, asyncio.AbstractEventLoop) and self._timers is not asyncio.get_running_loop():
             raise RuntimeError(
-                "Broadcast in the server's event loop: from another thread with "
+                "broadcast() must run in the server's event loop. From another thread use "
                 "asyncio.run_coroutine_threadsafe(manager.broadcast(...), loop)."
             )
         if self._closing is not None:
-            raise ServerError("The server is stopping and broadcasts nothing more. Publish again when it is back.")
+            raise ServerError("The server is stopping and broadcasts no more events. Try again after it has restarted.")
         self.append(event)
         await self.commits.wait_for_disk()
 
     def append(
         self, event: Broadcast, *, publisher: str = "", origin: Origin | msgspec.UnsetType = msgspec.UNSET
     ) -> Broadcast:
-        """Stamp an event, which has been checked, and send it to every listener soon: when it is committed.
+        """Stamp a validated event; it is sent to every listener when it is committed.
 
         Returns:
             The event with its ``epoch`` and ``seq``.
@@ -250,8 +250,8 @@ class WebSocketManager:
         runs, seq = self.history.runs, self.history.seq
         writes = size = 0
         for session, socket in listeners[start:end]:
-            # The hub's inner loop. Nearly always: a listener that keeps up, as others do, and has nothing coming to
-            # it alone. What they all get has been put together for the first of them.
+            # The hub's inner loop. Most listeners are up to date and have only broadcasts to receive, so they share
+            # the bytes that were built for the first of them.
             if session.plain and not socket.blocked and (run := runs.get(session.cursor)) is not None and run[1] == seq:
                 session.cursor = seq
                 writes += 1
@@ -270,11 +270,11 @@ class WebSocketManager:
     # ------------------------------------------------------------------ bytes out
 
     def wake(self, session: Session) -> None:
-        """Write what the session has to say; call it after anything was said to the session."""
+        """Write the session's output; call this after each change of the session."""
         self._pump(session)
 
     def drained(self, session: Session) -> None:
-        """Go on writing: the socket's buffer has emptied."""
+        """Continue to write, after the socket's buffer has drained."""
         if (socket := self._socket_of(session)) is not None:
             socket.blocked = socket.closing
             self._pump(session)
@@ -299,19 +299,19 @@ class WebSocketManager:
                     socket.blocked = True
                     return
             if session.waits:
-                self._look_after(session, socket)
+                self._handle_wait(session, socket)
         except Exception as problem:
             self._drop(session, socket, problem)
 
     def _drop(self, session: Session, socket: SessionSocket, problem: Exception) -> None:
-        # Whatever is wrong with this connection must not reach the others.
+        # An error of this connection must not affect the others.
         self._log.debug("ragkit: a connection was dropped: %r", problem)
         self.counters.dropped += 1
         self.disconnect(session)
         with contextlib.suppress(Exception):  # it is broken already
             socket.transport.close(1011, "the connection broke")
 
-    def _look_after(self, session: Session, socket: SessionSocket) -> None:
+    def _handle_wait(self, session: Session, socket: SessionSocket) -> None:
         if session.close_code is not None:
             socket.blocked = True
             socket.closing = True
@@ -343,9 +343,9 @@ class WebSocketManager:
         return session
 
     def receive(self, session: PublisherSession, frame: str | bytes) -> None:
-        """Act upon one frame from a publisher."""
+        """Handle one frame from a publisher."""
         if session.state in (SessionState.CLOSING, SessionState.CLOSED):
-            return  # not acknowledged, so it will be sent again, to the next connection or server
+            return  # not acknowledged, so the publisher sends it again after reconnecting
         match session.receive(frame):
             case Hello() as hello:
                 self._welcome(session, hello)
@@ -362,7 +362,7 @@ class WebSocketManager:
 
     def _welcome(self, session: PublisherSession, hello: Hello) -> None:
         if (older := self._ready.pop(hello.publisher, None)) is not None:
-            # It has come back before its old socket was found to be dead.
+            # It has reconnected before the hub detected that its old socket is dead.
             self.engines.publisher_gone(older)
             older.close(1008, "replaced by a newer connection of this publisher")
             self._pump(older)
@@ -380,10 +380,10 @@ class WebSocketManager:
         self.commits.acknowledge(session, message.n)
 
     def adopt(self, hello: Hello, message: Publish) -> bool:
-        """Broadcast a publisher's event unless it has come before; return whether it is new.
+        """Broadcast a publisher's event unless it is a duplicate; return whether it is new.
 
         Raises:
-            RejectedError: It is no event that a publisher may broadcast.
+            RejectedError: A publisher may not broadcast this event.
         """
         check_event(message.event)
         if not self.history.publishers.is_new(hello.publisher, message.n):
@@ -399,14 +399,14 @@ class WebSocketManager:
             self.expect(session.id)
 
     def expect(self, publisher: str) -> None:
-        """Give a publisher that is not here the grace period to come back; then its tasks failed."""
+        """Start the grace period of a disconnected publisher; when it ends, the publisher's tasks fail."""
         if publisher in self._ready or publisher in self._graces or self._closing is not None:
             return
         self._graces[publisher] = self._timers.call_later(self._grace_seconds, self._give_up, publisher)
 
     def _give_up(self, publisher: str) -> None:
         self._graces.pop(publisher, None)
-        if self.history.seq < self.history.last:  # the disk is slow; what it waits for may be the end of a task
+        if self.history.seq < self.history.last:  # the disk is slow, and the end of a task may not be committed yet
             self.expect(publisher)
             return
         for task in self.history.state.live_tasks_of(publisher):
@@ -415,13 +415,13 @@ class WebSocketManager:
                     task,
                     state="failed",
                     time=datetime.now(UTC).isoformat(timespec="milliseconds"),
-                    message="The process that ran this task went away. Run it again: it goes on from there.",
+                    message="The process that ran this task disconnected. Run the task again to resume it.",
                 ),
                 publisher=publisher,
             )
 
     def resume(self) -> None:
-        """Go on from what the history tells of an earlier life of the server: nobody is here yet."""
+        """Update the state restored from the history after a restart, when nothing is connected yet."""
         if self.history.state.engines:
             self._engines_changed([])
         for publisher, _ in self.history.state.live_tasks():
@@ -432,12 +432,12 @@ class WebSocketManager:
 
     @property
     def listeners(self) -> Collection[SessionSocket]:
-        """The connections of all who listen."""
+        """The sockets of all listeners."""
         return self._listeners.values()
 
     @property
     def publishers(self) -> list[Origin]:
-        """Who is connected to publish."""
+        """The origins of the connected publishers."""
         return [session.hello.origin for session in self._ready.values() if session.hello is not None]
 
     # ------------------------------------------------------------------ the end
@@ -445,12 +445,12 @@ class WebSocketManager:
     async def close(
         self, *, code: int = 1001, reason: str = "the server is stopping", timeout_seconds: float = 2
     ) -> None:
-        """Close every connection after what is queued for it; return when all have gone, or in time."""
+        """Send the queued messages and close every connection; return when all are closed or after the time-out."""
         self._closing = (code, reason)
         for grace in self._graces.values():
             grace.cancel()
         self._graces.clear()
-        with contextlib.suppress(TimeoutError):  # a disk that hangs must not keep the server from ending
+        with contextlib.suppress(TimeoutError):  # a disk that hangs must not prevent the server from exiting
             await asyncio.wait_for(self.commits.wait_for_disk(), timeout_seconds)
         sessions: list[Session] = [*self._listeners, *self._publishers]
         self._empty.clear()
@@ -462,7 +462,7 @@ class WebSocketManager:
                 await asyncio.wait_for(self._empty.wait(), timeout_seconds)
         for session in sessions:
             socket = self._socket_of(session)
-            if socket is not None and not socket.closing:  # it has not even taken what was queued for it
+            if socket is not None and not socket.closing:  # its queued messages could not be sent in time
                 socket.transport.close(code, reason)
             self.disconnect(session)
         with contextlib.suppress(TimeoutError):

@@ -1,4 +1,4 @@
-"""What the hub asks of the outside: sockets, an event loop, a thread, a child process."""
+"""The interfaces that the hub depends on: sockets, an event loop, a thread, a child process."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any, Protocol, TypeVar
 
 
 class Transport(Protocol):
-    """A socket, as the hub sees it. Neither method blocks."""
+    """A socket. Its methods do not block."""
 
     def write(self, data: bytes) -> bool:
         """Write whole frames.
 
         Returns:
-            True if the kernel has taken them all; False if the rest waits, in which case
-            `WebSocketManager.drained` is called once it has gone.
+            True if the kernel has accepted all bytes. If False, the rest is buffered, and
+            `WebSocketManager.drained` is called when it has been written.
 
         Raises:
-            Exception: Any; the connection is then given up.
+            Exception: Any exception; the hub then drops the connection.
         """
         ...
 
@@ -28,7 +28,7 @@ class Transport(Protocol):
 
 
 class SessionSocket:
-    """A session with its socket. ``blocked``: nothing can be written now, or ever again (``closing``)."""
+    """The socket of a session. ``blocked``: nothing can be written now, or at all if it is ``closing``."""
 
     __slots__ = ("blocked", "closing", "transport", "write")
 
@@ -43,20 +43,20 @@ Result = TypeVar("Result")
 
 
 class Thread(Protocol):
-    """As much of `ragkit_server.history.worker.Worker` as is needed here."""
+    """The methods of `ragkit_server.history.worker.Worker` that the hub uses."""
 
     def submit(self, work: Callable[[], Result], done: Callable[[Result | BaseException], object]) -> None: ...
     def stop(self) -> None: ...
 
 
 class Timer(Protocol):
-    """What `Timers.call_later` returns."""
+    """The result of `Timers.call_later`."""
 
     def cancel(self) -> None: ...
 
 
 class Timers(Protocol):
-    """As much of an event loop as the hub needs."""
+    """The methods of an event loop that the hub uses."""
 
     def time(self) -> float: ...
     def call_soon(self, callback: Callable[..., object], /, *args: Any) -> object: ...
@@ -64,7 +64,7 @@ class Timers(Protocol):
 
 
 class RunningLoop:
-    """`Timers` of the event loop that runs when they are used: so a hub can be made before its loop is."""
+    """`Timers` that use the running event loop, so that a hub can be created before its loop."""
 
     def time(self) -> float:
         return asyncio.get_running_loop().time()
@@ -77,17 +77,17 @@ class RunningLoop:
 
 
 class Child(Protocol):
-    """The engine that the server can start by itself."""
+    """The engine process that the server can start."""
 
     @property
     def index(self) -> str:
-        """The index that it serves; "" when none is configured."""
+        """The index that it serves; "" if none is configured."""
         ...
 
     def start(self) -> str | None:
-        """Start it unless it runs already; return why it cannot be started now, if so."""
+        """Start it unless it runs; return the reason if it cannot be started now."""
         ...
 
     def offered(self) -> None:
-        """An engine has been put on offer."""
+        """Note that an engine was offered."""
         ...

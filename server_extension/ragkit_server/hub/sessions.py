@@ -1,10 +1,10 @@
-"""One conversation each: what a listener or a publisher says and is told, without any I/O.
+"""The sessions of listeners and publishers: the protocol of one connection, without I/O.
 
-A session takes messages in (`receive`), is told what to say (`reply`, `send`), and gives out the
-bytes to write (`data_to_send`). Sockets only move these bytes; tests need none. States::
+A session receives frames (`receive`), queues messages (`reply`, `send`), and returns the bytes to write
+(`data_to_send`). Sockets only move these bytes, and tests need no sockets. States::
 
-    listener   OPEN --close()--> CLOSING (says what is queued, then the close frame) --> CLOSED
-    publisher  NEW --hello--> READY --close()--> CLOSING --> CLOSED
+    listener   OPEN --close()--> CLOSING (sends its queue, then the close frame) --> CLOSED
+    publisher  NEW --hello--> OPEN --close()--> CLOSING --> CLOSED
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from ragkit_server.transport.frames import text_frame
 
 
 class SessionState(enum.Enum):
-    """Where a session is in its life."""
+    """The state of a session."""
 
-    NEW = enum.auto()  # publishers only: has not said hello
+    NEW = enum.auto()  # publishers only: has not sent Hello
     OPEN = enum.auto()
     CLOSING = enum.auto()
     CLOSED = enum.auto()
@@ -49,7 +49,7 @@ class SessionState(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Action: the listener asks a question, once it has been found to be allowed to."""
+    """Action: ask a question, if the listener is authorized to."""
 
     id: str
     content: QueryContent
@@ -57,7 +57,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Excerpt:
-    """A part of the archive: what follows one seq, up to another, of these topics (None: all)."""
+    """A part of the archive: the events after one seq up to another, of these topics (None: all)."""
 
     after: int
     until: int
@@ -66,22 +66,22 @@ class Excerpt:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Action: the listener wants the query with this id stopped."""
+    """Action: cancel the query with this id."""
 
     id: str
 
 
 class ListenerSession:
-    """One listener: a cursor into the history, and replies that are for it alone.
+    """The session of a listener: a cursor into the history, and a queue of replies.
 
     Args:
-        history: What is broadcast.
-        since: The last event that it saw, to resume without a race; from now on without it.
-        max_reply_bytes: What may wait for a listener that does not read its replies.
+        history: The history of broadcasts.
+        since: The last event that the listener received, to resume without a race; None for no earlier events.
+        max_reply_bytes: How many bytes of replies may be queued.
 
     Attributes:
-        cursor: The seq up to which it has had everything.
-        plain: True while nothing but broadcasts, of all topics, is due.
+        cursor: The seq of the last event that was sent.
+        plain: True if only broadcasts, of all topics, have to be sent.
     """
 
     __slots__ = (
@@ -113,7 +113,7 @@ class ListenerSession:
     # ------------------------------------------------------------------ in
 
     def receive(self, message: str | bytes) -> Ask | Stop | None:
-        """Take one frame; every frame gets a reply, an error, or an action that will lead to one."""
+        """Handle one frame; it results in a reply, an error, or an action that leads to one."""
         try:
             decoded = from_listener(message)
         except RejectedError as rejected:
@@ -130,7 +130,7 @@ class ListenerSession:
             case Ping(id=id):
                 self.reply(Pong(id=id))
             case Pong():
-                pass  # itself an answer, to a ping
+                pass  # the reply to a ping
             case Subscribe() as subscribe:
                 self._subscribe(subscribe)
         return None
@@ -150,22 +150,22 @@ class ListenerSession:
         self.plain = False
         if message.since is not None:
             self._resume(message.since)
-        # Behind the events that it stands for, so that all that follows it is newer than it.
+        # After the events that it covers, so that all later events are newer.
         self.reply(self._history.snapshot(id=message.id), after=self._history.seq)
 
     def _resume(self, since: Since) -> None:
         known = since.epoch == self._history.epoch and since.seq <= self._history.seq
-        self.cursor = since.seq if known else -1  # -1: no history reaches back there, so a gap is due
+        self.cursor = since.seq if known else -1  # -1: before any history, so a Gap is sent
         self._archived = b""
         self.wants = None
 
     # ------------------------------------------------------------------ out
 
     def reply(self, message: Struct, *, after: int = -1) -> None:
-        """Queue a message for this listener alone.
+        """Queue a message for this listener only.
 
-        A listener that does not read loses pieces of answers first (`Response` holds the whole
-        answer); one that still does not read is closed.
+        If too many bytes are queued, pieces of answers are dropped (`Response` has the complete answer). If the queue
+        still grows, the connection is closed.
         """
         if self.state is not SessionState.OPEN:
             return
@@ -183,16 +183,16 @@ class ListenerSession:
 
     @property
     def waits(self) -> bool:
-        """Whether something other than writing has to be done for it: reading the archive, or closing."""
+        """Whether the hub has to read the archive for this session or close its socket."""
         return self.wants is not None or self.close_code is not None
 
     @property
     def backlogged(self) -> bool:
-        """Whether so many replies wait that nothing more should be read from this listener."""
+        """Whether so many replies are queued that no more frames should be read from this listener."""
         return self._reply_bytes > self._max_reply_bytes
 
     def data_to_send(self) -> bytes:
-        """Return the frames to write next, about 64 KiB at most; empty when there is nothing to say (yet)."""
+        """Return the next frames to write, about 64 KiB at most; empty if there are none (yet)."""
         data = self._collect(self._history)
         only_broadcasts = self._topics is None and not self._replies and not self._archived
         self.plain = only_broadcasts and not self.waits and self.state is SessionState.OPEN
@@ -225,12 +225,12 @@ class ListenerSession:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def feed(self, wanted: Excerpt, payloads: Iterable[bytes] | None, cursor: int) -> None:
-        """Take what `wants` asked for.
+        """Receive the messages that `wants` requests.
 
         Args:
-            wanted: What was asked for; nothing happens if it is no longer wanted.
-            payloads: The messages; None if they cannot be read, which makes a gap.
-            cursor: The seq up to which they go.
+            wanted: The request; nothing happens if it has changed.
+            payloads: The messages; None if they cannot be read, so that a Gap is sent.
+            cursor: The seq of the last message that was read.
         """
         if self.wants is wanted:
             self.wants = None
@@ -239,7 +239,7 @@ class ListenerSession:
             self.cursor = -1 if payloads is None else cursor
 
     def _renew_snapshots(self) -> None:
-        # The gap has just told of newer events than those that wait here stand for.
+        # The Gap covers newer events than the queued snapshots do.
         waiting, self._replies = self._replies, deque()
         for after, frame, id in waiting:
             if after >= 0:
@@ -248,14 +248,14 @@ class ListenerSession:
         self._reply_bytes = sum(len(frame) for _, frame, _ in self._replies)
 
     def close(self, code: int, reason: str) -> None:
-        """Say what is queued, then close."""
+        """Send the queued messages, then close."""
         if self.state is not SessionState.CLOSED:
             self.plain = False
             self.state = SessionState.CLOSING
             self.close_code = self.close_code or (code, reason)
 
     def closed(self) -> None:
-        """The socket is gone."""
+        """Note that the socket is closed."""
         self.plain = False
         self.wants = None
         self.state = SessionState.CLOSED
@@ -264,7 +264,7 @@ class ListenerSession:
 
 
 class PublisherSession:
-    """One publisher: says hello, publishes, offers engines, answers queries."""
+    """The session of a publisher, which sends `Hello`, publishes events, offers engines and answers queries."""
 
     def __init__(self, *, max_queue_bytes: int = 2**20) -> None:
         self.state = SessionState.NEW
@@ -277,18 +277,18 @@ class PublisherSession:
 
     @property
     def id(self) -> str:
-        """The publisher's own id; "" before its hello."""
+        """The publisher's id; "" before its `Hello`."""
         return self.hello.publisher if self.hello is not None else ""
 
     def receive(self, message: str | bytes) -> EngineMessage | None:
-        """Take one frame; return the message that the hub has to act upon, if any."""
+        """Handle one frame; return the message that the hub has to process, if any."""
         try:
             decoded = from_publisher(message)
         except RejectedError as rejected:
             self.send(rejected.reply)
             if isinstance(rejected.reply.id, UnsetType):
                 return None
-            # Whoever waits for this reply must hear that it will not come.
+            # The listener that waits for this reply must get an error.
             problem = f"The engine sent a reply that cannot be read: {rejected.reply.content.message}"
             return error(ErrorCode.ENGINE_FAILED, problem, id=rejected.reply.id)
         match decoded:
@@ -296,25 +296,25 @@ class PublisherSession:
                 self.send(Pong(id=id))
                 return None
             case Pong():
-                return None  # itself an answer, to a ping
+                return None  # the reply to a ping
             case Hello() if self.state is SessionState.NEW:
                 self.hello = decoded
                 self.state = SessionState.OPEN
                 return decoded
             case Hello():
-                self.send(error(ErrorCode.INVALID_MESSAGE, "You have said hello already."))
+                self.send(error(ErrorCode.INVALID_MESSAGE, "'hello' was already sent on this connection."))
                 return None
             case _ if self.state is SessionState.NEW:
-                self.send(error(ErrorCode.INVALID_MESSAGE, "The first message has to be 'hello'."))
+                self.send(error(ErrorCode.INVALID_MESSAGE, "The first message must be 'hello'."))
                 return None
         return decoded
 
     def acknowledge(self, n: int) -> None:
-        """Say that every event up to ``n`` has come; the newest word replaces one not yet said."""
+        """Acknowledge every event up to ``n``; replaces an acknowledgement that is not yet sent."""
         self._ack = max(self._ack, n)
 
     def send(self, message: Struct) -> bool:
-        """Queue a message; return False, and queue nothing, if the publisher does not read."""
+        """Queue a message; return False without queueing it if the publisher does not read."""
         if self.state not in (SessionState.NEW, SessionState.OPEN) or self._queue_bytes > self._max_queue_bytes:
             return False
         frame = text_frame(encode(message))
@@ -324,16 +324,16 @@ class PublisherSession:
 
     @property
     def waits(self) -> bool:
-        """Whether something other than writing has to be done for it: closing."""
+        """Whether the hub has to close the session's socket."""
         return self.close_code is not None
 
     @property
     def backlogged(self) -> bool:
-        """Whether so much waits for it that nothing more should be read from this publisher."""
+        """Whether so much is queued that no more frames should be read from this publisher."""
         return self._queue_bytes > self._max_queue_bytes
 
     def data_to_send(self) -> bytes:
-        """Return the frames to write next; empty when there is nothing to say."""
+        """Return the next frames to write; empty if there are none."""
         if self.state is SessionState.CLOSED:
             return b""
         parts: list[bytes] = []
@@ -346,13 +346,13 @@ class PublisherSession:
         return b"".join(parts)
 
     def close(self, code: int, reason: str) -> None:
-        """Say what is queued, then close."""
+        """Send the queued messages, then close."""
         if self.state is not SessionState.CLOSED:
             self.state = SessionState.CLOSING
             self.close_code = self.close_code or (code, reason)
 
     def closed(self) -> None:
-        """The socket is gone."""
+        """Note that the socket is closed."""
         self.state = SessionState.CLOSED
         self._queue.clear()
         self._queue_bytes = 0

@@ -1,7 +1,7 @@
-"""WebSocket frames as bytes, built once and shared by every listener that gets them.
+"""WebSocket frames as bytes, built once and shared by all listeners.
 
-A server's text frame is a header of 2, 4 or 10 bytes and the payload, unmasked (RFC 6455, section
-5.2), so the same bytes go to everybody. A run of frames is just their concatenation.
+A server's text frame is a header of 2, 4 or 10 bytes and the unmasked payload (RFC 6455, section 5.2), so the same
+bytes can be sent to every listener. A run of frames is their concatenation.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _FINAL_TEXT = 0x81
 
 
 def text_frame(payload: bytes) -> bytes:
-    """Return ``payload``, which is UTF-8, as one final text frame."""
+    """Return a UTF-8 payload as one final text frame."""
     size = len(payload)
     if size < 126:
         return struct.pack("!BB", _FINAL_TEXT, size) + payload
@@ -23,7 +23,7 @@ def text_frame(payload: bytes) -> bytes:
 
 
 def payloads(frames: bytes) -> Iterator[bytes]:
-    """Yield the payload of each frame in a run that `text_frame` made."""
+    """Yield the payload of each frame in a run of frames built by `text_frame`."""
     at = 0
     while at < len(frames):
         size = frames[at + 1]

@@ -1,8 +1,8 @@
-"""WebSockets of other frameworks, which take whole messages and not bytes.
+"""Transport for WebSockets of other frameworks, which send whole messages instead of bytes.
 
-Code in the server that has a socket of its own (a Tornado handler of another extension, Starlette's or FastAPI's
-`WebSocket`) can let the hub broadcast to it. One run of frames is under way at a time: the hub gives the next when
-that is sent, so a slow socket costs no more than any other.
+Code in the server with a socket of its own (a Tornado handler of another extension, Starlette's or FastAPI's
+`WebSocket`) can let the hub broadcast to it. One run of frames is sent at a time; the hub passes the next one when that
+is sent, so a slow socket needs no more memory than others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Sender = Callable[[str], Awaitable[Any]]
 
 
 def message_sender(websocket: Any) -> Sender | None:
-    """Return what sends one text message on a WebSocket; None if it is none that is known."""
+    """Return a function that sends one text message on a WebSocket; None for an unknown type of object."""
     for name in ("write_message", "send_text"):  # Tornado's; Starlette's and FastAPI's
         send: Sender | None = getattr(websocket, name, None)
         if callable(send):
@@ -29,13 +29,13 @@ def message_sender(websocket: Any) -> Sender | None:
 
 
 class MessageTransport:
-    """The hub's `Transport` over a WebSocket that takes whole messages.
+    """The hub's `Transport` over a WebSocket that sends whole messages.
 
     Args:
-        websocket: An open one.
+        websocket: An open WebSocket.
         send: Sends one text message on it.
-        drained: Called when what was written has been sent.
-        lost: Called when it never will.
+        drained: Called when the written frames have been sent.
+        lost: Called when sending has failed.
     """
 
     def __init__(self, websocket: Any, send: Sender, *, drained: Callable[[], None], lost: Callable[[], None]) -> None:
@@ -43,7 +43,7 @@ class MessageTransport:
         self._send = send
         self._drained = drained
         self._lost = lost
-        self._tasks: set[asyncio.Future[Any]] = set()  # the event loop itself would let go of them
+        self._tasks: set[asyncio.Future[Any]] = set()  # the event loop only keeps weak references
 
     def write(self, data: bytes) -> bool:
         """Write whole frames; see `ragkit_server.hub.ports.Transport`."""
@@ -61,11 +61,11 @@ class MessageTransport:
             self._drained()
 
     def close(self, code: int, reason: str) -> None:
-        """Send a close frame, if the socket has a way to."""
+        """Close the socket, if it has a ``close`` method."""
         if callable(close := getattr(self.websocket, "close", None)):
             closing = close(code, reason.encode()[:123].decode(errors="ignore"))
             if inspect.isawaitable(closing):
-                # It may be closed already: then there is nothing left to do.
+                # An exception means that the socket is already closed.
                 self._start(closing, lambda closed: closed.cancelled() or closed.exception())
 
     def _start(self, work: Awaitable[Any], done: Callable[[asyncio.Future[Any]], object]) -> None:

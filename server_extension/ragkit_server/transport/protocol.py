@@ -1,14 +1,13 @@
-"""RFC 6455 as a server has to hold to it: whatever breaks it ends with a close frame that says why.
+"""A strict RFC 6455 server: every violation of the protocol ends with a close frame that gives the reason.
 
-Tornado answers most of what is not allowed by dropping the connection, so that its author learns
-nothing, and lets the rest pass: frames without a mask, close codes that do not exist. `websockets`
-knows the rules, so its parser reads the frames here, from Tornado's stream. Section numbers below
-are the RFC's. A connection::
+Tornado handles most violations by dropping the connection without a reason, and ignores others: frames without a mask,
+invalid close codes. The parser of `websockets` checks the rules, so it reads the frames here, from Tornado's stream.
+Section numbers below refer to the RFC. The states of a connection::
 
-    OPEN --violation or close frame--> DISCARDING (has answered; reads, until nothing comes) --> CLOSED
-    OPEN --close()--> CLOSING (says nothing, takes no message) --violation or close frame--> DISCARDING
+    OPEN --violation or close frame--> DISCARDING (has replied; reads until no more data arrives) --> CLOSED
+    OPEN --close()--> CLOSING (sends nothing, ignores messages) --violation or close frame--> DISCARDING
 
-and is CLOSED after 5 s in any case.
+In any case it is CLOSED after 5 s.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from websockets.frames import Close, CloseCode, Frame, Opcode
 MAX_CONTROL_BYTES = 125
 QUIET_SECONDS = 0.5
 READ_BYTES = 65_536
-# What is overridden or called of Tornado's.
+# The private methods and attributes of Tornado that are overridden or used.
 PARTS = (
     "_fragmented_message_buffer", "_handle_message", "_handle_websocket_headers", "_parse_extensions_header",
     "_read_bytes", "_receive_frame", "_run_callback", "_wire_bytes_in",
@@ -37,19 +36,19 @@ PARTS = (
 
 
 class StrictProtocol(WebSocketProtocol13):
-    """Tornado's protocol, but strict.
+    """Tornado's protocol with strict validation.
 
-    The session hears of a violation at once. The client gets the close frame even if it goes on
-    writing: a socket that is closed while data comes in is reset, and what it said last is lost.
+    The session is informed of a violation at once. The client receives the close frame even if it continues to write:
+    closing a socket while data arrives would reset it, and the close frame would be lost.
     """
 
     handler: WebSocketHandler
     explain_too_big: Callable[[], str]
-    """Tells the session; returns the reason for the close frame."""
+    """Informs the session and returns the reason for the close frame."""
     ending: Callable[[], object] = staticmethod(lambda: None)
-    """Called when nothing may be written any more (5.5.1), at least once."""
-    _inbox: bytearray  # come, and not yet interpreted
-    _text: bool  # what the message is that comes in fragments
+    """Called at least once, when no more data may be written (5.5.1)."""
+    _inbox: bytearray  # received, but not yet parsed
+    _text: bool  # whether the fragmented message being received is text
     _discarding = False
 
     # ------------------------------------------------------------------ handshake (4.2.1)
@@ -57,12 +56,12 @@ class StrictProtocol(WebSocketProtocol13):
     def _handle_websocket_headers(self, handler: WebSocketHandler) -> None:
         super()._handle_websocket_headers(handler)
         if handler.request.version == "HTTP/1.0":
-            raise ValueError("HTTP/1.0 knows no Upgrade")
+            raise ValueError("HTTP/1.0 has no Upgrade")
         if len(base64.b64decode(handler.request.headers["Sec-WebSocket-Key"], validate=True)) != 16:
             raise ValueError("Sec-WebSocket-Key is not 16 bytes in base64")
 
     def _parse_extensions_header(self, headers: HTTPHeaders) -> list[tuple[str, dict[str, str]]]:
-        return []  # none is used here, and Tornado's parser raises TypeError for some
+        return []  # no extension is used, and Tornado's parser raises TypeError for some headers
 
     # ------------------------------------------------------------------ frames in (5)
 
@@ -93,17 +92,17 @@ class StrictProtocol(WebSocketProtocol13):
 
     @types.coroutine
     def _parse_frame(self) -> Generator[Any, Any, Frame]:
-        # The parser yields what its reader yields. These are futures: so it can be awaited as it is.
+        # The parser yields what its reader yields, which are futures, so this generator can be awaited.
         frame = yield from Frame.parse(
             lambda size: self._read_bytes(size).__await__(),
             mask=True,
-            max_size=max(self._room(), MAX_CONTROL_BYTES),  # a ping may come when a message has no room left
+            max_size=max(self._room(), MAX_CONTROL_BYTES),  # a ping may arrive when the message has reached its limit
         )
         return frame
 
     async def _read_bytes(self, n: int) -> bytes:
         inbox = self._inbox
-        while len(inbox) < n:  # one read for all that has come, and not three or four for each frame
+        while len(inbox) < n:  # one read for all available data, not several for each frame
             inbox += await self.stream.read_bytes(READ_BYTES, partial=True)
         self._wire_bytes_in += n
         data = bytes(inbox[:n])
@@ -121,19 +120,19 @@ class StrictProtocol(WebSocketProtocol13):
                 if data:
                     self.close_code, self.close_reason = close.code, close.reason or None
                 self._end(self.close_code)
-                # 7.1.1: the client waits for our end, and says no more itself.
-                self.stream.write(b"").add_done_callback(self._shut_down)  # done when all before it is
+                # 7.1.1: the client sends no more and waits for the server to close the connection.
+                self.stream.write(b"").add_done_callback(self._shut_down)  # after all earlier writes
             case Opcode.PING | Opcode.PONG:
                 if not self.server_terminated:
                     return self._handle_message(frame.opcode, data)
             case _:
                 message = self._assemble(frame, data)
-                if message is not None and not self.server_terminated:  # 1.4: what follows a close frame is discarded
+                if message is not None and not self.server_terminated:  # 1.4: data after a close frame is discarded
                     return self._run_callback(self.handler.on_message, message)
         return None
 
     def _assemble(self, frame: Frame, data: bytes) -> str | bytes | None:
-        """Return the message that the frame completes, if it does (5.4, 5.6)."""
+        """Return the message if the frame completes it (5.4, 5.6)."""
         if len(data) > (room := self._room()):
             raise PayloadTooBig(len(data), room)
         begun = self._fragmented_message_buffer
@@ -142,7 +141,7 @@ class StrictProtocol(WebSocketProtocol13):
                 raise ProtocolError("nothing to continue")
             begun += data
         elif begun is not None:
-            raise ProtocolError("the message before has not ended")
+            raise ProtocolError("the previous message has not ended")
         else:
             self._text = frame.opcode is Opcode.TEXT
         if not frame.fin:
@@ -159,9 +158,9 @@ class StrictProtocol(WebSocketProtocol13):
         super().close(code, reason)
 
     def _end(self, code: int | None, reason: str | None = None) -> None:
-        """Send a close frame unless one was sent; from now on say nothing and listen to nothing.
+        """Send a close frame unless one was sent; then send nothing and discard what arrives.
 
-        Tornado's `close` sets a timer, which ends it where the client does not.
+        Tornado's `close` sets a timer that ends the connection if the client does not.
         """
         self._discarding = True
         self.handler.close(code, reason)
@@ -172,19 +171,19 @@ class StrictProtocol(WebSocketProtocol13):
         read = asyncio.ensure_future(self.stream.read_bytes(READ_BYTES, partial=True))
         while not (await asyncio.wait([read], timeout=QUIET_SECONDS))[0]:
             if not self.stream.writing():
-                self._abort()  # nothing more comes: the client has seen the close frame
+                self._abort()  # no more data arrives, so the client has read the close frame
         self._wire_bytes_in += len(await read)
 
     def _shut_down(self, _: object) -> None:
         if not self.stream.closed():
-            with contextlib.suppress(OSError):  # the client has reset it: that ends the reading, too
+            with contextlib.suppress(OSError):  # the client has reset the connection, which also ends the reading
                 self.stream.socket.shutdown(socket.SHUT_WR)
 
 
 def strict(
     handler: WebSocketHandler, protocol: WebSocketProtocol | None, *, explain_too_big: Callable[[], str]
 ) -> WebSocketProtocol | None:
-    """Return ``protocol`` as a `StrictProtocol`; unchanged if this Tornado is not as we know it."""
+    """Return ``protocol`` as a `StrictProtocol`; unchanged if this version of Tornado lacks the needed `PARTS`."""
     if type(protocol) is not WebSocketProtocol13 or not all(hasattr(protocol, part) for part in PARTS):
         return protocol
     ours = StrictProtocol(handler, False, protocol.params)

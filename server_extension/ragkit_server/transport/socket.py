@@ -1,9 +1,9 @@
-"""How bytes leave a Tornado WebSocket.
+"""Writes bytes to a Tornado WebSocket.
 
-The hub writes frames that are built once for everybody. Tornado's `write_message` would build each
-anew and start a task for each, at many times the cost of the system call. So `SocketTransport` gives
-them straight to the socket while nothing waits in the stream before it, to the stream otherwise, and
-falls back to `write_message` where Tornado is not as we know it.
+The hub writes frames that are built once for all listeners. Tornado's `write_message` would build every frame again and
+start a task for it, which costs much more than the system call. `SocketTransport` therefore writes to the socket
+directly if the stream's buffer is empty, and to the stream otherwise. It falls back to `write_message` if this version
+of Tornado lacks the needed internals.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ class SocketTransport:
 
     Args:
         handler: The socket's handler.
-        drained: Called when what `write` could not get rid of has gone.
-        lost: Called when it never will.
+        drained: Called when the data that `write` had to buffer has been written.
+        lost: Called when writing has failed.
+        direct: Whether to write frames directly, without `write_message`.
     """
 
     __slots__ = ("_clear", "_drained", "_ended", "_handler", "_lost", "_send", "_stream", "_unwritten")
@@ -37,7 +38,7 @@ class SocketTransport:
         self._handler = handler
         self._drained = drained
         self._lost = lost
-        self._clear: asyncio.Event | None = None  # made when it is first needed: most sockets never fill up
+        self._clear: asyncio.Event | None = None  # created on demand, because most sockets never fill up
         self._ended = False
         self._stream: IOStream | None = None
         self._send: Callable[[bytes], int] | None = None
@@ -46,10 +47,10 @@ class SocketTransport:
         if direct and type(connection) is StrictProtocol and connection._compressor is None:
             connection.ending = self._end
             self._stream = stream = connection.stream
-            # What Tornado has not written yet cannot be asked for; without that deque the stream's own way is taken.
-            # TLS, and what else a stream may do to the bytes, is its own affair.
+            # Tornado has no public way to ask for unwritten data. Without this deque, and for other streams such as
+            # TLS, all data is written to the stream.
             plain = type(stream) is IOStream and isinstance(getattr(stream, "_write_futures", None), deque)
-            if plain and not stream.closed():  # it may have left during the handshake
+            if plain and not stream.closed():  # the client may have disconnected during the handshake
                 self._send, self._unwritten = stream.socket.send, stream._write_futures
 
     def _end(self) -> None:
@@ -61,7 +62,7 @@ class SocketTransport:
             raise WebSocketClosedError
         if self._send is None or self._unwritten:
             return self._write_to_stream(data)
-        # What the stream would do, without the bookkeeping, which costs as much as the system call.
+        # As the stream does, but without its bookkeeping, which costs as much as the system call.
         try:
             sent = self._send(data)
         except BlockingIOError:
@@ -94,12 +95,12 @@ class SocketTransport:
             self._drained()
 
     async def wait_drained(self) -> None:
-        """Return when nothing waits for the kernel, or the connection is gone."""
+        """Wait until all data is written, or the connection is lost."""
         if self._clear is not None:
             await self._clear.wait()
 
     def close(self, code: int, reason: str) -> None:
-        """Send a close frame after what has been written; the reason may have 123 bytes."""
+        """Send a close frame after the data written so far; the reason is cut to 123 bytes."""
         self._handler.close(code, reason.encode()[:123].decode(errors="ignore"))
 
 
