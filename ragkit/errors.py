@@ -158,7 +158,7 @@ class NoDocumentsError(InputError):
         skipped_text = f" Skipped: {'; '.join(self.skipped[:5])}." if self.skipped else ""
         more = f" ({len(self.suffixes)} kinds in all)" if len(self.suffixes) > 17 else ""
         super().__init__(
-            f"'{self.path}' contains no document that ragkit can read.{skipped_text} "
+            f"'{self.path}' holds no document that ragkit reads.{skipped_text} "
             f"Put files ending in {', '.join(self.suffixes[:17])}{more} there, or give another path."
         )
 

@@ -64,7 +64,7 @@ def plain(value: Any, name: str, *, nested: bool = False) -> Any:
         "int": "It is too large: give str(value) or float(value)",
     }.get(type(value).__name__, "Give str(value), a number, or a pandas.DataFrame")
     raise InputError(
-        f"'{name}' is a {type(value).__name__}, which cannot be stored. {hint}. "
+        f"'{name}' is a {type(value).__name__}, which cannot be kept. {hint}. "
         "Numbers, text, True, False, None, lists of them and DataFrames can."
     )
 

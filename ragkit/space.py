@@ -85,7 +85,7 @@ def between(low: _Number, high: _Number, *, step: _Number | None = None, log: bo
     """
     result = Range(low, high, step, log)
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise InputError(f"{result!r} is an empty range. Give the lower bound first, for example between(0, 1).")
+        raise InputError(f"{result!r} has nothing to draw from. Give the lower bound first, for example between(0, 1).")
     if step is not None and not 0 < step <= high - low:
         raise InputError(f"{result!r} has an invalid step. Give one above 0 that fits between the bounds.")
     if log and (step is not None or low <= 0):

@@ -285,6 +285,6 @@ def test_an_embedder_needs_an_address_and_openai_a_key(monkeypatch: pytest.Monke
 def test_a_refused_connection_is_explained() -> None:
     with RawServer(behave) as server:
         pass
-    with pytest.raises(EmbeddingError, match="Start it, or check base_url") as caught:
+    with pytest.raises(EmbeddingError, match="Start the server, or check base_url") as caught:
         embed(server.url)
     assert isinstance(caught.value.__cause__, LLMConnectionError)

@@ -441,7 +441,7 @@ def test_bad_paths_are_named(tmp_path: Path, folder: Path) -> None:
     assert not index.exists
     with pytest.raises(InputError, match="is a file"):
         index_at(folder / "page0.md")
-    with pytest.raises(InputError, match="folder of its own"):
+    with pytest.raises(InputError, match="its own folder"):
         index_at(folder)
 
 

@@ -267,7 +267,7 @@ def test_only_what_cannot_be_billed_is_repeated(failing: str, requests: int) -> 
 
 
 def test_refused_connection(free_port: int) -> None:
-    with pytest.raises(LLMConnectionError, match=rf"127\.0\.0\.1:{free_port}/v1.*Start it, or check base_url"):
+    with pytest.raises(LLMConnectionError, match=rf"127\.0\.0\.1:{free_port}/v1.*Start the server, or check base_url"):
         ask(client(f"http://127.0.0.1:{free_port}/v1"))
 
 
@@ -366,7 +366,7 @@ def test_error_with_status_200(body: bytes, expected: str) -> None:
         ({"choices": None}, "not a reply"),
         ({"choices": [{"index": 0, "delta": None}]}, "OpenAI-compatible"),
         ("{not json", "OpenAI-compatible"),
-        ({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}, "without a word"),
+        ({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}, "returned an empty reply"),
         ({"choices": [{"index": 0, "delta": {"reasoning": "hm"}, "finish_reason": "length"}]}, "raise max_tokens"),
         ({"choices": [{"index": 0, "delta": {}, "finish_reason": "content_filter"}]}, "content filter"),
     ],
