@@ -245,7 +245,7 @@ class ModelServer:
         """Translate an error of `openai`, or of parsing the reply. `begun`: part of the reply had arrived."""
         import openai
 
-        said = self.quoted(getattr(error, "message", error))
+        message = self.quoted(getattr(error, "message", error))
         match error:
             case openai.APITimeoutError():
                 return self.too_late()
@@ -255,41 +255,41 @@ class ModelServer:
                 return self.error(
                     LLMConnectionError,
                     f"No model server can be reached at {self.base_url} "
-                    f"({self.quoted(error.__cause__ or said)}). Start the server, or check base_url.",
+                    f"({self.quoted(error.__cause__ or message)}). Start the server, or check base_url.",
                 )
             case openai.AuthenticationError() | openai.PermissionDeniedError():
                 return self.error(
                     LLMAuthenticationError,
                     f"{self.base_url} does not accept the API key (HTTP {error.status_code}). Give the right one "
-                    f"with api_key=... The server says: {said}",
+                    f"with api_key=... The server says: {message}",
                 )
             case openai.RateLimitError():
-                return self._slow_down(said)
+                return self._slow_down(message)
             case openai.NotFoundError():
                 return self.error(
                     LLMResponseError,
                     f"{self.base_url} has no model '{self.model}', or is not the address of the API. Its models are "
-                    f"listed at {self.base_url}/models; base_url usually ends in /v1. The server says: {said}",
+                    f"listed at {self.base_url}/models; base_url usually ends in /v1. The server says: {message}",
                 )
             case openai.APIStatusError():
                 hint = ""
-                if "context" in said.lower():
+                if "context" in message.lower():
                     hint = f" {self._if_too_long}"
                 elif getattr(error, "param", None) == "temperature":
                     hint = " Give temperature=None: this model does not accept a temperature."
                 return self.error(
                     LLMResponseError,
                     f"'{self.model}' at {self.base_url} failed with HTTP {error.status_code}. "
-                    f"The server says: {said}{hint}",
+                    f"The server says: {message}{hint}",
                 )
             case openai.APIError():
                 return self.error(
-                    LLMResponseError, f"'{self.model}' at {self.base_url} failed. The server says: {said}"
+                    LLMResponseError, f"'{self.model}' at {self.base_url} failed. The server says: {message}"
                 )
             case _:
                 return self.error(
                     LLMResponseError,
-                    f"{self.base_url} does not answer as an OpenAI-compatible server ({said}). "
+                    f"{self.base_url} does not answer as an OpenAI-compatible server ({message}). "
                     "Check base_url: it usually ends in /v1.",
                 )
 
@@ -313,16 +313,16 @@ class ModelServer:
         """Return an error of this model and server."""
         return kind(message, model=self.model, base_url=self.base_url, billable=billable)
 
-    def quoted(self, said: object) -> str:
+    def quoted(self, message: object) -> str:
         """Return the beginning of a server's message, on one line and without the key."""
-        words = " ".join(str(said).split()).replace(self._key, "***")
+        words = " ".join(str(message).split()).replace(self._key, "***")
         return words if len(words) <= _LONGEST_EXCERPT else f"{words[:_LONGEST_EXCERPT]}…"
 
-    def _slow_down(self, said: str) -> LLMError:
+    def _slow_down(self, message: str) -> LLMError:
         """Return the error for a rate limit."""
         return self.error(
             LLMRateLimitError,
-            f"{self.base_url} limits the rate of requests, or the account's quota is used up ({said}). "
+            f"{self.base_url} limits the rate of requests, or the account's quota is used up ({message}). "
             "Wait a little, or check the account. max_retries=... and timeout_seconds=... set how long ragkit waits.",
         )
 

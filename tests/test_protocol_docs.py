@@ -1,4 +1,4 @@
-"""docs/protocol.md says what the code does: its examples decode, its tables are made from it."""
+"""docs/protocol.md agrees with the code: its examples decode, its tables are made from it."""
 
 from __future__ import annotations
 
@@ -61,18 +61,18 @@ def test_every_broadcast_is_shown_with_its_stamp() -> None:
     assert tags(messages.Broadcast) - shown == set()
 
 
-def test_the_tables_are_those_that_the_code_makes() -> None:
+def test_the_tables_are_up_to_date() -> None:
     generate = runpy.run_path(str(PAGE.with_name("generate.py")))["generate"]
     page = PAGE.read_text(encoding="utf-8")
     assert page == generate(page), "docs/protocol.md is not what `make docs` makes of it"
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: message.__struct_config__.tag)
-def test_every_key_is_told_of_where_its_message_is(message: type[msgspec.Struct]) -> None:
+def test_every_key_is_documented_with_its_message(message: type[msgspec.Struct]) -> None:
     """In a table, in the text, or at least in an example."""
     tag = message.__struct_config__.tag
     sections = re.split(r"^###? ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
     (section,) = (section for section in sections if tag in section.partition("\n")[0].split(" and "))
     (broadcasts,) = (section for section in sections if section.startswith("Broadcasts\n"))
-    told = set(re.findall(r"[`\".](\w+)[`\"]", section + broadcasts))
-    assert set(message.__struct_fields__) - told == set()
+    documented = set(re.findall(r"[`\".](\w+)[`\"]", section + broadcasts))
+    assert set(message.__struct_fields__) - documented == set()

@@ -88,8 +88,8 @@ def ask(
         LLMResponseError: The reply ends inside a thought.
         LLMError, OperationCancelled: See `GenerativeLLM.complete`.
     """
-    said = generative(llm, asker).complete(messages, max_tokens=max_tokens, cancelled=cancelled)
-    return _received(llm, [said], None)
+    reply = generative(llm, asker).complete(messages, max_tokens=max_tokens, cancelled=cancelled)
+    return _received(llm, [reply], None)
 
 
 def _received(llm: LLM, pieces: Iterable[str], on_delta: Callable[[str], object] | None) -> Reply:
@@ -119,9 +119,9 @@ def _received(llm: LLM, pieces: Iterable[str], on_delta: Callable[[str], object]
             _remember(llm)
         if callable(close := getattr(stream, "close", None)):
             close()
-    said = "".join(raw)
-    text = thoughts.text if thoughts else said
-    return Reply(text.encode("utf-8", "replace").decode(), said, usage)
+    whole = "".join(raw)
+    text = thoughts.text if thoughts else whole
+    return Reply(text.encode("utf-8", "replace").decode(), whole, usage)
 
 
 def _is_known(llm: LLM) -> bool:
