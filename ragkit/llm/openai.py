@@ -177,11 +177,11 @@ class ChatClient:
     def _whole_reply(self, reply: Any) -> str:
         if reply.get("choices") and (text := _text(reply["choices"][0]["message"]["content"])):
             return text
-        error = reply.get("error") or reply
+        said = reply.get("error") or reply
         raise self._server.error(
             LLMResponseError,
             f"'{self.model}' at {self.base_url} did not answer. "
-            f"The server says: {self._server.quoted(error.get('message', error) if isinstance(error, dict) else error)}",
+            f"The server says: {self._server.quoted(said.get('message', said) if isinstance(said, dict) else said)}",
             billable=bool(reply.get("choices")),
         )
 

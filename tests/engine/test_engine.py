@@ -556,7 +556,7 @@ def test_hits_are_a_list_a_table_and_a_frame(engine: RAGEngine) -> None:
 def test_a_document_that_makes_the_sentence_splitter_panic(
     tmp_path: Path, publisher: Publisher, chunker: Chunker | None
 ) -> None:
-    """A capital letter, a no-break space and a full stop: sentencex panics there, with an exception that is not an Exception."""
+    """A capital letter, a no-break space and a full stop: sentencex panics there, with a BaseException."""
     folder = tmp_path / "docs"
     folder.mkdir()
     text = "# Vitamins\n\nOranges are rich in vitamin C\u00a0. They also hold potassium and fibre. Eat two a day.\n"

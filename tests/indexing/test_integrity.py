@@ -145,9 +145,7 @@ def test_a_folder_that_was_moved_is_the_same_folder(tmp_path: Path, index: Index
     assert index.verify().is_current
 
 
-def test_a_folder_with_some_of_the_same_files_is_not_treated_as_moved(
-    tmp_path: Path, index: Index, folder: Path
-) -> None:  # noqa: F811
+def test_a_folder_with_some_of_the_files_is_not_moved(tmp_path: Path, index: Index, folder: Path) -> None:  # noqa: F811
     (tmp_path / "other").mkdir()
     for n in range(3):
         write(tmp_path / "other" / f"page{n}.md", n + 40)

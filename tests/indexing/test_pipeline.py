@@ -394,9 +394,7 @@ def test_an_embedder_that_never_works_stops_the_run(
     "error", [KeyboardInterrupt(), SystemExit(), MemoryError(), OperationCancelled("stop")], ids=str
 )
 @pytest.mark.parametrize("where", ["chunker", "tokenizer", "model"])
-def test_cancellation_and_interrupts_stop_the_run(
-    tmp_path: Path, folder: Path, where: str, error: BaseException
-) -> None:  # noqa: F811
+def test_cancellation_stops_the_run(tmp_path: Path, folder: Path, where: str, error: BaseException) -> None:  # noqa: F811
     poison(folder / "page0.md")
     with pytest.raises(type(error)):
         trapped(tmp_path / "index", where, error).update(folder)

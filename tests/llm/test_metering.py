@@ -497,14 +497,14 @@ class Flaky:
         return "answer"
 
 
-def llm_error(kind: type[LLMError], status: int | None = None) -> LLMError:
+def err(kind: type[LLMError], status: int | None = None) -> LLMError:
     return kind("no", model="m", base_url="u", status=status)
 
 
 @pytest.mark.parametrize(
     "error",
-    [llm_error(LLMConnectionError), llm_error(LLMTimeoutError), llm_error(LLMRateLimitError, 429), llm_error(LLMResponseError),
-     llm_error(LLMResponseError, 500), llm_error(LLMResponseError, 503)],
+    [err(LLMConnectionError), err(LLMTimeoutError), err(LLMRateLimitError, 429), err(LLMResponseError),
+     err(LLMResponseError, 500), err(LLMResponseError, 503)],
 )  # fmt: skip
 def test_temporary_errors_are_retried(error: LLMError) -> None:
     call = Flaky(error, error)
@@ -519,7 +519,7 @@ def test_temporary_errors_are_retried(error: LLMError) -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [llm_error(LLMAuthenticationError, 401), llm_error(LLMResponseError, 400), llm_error(LLMResponseError, 404), llm_error(LLMError),
+    [err(LLMAuthenticationError, 401), err(LLMResponseError, 400), err(LLMResponseError, 404), err(LLMError),
      BudgetError("b", spent=1, cap=1, most=1), OperationCancelled("stop"), ValueError("a fault"), KeyboardInterrupt()],
 )  # fmt: skip
 def test_permanent_errors_are_not_retried(error: BaseException) -> None:
@@ -531,7 +531,7 @@ def test_permanent_errors_are_not_retried(error: BaseException) -> None:
 
 
 def test_the_last_error_is_raised() -> None:
-    first, last = llm_error(LLMTimeoutError), llm_error(LLMConnectionError)
+    first, last = err(LLMTimeoutError), err(LLMConnectionError)
     call = Flaky(first, last)
     with pytest.raises(LLMConnectionError) as caught:
         retrying(call, attempts=2, pause_seconds=0)
@@ -541,7 +541,7 @@ def test_the_last_error_is_raised() -> None:
 
 def test_pauses_stop_growing_and_are_cancelled() -> None:
     pauses: list[float] = []
-    call = Flaky(*[llm_error(LLMTimeoutError)] * 8)
+    call = Flaky(*[err(LLMTimeoutError)] * 8)
     retrying(
         call,
         attempts=9,
@@ -551,9 +551,7 @@ def test_pauses_stop_growing_and_are_cancelled() -> None:
     )
     assert max(pauses) <= 0.005
     with pytest.raises(OperationCancelled):
-        retrying(
-            Flaky(llm_error(LLMTimeoutError)), cancelled=lambda: True, pause_seconds=3600, longest_pause_seconds=3600
-        )
+        retrying(Flaky(err(LLMTimeoutError)), cancelled=lambda: True, pause_seconds=3600, longest_pause_seconds=3600)
 
 
 def test_retries_wait_for_a_server_that_starts_late() -> None:
