@@ -5,7 +5,7 @@
 >>> engine.index("data/handbook")
 >>> engine.ask("How do I choose k1 for BM25?")
 
-Names are imported when they are first used, so that ``import ragkit`` costs milliseconds.
+Names are imported at first use, so ``import ragkit`` takes milliseconds.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""Waiting that can be called off, and what ends work that bears failures."""
+"""Cancellable waits, and the exceptions that end a whole task and not only one item of it."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from collections.abc import Callable
 
 from ragkit.errors import OperationCancelled
 
-POLL_SECONDS = 0.05  # between two looks at whether somebody has cancelled
+POLL_SECONDS = 0.05  # between two checks for cancellation
 _FATAL = (OperationCancelled, KeyboardInterrupt, SystemExit, GeneratorExit, CancelledError, MemoryError)
 
 
 def never() -> bool:
-    """Return False: the `cancelled` of work that nobody cancels."""
+    """Return False: the default for `cancelled`."""
     return False
 
 
 def is_fatal(error: BaseException) -> bool:
-    """Whether an exception ends the work as a whole, and not only for one document: somebody stops it, or memory ends.
+    """Return whether an exception ends the whole task: it was cancelled or interrupted, or memory ran out.
 
-    A panic of native code is a `BaseException` too, and not fatal.
+    Other exceptions fail one document only. So does a panic in native code, although it is a `BaseException`.
     """
     return isinstance(error, _FATAL)
 
 
 def wait(seconds: float, cancelled: Callable[[], bool] = never) -> None:
-    """Sleep, and ask about twenty times a second whether somebody has cancelled.
+    """Sleep, polling `cancelled` about twenty times a second.
 
     Raises:
-        OperationCancelled: `cancelled` said so.
+        OperationCancelled: `cancelled` returned True.
     """
-    ends = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     while True:
         if cancelled():
             raise OperationCancelled("The answer was cancelled.")
-        if (left := ends - time.monotonic()) <= 0:
+        if (remaining := deadline - time.monotonic()) <= 0:
             return
-        time.sleep(min(left, POLL_SECONDS))
+        time.sleep(min(remaining, POLL_SECONDS))

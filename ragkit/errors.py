@@ -1,37 +1,37 @@
-"""Every error that ragkit raises on purpose, as one tree.
+"""The tree of exceptions that ragkit raises.
 
     RagkitError
-    ├── InputError (ValueError)             an argument that cannot be used
+    ├── InputError (ValueError)             an argument is invalid
     │   ├── EmptyQuestionError
     │   ├── SourceNotFoundError             the path to index does not exist
-    │   └── NoDocumentsError                the path holds nothing that can be indexed
-    ├── DocumentError                       one file that could not be indexed (collected, not raised, by indexing)
+    │   └── NoDocumentsError                the path contains nothing that can be indexed
+    ├── DocumentError                       one file could not be indexed (indexing collects these in its report)
     ├── IndexingError
     │   ├── IndexLockedError                another process is writing this index
-    │   ├── IndexMismatchError              made with another embedder, chunker or format
+    │   ├── IndexMismatchError              built with another embedder, chunker or format
     │   ├── IndexCorruptError               its files are damaged
-    │   ├── EmptyIndexError                 a question was put to an index without documents
-    │   └── IndexWriteError                 the disk refused (full, read-only)
-    ├── OperationCancelled                      somebody stopped the work
+    │   ├── EmptyIndexError                 the index contains no documents
+    │   └── IndexWriteError                 the disk is full or read-only
+    ├── OperationCancelled                  the operation was cancelled
     ├── EmbeddingError
-    │   └── EmbedderNotFoundError           no such model here, and none could be fetched
+    │   └── EmbedderNotFoundError           the model is not installed and could not be downloaded
     ├── RerankingError                      a reranker's model cannot be loaded, or failed
     ├── LLMError
-    │   ├── LLMConnectionError              refused, unreachable, or the stream was cut
+    │   ├── LLMConnectionError              refused, unreachable, or the stream was cut off
     │   ├── LLMTimeoutError
     │   ├── LLMAuthenticationError
     │   ├── LLMRateLimitError
-    │   └── LLMResponseError                it answered, but not as an OpenAI-compatible server does
-    ├── BudgetError                         the next call could cost more than is left
-    ├── ResultCacheError                          what experiments keep cannot be read or written
+    │   └── LLMResponseError                the reply is not that of an OpenAI-compatible server
+    ├── BudgetError                         the next call could exceed the budget
+    ├── ResultCacheError                    the cache of experiment results cannot be read or written
     ├── ServerError
-    │   ├── ServerNotFoundError             no running Jupyter server could be found
-    │   ├── AmbiguousServerError            more than one could be meant
-    │   └── ServerConnectionError           found, but it does not let us in
+    │   ├── ServerNotFoundError             no running Jupyter server was found
+    │   ├── AmbiguousServerError            several running servers match
+    │   └── ServerConnectionError           the server was found, but the connection failed
     └── MissingExtraError (ImportError)     an optional dependency is not installed
 
-Exceptions carry what they know as attributes and build their own message from it; the message
-says what happened and what to do next. The cause is always chained.
+Exceptions carry their facts as attributes and build the message from them. The message says what
+happened and what to do next. The cause is always chained.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ __all__ = [
 
 @contextlib.contextmanager
 def needs(package: str, *, extra: str) -> Iterator[None]:
-    """Raise `MissingExtraError` if what is imported here is not installed."""
+    """Raise `MissingExtraError` if an import in this block fails."""
     try:
         yield
     except ImportError as error:
@@ -89,10 +89,10 @@ def needs(package: str, *, extra: str) -> Iterator[None]:
 
 
 def require_count(name: str, value: object, *, least: int = 1, most: int | None = None) -> None:
-    """Check that an argument is a whole number in a range, NumPy's included; True and 3.0 are none.
+    """Check that an argument is an integer in a range. NumPy integers are accepted; True and 3.0 are not.
 
     Raises:
-        InputError: It is not.
+        InputError: The check fails.
     """
     is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not is_whole or not least <= int(value) <= (most or math.inf):  # type: ignore[call-overload]
@@ -101,27 +101,27 @@ def require_count(name: str, value: object, *, least: int = 1, most: int | None 
 
 
 class RagkitError(Exception):
-    """Base of every error that ragkit raises on purpose. It can be sent to another process."""
+    """Base of ragkit's exceptions. It can be pickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (type(self), self.args), self.__dict__
+        return _unpickle, (type(self), self.args), self.__dict__
 
 
-def _restored(kind: type[RagkitError], arguments: tuple[Any, ...]) -> RagkitError:
-    return kind.__new__(kind, *arguments)  # without __init__, which builds the message from other arguments
+def _unpickle(kind: type[RagkitError], arguments: tuple[Any, ...]) -> RagkitError:
+    return kind.__new__(kind, *arguments)  # without __init__, whose arguments differ from `args`
 
 
 def summary(error: BaseException) -> str:
-    """Say in one line what was raised."""
+    """Return an exception's type and message on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
 
 
 class InputError(RagkitError, ValueError):
-    """An argument cannot be used as it is."""
+    """An argument is invalid."""
 
 
 class EmptyQuestionError(InputError):
-    """The question has no words in it."""
+    """The question contains no words."""
 
     def __init__(self) -> None:
         super().__init__("The question is empty. Ask something, for example: 'What is BM25?'")
@@ -131,46 +131,46 @@ class SourceNotFoundError(InputError):
     """The path to index does not exist.
 
     Attributes:
-        path: The path as it was given.
+        path: The path as given.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         super().__init__(
-            f"There is no file or folder at '{self.path}' (looked from '{Path.cwd()}'). "
+            f"There is no file or folder at '{self.path}' (current folder: '{Path.cwd()}'). "
             "Check the spelling, or give an absolute path."
         )
 
 
 class NoDocumentsError(InputError):
-    """The path exists and holds nothing that can be indexed.
+    """The path exists, but contains nothing that can be indexed.
 
     Attributes:
         path: The folder or file.
-        suffixes: The file endings that would have been read.
-        skipped: What is there instead, and why it is passed over: ``"3 hidden: ..."``.
+        suffixes: The supported file extensions.
+        skipped: The files that were skipped, with reasons: ``"3 hidden: ..."``.
     """
 
     def __init__(self, path: str | Path, suffixes: Sequence[str], skipped: Sequence[str] = ()) -> None:
         self.path = Path(path)
         self.suffixes = tuple(suffixes)
         self.skipped = tuple(skipped)
-        there = f" Passed over: {'; '.join(self.skipped[:5])}." if self.skipped else ""
+        skipped_text = f" Skipped: {'; '.join(self.skipped[:5])}." if self.skipped else ""
         more = f" ({len(self.suffixes)} kinds in all)" if len(self.suffixes) > 17 else ""
         super().__init__(
-            f"'{self.path}' holds no document that ragkit reads.{there} "
+            f"'{self.path}' holds no document that ragkit reads.{skipped_text} "
             f"Put files ending in {', '.join(self.suffixes[:17])}{more} there, or give another path."
         )
 
 
 class DocumentError(RagkitError):
-    """One document could not be read, cut or embedded; the others are not affected.
+    """One document could not be read, split into chunks or embedded. The others are not affected.
 
     Indexing collects these in its report instead of raising them.
 
     Attributes:
-        source: The file's path, with a line or page where that is known.
-        reason: What is wrong with it, in one sentence.
+        source: The file's path, with the line or page if known.
+        reason: What is wrong with the document, in one sentence.
     """
 
     def __init__(self, source: str, reason: str) -> None:
@@ -203,11 +203,11 @@ class IndexLockedError(IndexingError):
 
 
 class IndexMismatchError(IndexingError):
-    """The index was made with another embedder, chunker or format.
+    """The index was built with another embedder, chunker or format.
 
     Attributes:
         what: What differs, for example ``"embedder"``.
-        expected: The value that the index was made with.
+        expected: The value that the index was built with.
         found: The value that it was opened with.
     """
 
@@ -217,9 +217,9 @@ class IndexMismatchError(IndexingError):
         self.found = found
         super().__init__(
             path,
-            f"The index at '{path}' was made with {what} {expected}, but was opened with {found}. "
-            f"Open it with {expected}, or index into another folder; "
-            "engine.index(path, rebuild=True) throws the old index away and makes it anew.",
+            f"The index at '{path}' was built with {what} {expected}, but was opened with {found}. "
+            f"Open it with {expected}, or index into another folder, "
+            "or delete the old index and rebuild it with engine.index(path, rebuild=True).",
         )
 
 
@@ -229,42 +229,42 @@ class IndexCorruptError(IndexingError):
     def __init__(self, path: str | Path, detail: str) -> None:
         super().__init__(
             path,
-            f"The index at '{path}' is damaged: {detail}. If it is the vectors, engine.repair() makes them anew; else "
-            "engine.index(path, rebuild=True) does. Your documents are not touched.",
+            f"The index at '{path}' is damaged: {detail}. If only the vectors are damaged, engine.repair() restores "
+            "them. Otherwise, rebuild the index with engine.index(path, rebuild=True). Your documents are not touched.",
         )
 
 
 class EmptyIndexError(IndexingError):
-    """A question was put to an index that holds no documents yet."""
+    """The index that was queried contains no documents yet."""
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(
             path,
-            f"The index at '{path}' holds no documents yet. Index some first: engine.index('my/documents'). "
-            "If that is being done now, ask again in a moment.",
+            f"The index at '{path}' contains no documents yet. Index some first: engine.index('my/documents'). "
+            "If indexing is running now, ask again in a moment.",
         )
 
 
 class IndexWriteError(IndexingError):
-    """The disk refused a write: it is full, or read-only.
+    """A write failed because the disk is full or read-only.
 
-    What had been committed before stays usable, and the next run goes on from there.
+    Everything committed before stays usable, and the next run resumes from there.
     """
 
     def __init__(self, path: str | Path, detail: str) -> None:
         super().__init__(
             path,
             f"The index at '{path}' could not be written: {detail}. What was indexed before is safe. "
-            "Free some space (or mend the permissions) and run the same call again: it goes on from there.",
+            "Free some disk space (or fix the permissions) and run the same call again: it resumes from there.",
         )
 
 
 class OperationCancelled(RagkitError):
-    """The work was stopped on request; what it had committed is kept."""
+    """The operation was cancelled. What it had committed is kept."""
 
 
 class EmbeddingError(RagkitError):
-    """An embedder could not embed.
+    """An embedder failed.
 
     Attributes:
         model: The embedder's name.
@@ -276,13 +276,13 @@ class EmbeddingError(RagkitError):
 
 
 class EmbedderNotFoundError(EmbeddingError):
-    """The named model is neither installed nor cached, and could not be fetched."""
+    """The model is neither installed nor cached, and could not be downloaded."""
 
     def __init__(self, model: str, detail: str) -> None:
         super().__init__(
             model,
             f"The embedding model '{model}' could not be loaded: {detail}. Check the name; a model that is "
-            "not installed is fetched from a hub, so the hub must be reachable. "
+            "not installed is downloaded from a hub, so the hub must be reachable. "
             "The default, 'all-MiniLM-L6-v2', comes with ragkit and needs no network.",
         )
 
@@ -305,8 +305,8 @@ class LLMError(RagkitError):
     Attributes:
         model: The model's name.
         base_url: The server's address, without credentials.
-        status: What HTTP status the server refused the request with; None if it did not.
-        billable: Whether the server may have worked on the request, and may bill it.
+        status: The HTTP status with which the server rejected the request; None if it did not reject it.
+        billable: Whether the server may have processed the request, and may bill it.
     """
 
     def __init__(
@@ -320,7 +320,7 @@ class LLMError(RagkitError):
 
 
 class LLMConnectionError(LLMError):
-    """The server refused, was unreachable, or cut the stream."""
+    """The server refused the connection, was unreachable, or cut off the stream."""
 
 
 class LLMTimeoutError(LLMError):
@@ -328,25 +328,25 @@ class LLMTimeoutError(LLMError):
 
 
 class LLMAuthenticationError(LLMError):
-    """The server wants another API key."""
+    """The server rejects the API key, or requires one."""
 
 
 class LLMRateLimitError(LLMError):
-    """The server asks to slow down."""
+    """The server limits the rate of requests."""
 
 
 class LLMResponseError(LLMError):
-    """The server answered, but not as an OpenAI-compatible server does."""
+    """The server answered, but not like an OpenAI-compatible server."""
 
 
 class BudgetError(RagkitError):
-    """The next call could cost more than the budget has left; it was not made.
+    """The next call could exceed the budget, so it was not made.
 
     Attributes:
         name: The budget's name.
-        spent: What is spent, and what calls under way or cut off could have cost.
-        cap: What may be spent.
-        most: What the call could have cost.
+        spent: The amount spent, plus the maximum cost of calls that are running or were cut off.
+        cap: The budget's limit.
+        most: The maximum cost of the call.
     """
 
     def __init__(self, name: str, *, spent: float, cap: float, most: float) -> None:
@@ -355,29 +355,29 @@ class BudgetError(RagkitError):
         self.cap = cap
         self.most = most
         super().__init__(
-            f"The budget '{name}' pauses: {spent:.6g} of {cap:.6g} are spent, and the next call can cost {most:.6g}. "
-            "Give it more with budget.raise_to(...), and run again."
+            f"The budget '{name}' is exhausted: {spent:.6g} of {cap:.6g} is spent, and the next call could cost "
+            f"{most:.6g}. Raise the limit with budget.raise_to(...), and run again."
         )
 
 
 class ResultCacheError(RagkitError):
-    """The file that keeps what experiments have computed cannot be read or written."""
+    """The cache file of experiment results cannot be read or written."""
 
     def __init__(self, path: str | Path, detail: str) -> None:
         self.path = path
         super().__init__(
-            f"'{path}' keeps what experiments have computed, and cannot be used: {detail}. If the disk is full, make "
-            "room and run the experiment again: it goes on. If the file is damaged, delete it: what it held is "
+            f"The cache of experiment results, '{path}', cannot be used: {detail}. If the disk is full, free some "
+            "space and run the experiment again: it resumes. If the file is damaged, delete it: its results are "
             "computed again."
         )
 
 
 class ServerError(RagkitError):
-    """The Jupyter server's side of things is not as it should be."""
+    """The Jupyter server cannot be used."""
 
 
 class ServerNotFoundError(ServerError):
-    """No running Jupyter server with ragkit could be found."""
+    """No running Jupyter server with ragkit was found."""
 
     def __init__(self, detail: str = "") -> None:
         super().__init__(
@@ -388,7 +388,7 @@ class ServerNotFoundError(ServerError):
 
 
 class AmbiguousServerError(ServerError):
-    """More than one running server could be meant; ragkit does not guess.
+    """Several running servers match, and ragkit does not guess.
 
     Attributes:
         urls: The candidates, without tokens.
@@ -398,12 +398,12 @@ class AmbiguousServerError(ServerError):
         self.urls = tuple(urls)
         super().__init__(
             f"More than one running Jupyter server could be meant: {', '.join(self.urls)}. "
-            "Set RAGKIT_URL (and RAGKIT_TOKEN) to the one that you want."
+            "Set RAGKIT_URL (and RAGKIT_TOKEN) to choose one."
         )
 
 
 class ServerConnectionError(ServerError):
-    """A server was found, but the connection did not come about.
+    """A server was found, but the connection failed.
 
     Attributes:
         url: The server's address, without a token.
@@ -418,7 +418,7 @@ class MissingExtraError(RagkitError, ImportError):
     """An optional dependency is not installed.
 
     Attributes:
-        package: The package that is missing.
+        package: The missing package.
         extra: The extra of the distribution `ragkit-lab` that installs it.
     """
 

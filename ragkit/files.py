@@ -1,4 +1,4 @@
-"""What is kept on disk for good: as JSON and Parquet, and whole or not at all."""
+"""Atomic writes of JSON and Parquet files, and conversion of values to JSON."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _MAX_NAME_BYTES = 120
 
 
 def plain(value: Any, name: str, *, nested: bool = False) -> Any:
-    """Return a value as JSON can say it.
+    """Convert a value to plain JSON types.
 
     Args:
-        value: What is to be kept.
-        name: For the message.
-        nested: Whether dictionaries are welcome, too.
+        value: The value to store.
+        name: The value's name, for error messages.
+        nested: Whether dictionaries are accepted.
 
     Raises:
-        InputError: It cannot be said.
+        InputError: The value has no JSON form.
     """
     match value:
         case None | bool():
@@ -43,7 +43,7 @@ def plain(value: Any, name: str, *, nested: bool = False) -> Any:
         case float():
             if math.isinf(value):
                 warnings.warn(
-                    f"'{name}' is {value}, and JSON has no infinity: null is kept. Give str({name}) to keep it.",
+                    f"'{name}' is {value}, and JSON has no infinity: null is stored. Give str({name}) to keep it.",
                     RuntimeWarning,
                     stacklevel=5,
                 )
@@ -53,8 +53,8 @@ def plain(value: Any, name: str, *, nested: bool = False) -> Any:
         case list() | tuple():
             return [plain(each, name, nested=nested) for each in value]
         case Mapping() if nested:
-            if odd := [key for key in value if not isinstance(key, str)]:
-                raise InputError(f"'{name}' has the key {odd[0]!r:.100}. Keys must be text: str({odd[0]!r:.100}).")
+            if bad := [key for key in value if not isinstance(key, str)]:
+                raise InputError(f"'{name}' has the key {bad[0]!r:.100}. Keys must be text: str({bad[0]!r:.100}).")
             return {plain(key, name): plain(each, f"{name}.{key}", nested=True) for key, each in value.items()}
     if hasattr(value, "tolist"):  # NumPy's scalars and arrays, tensors, a Series
         return plain(value.tolist(), name, nested=nested)
@@ -70,18 +70,18 @@ def plain(value: Any, name: str, *, nested: bool = False) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write what `plain` gave, or a dataclass of such, for people as well as programs."""
+    """Write a result of `plain`, or a dataclass of such values, as indented JSON."""
     with replacing(path) as temporary:
         temporary.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
 def write_parquet(frame: pd.DataFrame, path: Path, name: str) -> None:
-    """Write a table.
+    """Write a table as Parquet.
 
     Raises:
-        InputError: Parquet cannot hold it.
+        InputError: The table has no Parquet form.
         MissingExtraError: pyarrow is not installed.
-        RagkitError: The disk refused.
+        RagkitError: The file could not be written.
     """
     with needs("pyarrow", extra="eval"), replacing(path) as temporary:
         try:
@@ -95,10 +95,10 @@ def write_parquet(frame: pd.DataFrame, path: Path, name: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a file to write, which takes the place of ``path`` when all of it is on the disk.
+    """Yield a temporary path to write, and atomically replace ``path`` with it once it is flushed to disk.
 
     Raises:
-        RagkitError: The disk refused; ``path`` is as it was.
+        RagkitError: The file could not be written; ``path`` is unchanged.
     """
     temporary = path.with_name(f".{secrets.token_hex(6)}.tmp")
     try:
@@ -119,22 +119,22 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def refused(path: Path, error: OSError) -> RagkitError:
-    """Return the error for a disk that does not take something."""
+    """Return the error for a failed write."""
     return RagkitError(
-        f"'{path}' could not be written: {error.strerror or error}. Free some space, mend the permissions, "
-        "or name another folder (RAGKIT_RUNS)."
+        f"'{path}' could not be written: {error.strerror or error}. Free some disk space, fix the permissions, "
+        "or choose another folder (RAGKIT_RUNS)."
     )
 
 
 def file_name(name: str) -> str:
-    """Return a name that can be a file's, wherever the folder is copied to.
+    """Return a name if it is a valid file name on every operating system.
 
     Raises:
-        InputError: It cannot, or could lead out of the folder.
+        InputError: The name is not valid, or could point outside the folder.
     """
     if not _FILE_NAME.fullmatch(name) or name.endswith(".") or len(name.encode(errors="replace")) > _MAX_NAME_BYTES:
         raise InputError(
-            f"{name!r:.200} cannot be a file's name. Begin with a letter or digit, and go on with letters, digits "
-            f"or one of _ . @ + -, {_MAX_NAME_BYTES} bytes in all."
+            f"{name!r:.200} cannot be a file's name. Begin with a letter or digit, followed by letters, digits "
+            f"or any of _ . @ + -, at most {_MAX_NAME_BYTES} bytes in all."
         )
     return name

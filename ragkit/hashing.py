@@ -19,7 +19,7 @@ def hash_bytes(data: bytes) -> str:
 
 
 def hash_values(*parts: Any) -> str:
-    """Return the hash of plain values; equal for equal values in every process."""
+    """Return the hash of JSON values. Equal values have equal hashes in every process."""
     text = json.dumps(parts, ensure_ascii=True, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hash_bytes(text.encode())
 
@@ -28,9 +28,9 @@ def hash_file(path: Path) -> str:
     """Return the hash of a file's bytes.
 
     Raises:
-        OSError: It cannot be read, or is no regular file.
+        OSError: The file cannot be read, or is not a regular file.
     """
-    # A pipe may have taken a file's place since it was found: do not wait for its other end.
+    # The file may have been replaced by a pipe since it was found: opening that must not block.
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file any more")
@@ -38,9 +38,9 @@ def hash_file(path: Path) -> str:
 
 
 def hash_path(path: str | Path) -> str:
-    """Return the hash of a file's bytes, or of those of all files in a folder and of their names.
+    """Return the hash of a file's bytes, or of the names and bytes of all files in a folder.
 
-    Hidden files and folders are left out.
+    Hidden files and folders are ignored.
 
     Raises:
         SourceNotFoundError: There is no such file or folder.
@@ -55,6 +55,6 @@ def hash_path(path: str | Path) -> str:
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(names):
             file = Path(folder, name)
-            if not name.startswith(".") and file.is_file():  # not a pipe, nor a link to nowhere
+            if not name.startswith(".") and file.is_file():  # no pipes or broken links
                 whole.update(os.fsencode(file.relative_to(path).as_posix()) + b"\0" + hash_file(file).encode())
     return whole.hexdigest()

@@ -1,4 +1,4 @@
-"""How progress is shown to a person, and that of indexing told to the socket."""
+"""Progress bars and the rate of progress."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 
 
 class CellsBar:
-    """A tqdm bar over the cells of an experiment."""
+    """A tqdm bar over the results of an experiment."""
 
     def __init__(self, wanted: bool, label: str) -> None:
         from tqdm.auto import tqdm
 
-        self._bar: Any = tqdm(desc=label, unit=" cells", disable=(False if in_notebook() else None) if wanted else True)
+        self._bar: Any = tqdm(
+            desc=label, unit=" results", disable=(False if in_notebook() else None) if wanted else True
+        )
 
     def __enter__(self) -> CellsBar:
         return self
@@ -23,7 +25,7 @@ class CellsBar:
         self._bar.close()
 
     def show(self, done: int, total: int, doing: str) -> None:
-        """Show how far it is."""
+        """Update the bar."""
         self._bar.total, self._bar.n = total, done
         self._bar.set_postfix_str(doing, refresh=True)
 
@@ -38,16 +40,16 @@ _RATE_WINDOW_SECONDS = 10.0
 
 
 class Pace:
-    """How fast something goes, over the last few seconds."""
+    """The rate of a task over the last ten seconds."""
 
     def __init__(self) -> None:
-        self._seen: deque[tuple[float, int]] = deque()
+        self._samples: deque[tuple[float, int]] = deque()
 
     def rate(self, done: int) -> float | None:
-        """Note how many are done, and return how many a second; None if it cannot be told yet."""
+        """Record how many items are done, and return items per second; None if it is not known yet."""
         now = time.monotonic()
-        self._seen.append((now, done))
-        while len(self._seen) > 2 and now - self._seen[0][0] > _RATE_WINDOW_SECONDS:
-            self._seen.popleft()
-        seconds, more = now - self._seen[0][0], done - self._seen[0][1]
+        self._samples.append((now, done))
+        while len(self._samples) > 2 and now - self._samples[0][0] > _RATE_WINDOW_SECONDS:
+            self._samples.popleft()
+        seconds, more = now - self._samples[0][0], done - self._samples[0][1]
         return more / seconds if seconds > 0 and more > 0 else None

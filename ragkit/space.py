@@ -1,9 +1,9 @@
-"""`choose` and `between`: several options, or a range of numbers, where one value is expected, at any depth.
+"""Search spaces: `choose` and `between` give several options, or a range, in place of one value, at any depth.
 
     System(retriever=choose(BM25(), Hybrid()), chunker=TokenChunker(max_tokens=choose(128, 256)))
 
-stands for four systems. A dataclass that checks its fields leaves that to the values that are made of it
-(`has_choices`), by `expand`, which makes all of them, or by `resolve`, which makes one.
+stands for four systems. `expand` makes all combinations, `resolve` makes one. A dataclass that validates its
+fields skips the validation while `has_choices` is true; the values made from it are validated instead.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _Decide = Callable[[tuple[str | int, ...], "Choice | Range"], Any]
 
 
 class Choice(NamedTuple):
-    """What `choose` returns: the options, in the order given."""
+    """The result of `choose`: the options, in the order given."""
 
     options: tuple[Any, ...]
 
@@ -31,7 +31,7 @@ class Choice(NamedTuple):
 
 
 class Range(NamedTuple):
-    """What `between` returns."""
+    """The result of `between`."""
 
     low: float
     high: float
@@ -44,25 +44,25 @@ class Range(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Whether all numbers in it are whole."""
+        """Whether the range contains integers only."""
         return all(isinstance(number, int) for number in (self.low, self.high, self.step or 1))
 
     @property
     def steps(self) -> int | None:
-        """How many steps lead from the lowest number to the highest; None if any number between them will do."""
+        """The number of steps from the lowest number to the highest; None if the range is continuous."""
         if self.step is None:
             return int(self.high - self.low) if self.whole else None
-        return math.floor((self.high - self.low) / self.step + 1e-9)  # (1 - 0) / 0.1 may lack a little of ten
+        return math.floor((self.high - self.low) / self.step + 1e-9)  # rounding: (1 - 0) / 0.1 may be just below ten
 
 
 def choose(*options: Any) -> Any:
-    """Stand for each of several options.
+    """Give several options in place of one value.
 
     Args:
-        options: One or more, each once. They may hold choices themselves.
+        options: One or more different options. They may contain choices themselves.
 
     Raises:
-        InputError: There is none.
+        InputError: No option is given.
     """
     if not options:
         raise InputError("choose() needs options, for example choose(128, 256).")
@@ -70,47 +70,47 @@ def choose(*options: Any) -> Any:
 
 
 def between(low: _Number, high: _Number, *, step: _Number | None = None, log: bool = False) -> _Number:
-    """Stand for the numbers of a range, from which `ragkit.experiments.tune` draws.
+    """Give a range of numbers in place of one, from which `ragkit.experiments.tune` draws.
 
-    They are whole if the ends and the step are, unless they are for a field of a dataclass that is declared ``float``.
+    The numbers are integers if the bounds and the step are, unless the dataclass field is declared ``float``.
 
     Args:
-        low: The lowest.
-        high: The highest; with a step, the last one that it reaches is.
-        step: From one number to the next; None for all of them.
-        log: Whether to draw from the range's logarithm: as many from 1 to 10 as from 10 to 100.
+        low: The lowest number.
+        high: The highest number. With a step, the last number that the steps reach.
+        step: The distance between two numbers; None for a continuous range.
+        log: Whether to draw uniformly from the logarithm: as many from 1 to 10 as from 10 to 100.
 
     Raises:
-        InputError: The range is empty or endless, or has both a step and a logarithm.
+        InputError: The range is empty or infinite, or has both a step and a logarithm.
     """
-    found = Range(low, high, step, log)
+    result = Range(low, high, step, log)
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise InputError(f"{found!r} holds nothing to draw from. Give the lower end first, for example between(0, 1).")
+        raise InputError(f"{result!r} has nothing to draw from. Give the lower bound first, for example between(0, 1).")
     if step is not None and not 0 < step <= high - low:
-        raise InputError(f"{found!r} cannot take its step. Give one above 0 that fits between the ends.")
+        raise InputError(f"{result!r} has an invalid step. Give one above 0 that fits between the bounds.")
     if log and (step is not None or low <= 0):
-        raise InputError(f"{found!r} has no logarithm to draw from. Give a lower end above 0, and no step.")
-    return cast(_Number, found)
+        raise InputError(f"{result!r} cannot be logarithmic. Give a lower bound above 0, and no step.")
+    return cast(_Number, result)
 
 
 def has_choices(value: Any) -> bool:
-    """Tell whether there is a choice or range in a value: in a dataclass's fields, in a list, tuple or dict."""
+    """Return whether a value contains a choice or range: in a dataclass's fields, in a list, tuple or dict."""
     if isinstance(value, Choice | Range):
         return True
     return any(has_choices(part) for part in _parts(value)[1])
 
 
 def expand(value: _T) -> list[_T]:
-    """Return a value for every combination of the choices in it; the last choice varies fastest.
+    """Return one value for each combination of its choices. The last choice varies fastest.
 
     Raises:
-        InputError: A combination is not valid, and the value's own check says why; or there is a range in it.
+        InputError: A combination is not valid (the value's own validation says why), or the value contains a range.
     """
     return list(_expand(value))
 
 
 def count(value: Any) -> float:
-    """Return how many combinations there are; infinite if a range has numbers without a step."""
+    """Return the number of combinations; infinite if a range is continuous."""
     if isinstance(value, Choice):
         return sum(count(option) for option in value.options)
     if isinstance(value, Range):
@@ -119,30 +119,32 @@ def count(value: Any) -> float:
 
 
 def resolve(value: _T, decide: _Decide) -> _T:
-    """Return a value with everything in it decided, from the outside in: what an option holds, once it is chosen.
+    """Replace every choice and range in a value by one decision, outermost first.
+
+    Choices inside an option are decided only if that option was chosen.
 
     Args:
-        value: With choices and ranges.
-        decide: Called with where a choice or range stands, and with the choice or range: names of fields, and after a
-            choice the number of its option, such as ``("retriever", 1, "dense_weight")``. Returns the number of an
-            option, from 0, or a number in the range.
+        value: A value with choices and ranges.
+        decide: Called with the path of a choice or range, and with the choice or range itself. The path consists of
+            field names and, after a choice, the index of the option: ``("retriever", 1, "dense_weight")``. Returns
+            the index of an option, from 0, or a number in the range.
 
     Raises:
-        InputError: The combination is not valid; the value's own check says why.
+        InputError: The combination is not valid; the value's own validation says why.
     """
-    return cast(_T, _settle(value, decide, ()))
+    return cast(_T, _resolve(value, decide, ()))
 
 
-def _settle(value: Any, decide: _Decide, at: tuple[str | int, ...]) -> Any:
+def _resolve(value: Any, decide: _Decide, path: tuple[str | int, ...]) -> Any:
     if isinstance(value, Choice):
-        number = decide(at, value)
-        return _settle(value.options[number], decide, (*at, number))
+        number = decide(path, value)
+        return _resolve(value.options[number], decide, (*path, number))
     if isinstance(value, Range):
-        return decide(at, value)
+        return decide(path, value)
     if not has_choices(value):
         return value
-    names, parts, made_of = _parts(value)
-    return made_of([_settle(part, decide, (*at, str(name))) for name, part in zip(names, parts, strict=True)])
+    names, parts, rebuild = _parts(value)
+    return rebuild([_resolve(part, decide, (*path, str(name))) for name, part in zip(names, parts, strict=True)])
 
 
 def _expand(value: Any) -> Iterator[Any]:
@@ -151,19 +153,19 @@ def _expand(value: Any) -> Iterator[Any]:
             yield from _expand(option)
     elif isinstance(value, Range):
         raise InputError(
-            f"{value!r} stands for more numbers than can all be tried. Draw from it with ragkit.tune(), or write "
+            f"{value!r} has too many numbers to try all of them. Draw from it with ragkit.tune(), or use "
             "choose() with the numbers that you want."
         )
     elif not has_choices(value):
         yield value
     else:
-        _, parts, made_of = _parts(value)
+        _, parts, rebuild = _parts(value)
         for chosen in itertools.product(*(list(_expand(part)) for part in parts)):
-            yield made_of(chosen)
+            yield rebuild(chosen)
 
 
 def _parts(value: Any) -> tuple[Sequence[Any], Sequence[Any], Any]:
-    """What the parts of a value are called, what they are, and how to make one like it of other parts."""
+    """Return the names of a value's parts, the parts, and a function that rebuilds the value from other parts."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = [field for field in dataclasses.fields(value) if field.init]
         names = [field.name for field in fields]
@@ -180,7 +182,7 @@ def _parts(value: Any) -> tuple[Sequence[Any], Sequence[Any], Any]:
 
 
 def _real(value: Any) -> Any:
-    """Ranges with ends that need not be whole: who writes between(0, 1) for a weight means 0.5, too."""
+    """Convert the bounds of ranges to float: between(0, 1) for a weight includes 0.5."""
     if isinstance(value, Choice):
         return Choice(tuple(map(_real, value.options)))
     return value._replace(low=float(value.low), high=float(value.high)) if isinstance(value, Range) else value

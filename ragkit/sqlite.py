@@ -1,4 +1,4 @@
-"""SQLite files: how they are opened, shared between threads and processes, and written."""
+"""SQLite files that are shared between threads and processes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _KEYS_PER_QUERY = 500
 
 
 class SharedDatabase:
-    """One SQLite file that any number of threads and processes share.
+    """A SQLite file that is shared by any number of threads and processes.
 
-    It is opened when it is first used, and again after `close` and after a fork, which a connection must not cross.
+    It is opened at first use, and again after `close` and after a fork, because a connection must not cross a fork.
 
     Args:
-        path: The file; it and its folder are made if they are not there.
-        schema: Statements that are run whenever the file is opened.
-        busy_seconds: How long to wait for another process that writes.
-        synchronous: NORMAL survives the end of the process at any moment; FULL a power failure, too.
-        private: Whether only this user may read it.
+        path: The file. It and its folder are created if they do not exist.
+        schema: Statements to run whenever the file is opened.
+        busy_seconds: How long to wait while another process writes.
+        synchronous: NORMAL survives a crash of the process; FULL also survives a power failure.
+        private: Whether only this user may read the file.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class SharedDatabase:
         self._busy_seconds = busy_seconds
         self._synchronous = synchronous
         self._private = private
-        # Re-entrant: the garbage collector may end an abandoned stream, which writes, in the middle of a statement.
+        # Re-entrant: the garbage collector may close an abandoned stream, which writes, in the middle of a statement.
         self._lock = threading.RLock()
         self._db: sqlite3.Connection | None = None
         self._pid = 0
@@ -51,10 +51,10 @@ class SharedDatabase:
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
-        """Give the connection to one thread at a time.
+        """Lend the connection to one thread at a time.
 
         Raises:
-            OSError, sqlite3.Error: The file cannot be opened, or what is done with it fails.
+            OSError, sqlite3.Error: The file cannot be opened, or a statement fails.
         """
         with self._lock:
             if self._db is None or self._pid != os.getpid():
@@ -69,7 +69,7 @@ class SharedDatabase:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Give the connection to one thread at a time, in a transaction; see `transaction`."""
+        """Lend the connection to one thread at a time, in a transaction; see `transaction`."""
         with self.connection() as db, transaction(db):
             yield db
 
@@ -77,12 +77,12 @@ class SharedDatabase:
         """Close the file; the next use opens it again."""
         with self._lock:
             if self._db is not None and self._pid == os.getpid():
-                with contextlib.suppress(sqlite3.Error):  # of a damaged file; what was committed is written
+                with contextlib.suppress(sqlite3.Error):  # the file is damaged; what was committed is on disk
                     self._db.close()
             self._db = None
 
     def delete(self) -> None:
-        """Delete the file; the next use makes a new one."""
+        """Delete the file; the next use creates a new one."""
         with self._lock:
             self.close()
             for suffix in ("", "-wal", "-shm"):
@@ -96,7 +96,7 @@ def connect(
     busy_seconds: float = 30.0,
     synchronous: Literal["NORMAL", "FULL"] = "NORMAL",
 ) -> sqlite3.Connection:
-    """Open a file, in autocommit mode; the caller sees to it that one thread at a time uses the connection."""
+    """Open a file in autocommit mode. The caller must use the connection from one thread at a time."""
     db = sqlite3.connect(path, timeout=busy_seconds, isolation_level=None, check_same_thread=False)
     try:
         db.execute(f"PRAGMA synchronous = {synchronous}")
@@ -109,14 +109,14 @@ def connect(
 
 
 def create(db: sqlite3.Connection, schema: str) -> None:
-    """Create tables in a file that is written ahead, so that readers and a writer do not wait for each other."""
+    """Create tables, in WAL mode: readers and a writer do not wait for each other."""
     db.execute("PRAGMA journal_mode = WAL")
     db.executescript(schema)
 
 
 @contextlib.contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """Do all of it or, whatever is raised, nothing. The file is locked against other writers from the beginning."""
+    """Run a block as one transaction, rolled back on any exception. Other writers are locked out from the start."""
     db.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -128,19 +128,19 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
 
 
 def select_in(db: sqlite3.Connection, select: str, keys: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-    """Give the rows of ``select ... WHERE column``, for those of n keys that are in that column."""
+    """Yield the rows of ``select ... WHERE column`` whose column is one of the keys."""
     for start in range(0, len(keys), _KEYS_PER_QUERY):
         part = keys[start : start + _KEYS_PER_QUERY]
         yield from db.execute(f"{select} IN ({','.join('?' * len(part))})", part)
 
 
 def make_private(path: Path) -> None:
-    """Create a file, and its folder, that only this user can read, unless it is there."""
+    """Create a file, and its folder, that only this user can read, unless it exists."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):  # to open and close a file would drop this process's locks on it
+    with contextlib.suppress(FileExistsError):  # opening and closing the file would drop this process's locks on it
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def primary_code(error: BaseException) -> int:
-    """Return which of SQLite's primary result codes (``sqlite3.SQLITE_BUSY``, ...) an error is; 0 if it is none."""
+    """Return an error's primary SQLite result code (``sqlite3.SQLITE_BUSY``, ...); 0 if it has none."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF

@@ -1,4 +1,4 @@
-"""What may import what, and how heavy an import is."""
+"""Import rules, and the cost of imports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SERVER_MAY_IMPORT = {"live.messages", "live.discovery", "live.snapshot", "errors
 HEAVY = {"torch", "chromadb", "sentence_transformers", "transformers", "pandas", "openai", "numpy"}
 
 
-def test_imports_run_one_way() -> None:
+def test_imports_follow_the_layers() -> None:
     """The layers are declared in pyproject.toml."""
     done = subprocess.run([Path(sys.executable).with_name("lint-imports")], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
@@ -62,7 +62,7 @@ def test_private_names_stay_in_their_module() -> None:
     assert {each for each in found if each[1] not in PUBLIC_IN_SPITE_OF_THEIR_NAMES} == PRIVATE_OF_LIBRARIES
 
 
-def test_what_is_used_of_private_names_is_there(tmp_path: Path) -> None:
+def test_the_private_names_in_use_exist(tmp_path: Path) -> None:
     """And means what it is taken for; tests/server/test_protocol.py says it of Tornado's."""
     import chromadb
     from chromadb.api.shared_system_client import SharedSystemClient
@@ -73,7 +73,7 @@ def test_what_is_used_of_private_names_is_there(tmp_path: Path) -> None:
     assert str(tmp_path) not in SharedSystemClient._identifier_to_system
 
 
-def test_modules_of_the_front_end_form_no_circle() -> None:
+def test_frontend_modules_have_no_import_cycles() -> None:
     source = ROOT / "frontend" / "src"
     graph = {}
     for path in source.rglob("*.ts"):
@@ -97,7 +97,7 @@ def test_imports_are_light(statement: str) -> None:
     assert loaded_by(statement) & HEAVY == set()
 
 
-def test_import_ragkit_takes_a_moment() -> None:
+def test_importing_ragkit_is_fast() -> None:
     """A generous deadline, best of five: the figure itself is printed by `python -X importtime -c 'import ragkit'`."""
     seconds = []
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""What is installed: the distribution is `ragkit-lab`, because `ragkit` on PyPI belongs to somebody else."""
+"""The distribution: it is `ragkit-lab`, because `ragkit` on PyPI belongs to somebody else."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_wheel_installs_ragkit_as_ragkit_lab(installed: importlib.metadata.D
     assert {script.name for script in installed.entry_points.select(group="console_scripts")} == {
         "ragkit", "jupyter-ragkit"
     }  # fmt: skip
-    # JupyterLab tells people with this file how to remove the panel.
+    # JupyterLab uses this file to tell users how to remove the panel.
     panel = installed.locate_file("share/jupyter/labextensions/ragkit-lab/install.json")
     assert json.loads(Path(str(panel)).read_text(encoding="utf-8"))["packageName"] == installed.name
 
@@ -65,10 +65,10 @@ def test_a_missing_extra_names_the_distribution() -> None:
 
 
 @pytest.mark.parametrize("path", [*PAGES, ROOT / "pyproject.toml", ROOT / "environment.yml"], ids=lambda p: p.name)
-def test_nobody_is_told_to_install_somebody_elses_package(path: Path) -> None:
+def test_no_text_tells_users_to_install_the_wrong_package(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert re.findall(r"(?<![\w-])ragkit\[", text) == []
-    # Where `pip install ragkit` stands, it is what not to do.
+    # `pip install ragkit` may appear only as a warning.
     for line in re.findall(r"^.*pip install '?ragkit(?![\w-]).*$", text, re.MULTILINE):
         assert "somebody else" in line or "quelqu'un d'autre" in line or "| `pip install ragkit` |" in line, line
 

@@ -12,17 +12,17 @@ from ragkit.errors import InputError, require_count
 
 
 @pytest.mark.parametrize("value", [1, 10, np.int64(7)])
-def test_a_whole_number_is_a_count(value: object) -> None:
+def test_integers_are_counts(value: object) -> None:
     require_count("k", value, most=10)
 
 
 @pytest.mark.parametrize("value", [0, -1, 11, 3.0, float("nan"), True, "3", None, np.float32(2)])
-def test_anything_else_is_none(value: object) -> None:
+def test_other_values_are_not_counts(value: object) -> None:
     with pytest.raises(InputError, match=r"^k must be a whole number from 1 to 10, not "):
         require_count("k", value, most=10)
 
 
-def test_the_message_says_what_is_wanted() -> None:
+def test_the_message_names_the_range() -> None:
     with pytest.raises(InputError, match=r"^seed must be a whole number of at least 0, not -1\.$"):
         require_count("seed", -1, least=0)
     require_count("seed", 0, least=0)
@@ -38,8 +38,8 @@ MADE = [
 
 
 @pytest.mark.parametrize("error", MADE, ids=lambda e: type(e).__name__)
-def test_errors_travel_between_processes(error: errors.RagkitError) -> None:
-    """An error that cannot be read at the other end breaks a pool of processes for good."""
+def test_errors_can_be_pickled(error: errors.RagkitError) -> None:
+    """An error that cannot be unpickled breaks a process pool."""
     found = pickle.loads(pickle.dumps(error))
     assert type(found) is type(error)
     assert str(found) == str(error)

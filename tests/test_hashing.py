@@ -11,8 +11,8 @@ import pytest
 from ragkit.hashing import hash_bytes, hash_file, hash_path, hash_values
 
 
-def test_hashes_stay_what_they_are(tmp_path: Path) -> None:
-    """They are kept in indexes and run stores: others would have every file read again."""
+def test_hashes_are_stable(tmp_path: Path) -> None:
+    """They are stored in indexes and run stores: if they changed, every file would be read again."""
     file = tmp_path / "a.txt"
     file.write_bytes(b"bytes of a file")
     assert hash_bytes(b"bytes of a file") == hash_file(file) == hash_path(file) == "49346a177b4c1cbc30adbaa5b815650c"
@@ -21,7 +21,7 @@ def test_hashes_stay_what_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no named pipes")
-def test_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
+def test_a_pipe_is_rejected_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="not a regular file"):
         hash_file(tmp_path / "pipe")

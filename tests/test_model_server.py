@@ -1,4 +1,4 @@
-"""Connections to model servers: kept alive, shared by every object of a process, by nobody else."""
+"""Connections to model servers: kept alive, and shared by all objects of a process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MESSAGES = [{"role": "user", "content": "What is BM25?"}]
 
 
 def behave(connection: Connection) -> None:
-    """Chat by stream, and embed."""
+    """Serve streamed chats and embeddings."""
     if "input" in connection.request:
         data = [{"index": n, "embedding": [3.0, 4.0]} for n in range(len(connection.request["input"]))]
         connection.answer(json.dumps({"data": data}).encode())
@@ -53,7 +53,7 @@ def test_twenty_calls_open_one_connection() -> None:
         assert not server.errors
 
 
-def test_a_real_server_closes_as_it_likes(real_llm_server: RealServer) -> None:
+def test_a_real_server_that_closes_its_connections(real_llm_server: RealServer) -> None:
     """llama.cpp promises to keep a connection, and closes it after each stream."""
     llm = OpenAILLM(
         real_llm_server.model, base_url=real_llm_server.url, api_key=real_llm_server.api_key, timeout_seconds=200,
@@ -63,8 +63,8 @@ def test_a_real_server_closes_as_it_likes(real_llm_server: RealServer) -> None:
 
 
 @pytest.mark.parametrize(("after_seconds", "works"), [(0.0, True), (1.0, False)])
-def test_a_request_that_meets_the_closing_of_its_connection(after_seconds: float, works: bool) -> None:
-    """It is sent again, unless it took so long that the server may have worked on it."""
+def test_a_request_on_a_connection_that_is_being_closed(after_seconds: float, works: bool) -> None:
+    """It is retried, unless it took so long that the server may have processed it."""
 
     def close_on_the_second(connection: Connection) -> None:
         if connection.number == 2:
@@ -85,7 +85,7 @@ def test_a_request_that_meets_the_closing_of_its_connection(after_seconds: float
             assert (len(server.connections), server.opened) == (2, 1)
 
 
-def test_calls_at_the_same_time_have_a_connection_each_and_leave_it_to_later_ones() -> None:
+def test_concurrent_calls_have_a_connection_each_which_later_calls_reuse() -> None:
     together = threading.Barrier(4)
 
     def wait_for_all(connection: Connection) -> None:
@@ -116,7 +116,7 @@ def test_a_connection_that_the_server_has_closed_is_not_used_again() -> None:
         assert server.opened == 3
 
 
-def test_what_was_cancelled_is_not_used_again() -> None:
+def test_the_connection_of_a_cancelled_call_is_not_reused() -> None:
     def begin(connection: Connection) -> None:
         if connection.number > 1:
             return behave(connection)
@@ -163,7 +163,7 @@ def _ask(url: str, replies: multiprocessing.SimpleQueue[str]) -> None:
     replies.put(chat(url))
 
 
-def test_a_forked_child_connects_by_itself() -> None:
+def test_a_forked_child_opens_its_own_connection() -> None:
     context = multiprocessing.get_context("fork")
     with RawServer(behave, keep_alive=True) as server:
         chat(server.url)
@@ -175,7 +175,7 @@ def test_a_forked_child_connects_by_itself() -> None:
         assert child.exitcode == 0
         assert server.opened == 2
         assert chat(server.url) == "It ranks."
-        assert server.opened == 2, "the parent's is still its own"
+        assert server.opened == 2, "the parent keeps its own connection"
 
 
 def test_a_process_closes_its_connections_and_ends() -> None:
@@ -190,7 +190,7 @@ def test_a_process_closes_its_connections_and_ends() -> None:
         "print(OpenAILLM('tiny', base_url=sys.argv[1]).complete([{'role': 'user', 'content': 'Hi'}]))"
     )
     with RawServer(watch, keep_alive=True) as server:
-        # -W error: a socket or a loop that is left to the garbage collector is written to standard error.
+        # -W error: an unclosed socket or loop causes a warning on standard error.
         done = subprocess.run(
             [sys.executable, "-W", "error::ResourceWarning", "-c", program, server.url],
             capture_output=True, text=True, timeout=120,
@@ -200,7 +200,7 @@ def test_a_process_closes_its_connections_and_ends() -> None:
     assert closed == [True]
 
 
-def test_what_is_under_way_at_exit_is_finished() -> None:
+def test_running_calls_are_finished_at_exit() -> None:
     """Follow-up questions are waited for when a process ends."""
     program = """if True:
         import atexit, sys, threading, time
@@ -253,7 +253,7 @@ def test_an_embedders_errors_say_what_to_do() -> None:
     assert "batch_size=" in str(late)
 
 
-def test_an_embedder_asks_again_after_a_lost_answer() -> None:
+def test_an_embedder_retries_after_a_lost_answer() -> None:
     def lose(connection: Connection) -> None:
         if connection.number > 2:
             behave(connection)
@@ -263,7 +263,7 @@ def test_an_embedder_asks_again_after_a_lost_answer() -> None:
     assert len(server.connections) == 3
 
 
-def test_an_embedder_keeps_the_environments_key_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_embedder_sends_the_environments_key_to_openai_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-the-real-one-from-openai")
     with RawServer(behave) as server:
         embed(server.url)
@@ -285,6 +285,6 @@ def test_an_embedder_needs_an_address_and_openai_a_key(monkeypatch: pytest.Monke
 def test_a_refused_connection_is_explained() -> None:
     with RawServer(behave) as server:
         pass
-    with pytest.raises(EmbeddingError, match="Start it, or check base_url") as caught:
+    with pytest.raises(EmbeddingError, match="Start the server, or check base_url") as caught:
         embed(server.url)
     assert isinstance(caught.value.__cause__, LLMConnectionError)

@@ -1,4 +1,4 @@
-"""What is public: the `__init__.pyi` of ragkit and of each package list it, and everything else may change."""
+"""Public names: the `__init__.pyi` of ragkit and of each package list it, and everything else may change."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def defined_in(module: str) -> set[str]:
     return names
 
 
-def test_every_package_says_what_is_public() -> None:
+def test_every_package_lists_its_public_names() -> None:
     packages = {f"ragkit.{path.parent.name}" for path in (ROOT / "ragkit").glob("*/__init__.py")}
     assert packages | {"ragkit"} == set(PACKAGES)
 
@@ -115,7 +115,7 @@ def test_modules_import_from_modules(path: Path) -> None:
 
 
 def code_of(path: Path) -> Iterator[str]:
-    """The Python that a page or a notebook shows."""
+    """Yield the Python code in a page or a notebook."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".ipynb":
         for cell in json.loads(text)["cells"]:
@@ -138,7 +138,7 @@ def code_of(path: Path) -> Iterator[str]:
     ],
     ids=lambda path: path.name,
 )
-def test_what_is_shown_is_public(path: Path) -> None:
+def test_documented_code_uses_public_names(path: Path) -> None:
     flags = ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     for code in code_of(path):
         for node in ast.walk(compile(code, path.name, "exec", flags)):
@@ -161,10 +161,10 @@ MENTION = re.compile(r"`(ragkit(?:_server)?(?:\.\w+)+)`")
     ],
     ids=lambda path: str(path.relative_to(ROOT)),
 )
-def test_what_is_mentioned_exists(path: Path) -> None:
-    """Names in backticks, such as `ragkit.indexing.Index.update`, lead somewhere, also after a rename."""
+def test_mentioned_names_exist(path: Path) -> None:
+    """Names in backticks, such as `ragkit.indexing.Index.update`, exist, also after a rename."""
     if path.name == "CHANGELOG.md":
-        return  # it names what was
+        return  # it mentions old names
     for name in set(MENTION.findall(path.read_text(encoding="utf-8"))):
         assert exists(name), name
 

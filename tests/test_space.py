@@ -14,7 +14,7 @@ from ragkit.retrieval.retrievers import BM25, Dense, Hybrid
 from ragkit.space import Choice, between, choose, count, expand, has_choices, resolve
 
 
-def test_choices_anywhere_make_a_sweep() -> None:
+def test_choices_at_any_depth_are_expanded() -> None:
     system = System(
         retriever=choose(BM25(), Hybrid(dense_weight=choose(0.3, 0.5))),
         chunker=TokenChunker(max_tokens=choose(64, 128)),
@@ -28,7 +28,7 @@ def test_choices_anywhere_make_a_sweep() -> None:
     assert not any(map(has_choices, found))
 
 
-def test_what_is_chosen_is_checked_when_it_is_made() -> None:
+def test_values_are_validated_when_they_are_made() -> None:
     wrong = Hybrid(dense_weight=choose(0.5, 1.5))
     with pytest.raises(InputError, match="between 0 and 1"):
         expand(wrong)
@@ -36,7 +36,7 @@ def test_what_is_chosen_is_checked_when_it_is_made() -> None:
         choose()
 
 
-def test_lists_and_dicts_hold_choices_too() -> None:
+def test_lists_and_dicts_may_contain_choices() -> None:
     @dataclasses.dataclass(frozen=True)
     class Holds:
         several: tuple[int, ...]
@@ -71,12 +71,12 @@ def test_a_range_is_drawn_from_and_not_expanded() -> None:
         (1, 5, {"log": True, "step": 1}, "logarithm"),
     ],
 )
-def test_a_range_without_numbers_is_refused(low: float, high: float, options: dict[str, Any], message: str) -> None:
+def test_invalid_ranges_are_rejected(low: float, high: float, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         between(low, high, **options)
 
 
-def test_what_an_option_holds_is_decided_when_it_is_chosen() -> None:
+def test_choices_in_an_option_are_decided_only_if_it_is_chosen() -> None:
     system = System(
         retriever=choose(BM25(), Hybrid(dense_weight=between(0, 1), depth=choose(50, between(60, 90)))),
         chunker=choose(choose(TokenChunker(max_tokens=64), None), StructureChunker()),
@@ -91,7 +91,7 @@ def test_what_an_option_holds_is_decided_when_it_is_chosen() -> None:
     asked.pop(("retriever",))
     asked.pop(("chunker",))
     assert asked == {
-        ("retriever", 1, "dense_weight"): "between(0.0, 1.0)",  # a float's, whatever its ends
+        ("retriever", 1, "dense_weight"): "between(0.0, 1.0)",  # a float field: the bounds become floats
         ("retriever", 1, "depth"): "choose(50, between(60, 90))",
         ("retriever", 1, "depth", 1): "between(60, 90)",
     }
@@ -129,6 +129,6 @@ def test_names_say_what_differs_from_the_defaults() -> None:
 
 
 @pytest.mark.parametrize("wrong", [[System(), System()], [], ["BM25"]], ids=["twice", "none", "no system"])
-def test_what_cannot_be_named_is_refused(wrong: list[System]) -> None:
+def test_invalid_names_are_rejected(wrong: list[System]) -> None:
     with pytest.raises(InputError):
         expand_systems(wrong)

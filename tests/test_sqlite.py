@@ -27,7 +27,7 @@ def numbers(database: SharedDatabase) -> list[int]:
         return [n for (n,) in db.execute("SELECT n FROM numbers ORDER BY n")]
 
 
-def test_a_file_is_made_when_it_is_first_used_and_opened_again_after_close(database: SharedDatabase) -> None:
+def test_a_file_is_created_at_first_use_and_reopened_after_close(database: SharedDatabase) -> None:
     assert not database.path.exists()
     with database.transaction() as db:
         db.execute("INSERT INTO numbers VALUES (1)")
@@ -43,7 +43,7 @@ def test_a_file_is_made_when_it_is_first_used_and_opened_again_after_close(datab
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_a_transaction_is_whole_or_not_there(database: SharedDatabase, error: type[BaseException]) -> None:
+def test_a_transaction_is_atomic(database: SharedDatabase, error: type[BaseException]) -> None:
     def stop() -> None:
         with database.transaction() as db:
             db.execute("INSERT INTO numbers VALUES (1)")
@@ -112,7 +112,7 @@ def test_a_private_file_can_be_read_by_this_user_alone(tmp_path: Path) -> None:
     assert stat.S_IMODE(database.path.parent.stat().st_mode) == 0o700
 
 
-def test_a_file_that_is_no_database_is_said_to_be_none(database: SharedDatabase) -> None:
+def test_a_file_that_is_not_a_database_raises(database: SharedDatabase) -> None:
     database.path.parent.mkdir()
     database.path.write_bytes(b"x" * 4096)
     with pytest.raises(sqlite3.DatabaseError) as caught:

@@ -1,8 +1,8 @@
-"""Answers that show where they come from.
+"""Answers with citations.
 
-An answer's text carries ``[n]`` markers; each names a `Citation`: a passage with its exact offsets in
-a document, and within it the quotes that the answer repeats word for word. A marker that names no
-passage is a model's invention and is taken out.
+An answer's text contains ``[n]`` markers. Each refers to a `Citation`: a passage with its exact offsets in
+a document, and the quotes in it that the answer repeats word for word. Markers that refer to no passage
+are invented by the model and are removed.
 
 Documents and models are untrusted: everything is escaped before it becomes HTML.
 """
@@ -24,19 +24,19 @@ from ragkit.llm.replies import CITATION, without_citations
 from ragkit.retrieval.base import Hit, place_of
 from ragkit.terminal import one_line, printable
 
-_SHORTEST_QUOTE = 12  # characters; anything shorter is found by chance
-_LONGEST_CLAIM = 4_000  # characters before a marker that are looked at: a model may write without end
+_SHORTEST_QUOTE = 12  # characters; anything shorter matches by chance
+_LONGEST_CLAIM = 4_000  # characters before a marker that are searched: a model's text may be very long
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Citation:
-    """A passage that an answer rests on.
+    """A passage that supports an answer.
 
     Attributes:
         number: The ``n`` of its ``[n]`` markers.
-        document_id: The document, as the index names it.
+        document_id: The document's id in the index.
         title: The document's title.
-        source: The file, as a person would open it.
+        source: The file's path or address, as a user would open it.
         start: Where the passage begins in the document's text, in characters.
         end: Where it ends.
         text: The passage: the document's ``text[start:end]``.
@@ -44,7 +44,7 @@ class Citation:
         headings: The headings above the passage, outermost first.
         page: The page in a paged document, from 1.
         score: The retriever's score.
-        similarity: Cosine of question and passage.
+        similarity: Cosine similarity of question and passage.
     """
 
     number: int
@@ -62,24 +62,24 @@ class Citation:
 
     @property
     def place(self) -> str:
-        """Where the passage stands, for people: title, headings, page."""
+        """The passage's location, for display: title, headings, page."""
         return place_of(self.title, self.headings, self.page, default=self.document_id)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """What `RAGEngine.ask` returns. Shows itself as HTML in a notebook and as text in a terminal.
+    """The result of `RAGEngine.ask`. It is displayed as HTML in a notebook and as text in a terminal.
 
     Attributes:
-        id: Names this answer in the events that follow it.
-        question: As it was asked.
+        id: Identifies this answer in later events.
+        question: The question as asked.
         text: The answer with ``[n]`` markers.
-        citations: What the markers name, by number. If the model cited nothing, every passage that it was given.
+        citations: The cited passages, by number. If the model cited nothing, all passages that it was given.
         cited: Whether the model cited anything.
-        hits: Everything that was retrieved, best first.
-        abstained: Whether the documents do not hold the answer.
+        hits: All retrieved passages, best first.
+        abstained: True if the documents do not contain the answer.
         language: ISO 639-1 code of the question.
-        model: What answered.
+        model: Name of the model that answered.
         seconds: How long it took.
     """
 
@@ -98,7 +98,7 @@ class Answer:
     )
 
     def follow_ups(self, *, timeout_seconds: float = 30.0) -> tuple[str, ...]:
-        """Wait for the follow-up questions, which are made in the background after the answer.
+        """Wait for the follow-up questions, which are generated in the background after the answer.
 
         Args:
             timeout_seconds: How long to wait.
@@ -107,8 +107,8 @@ class Answer:
             Up to three questions; none if the documents suggest none.
 
         Raises:
-            TimeoutError: They are not ready yet; ask again.
-            Exception: Whatever making them raised. The answer is not affected.
+            TimeoutError: The questions are not ready yet. Call again.
+            Exception: Generating the questions failed. The answer is not affected.
         """
         return self.pending_follow_ups.result(timeout_seconds)
 
@@ -128,7 +128,7 @@ class Answer:
         return _html(self)
 
     def _ipython_display_(self) -> None:
-        """Show the answer now, and the follow-up questions in the same place when they come."""
+        """Display the answer now, and add the follow-up questions when they are ready."""
         from IPython.display import display
 
         handle = display(self._bundle(), raw=True, display_id=self.id)  # type: ignore[no-untyped-call]
@@ -144,7 +144,7 @@ class Answer:
 
 
 def passages_of(hits: Sequence[Hit]) -> tuple[Passage, ...]:
-    """Number hits from 1, as a model is given them."""
+    """Return hits as the numbered passages of a prompt, from 1."""
     return tuple(
         Passage(
             number=number,
@@ -160,19 +160,19 @@ def passages_of(hits: Sequence[Hit]) -> tuple[Passage, ...]:
 def cite(
     question: str, text: str, hits: Sequence[Hit], *, language: str, model: str, seconds: float, answer_id: str = ""
 ) -> Answer:
-    """Make an `Answer` of what a model wrote about hits numbered from 1.
+    """Make an `Answer` from a model's text that cites hits numbered from 1.
 
     Args:
-        question: As it was asked.
+        question: The question as asked.
         text: The model's text with ``[n]`` markers.
-        hits: What the model was given, in the order of its numbers.
+        hits: The passages that the model was given, in the order of their numbers.
         language: ISO 639-1 code of the question.
-        model: Name of what answered.
+        model: Name of the model that answered.
         seconds: How long it took.
-        answer_id: Its id; made if empty.
+        answer_id: The answer's id; generated if empty.
     """
-    abstained = is_abstention(without_citations(text))  # models cite even what they did not find
-    quotes: dict[int, list[tuple[int, int]]] = {}  # by the number of the hit, in the order of their first markers
+    abstained = is_abstention(without_citations(text))  # models add citations even to an abstention
+    quotes: dict[int, list[tuple[int, int]]] = {}  # hit's number -> quotes, in the order of the first markers
 
     def keep(marker: re.Match[str]) -> str:
         if marker.group(1) is None:
@@ -185,7 +185,7 @@ def cite(
             if (span := _quoted(claim, hits[number - 1])) and span not in found:
                 found.append(span)
         space = marker.group()[0] if marker.group()[0] in " \t" and valid else ""
-        # Numbered anew as a reader meets them: a lone [4] looks as if something were missing.
+        # Renumbered in reading order: a lone [4] would look as if [1] to [3] were missing.
         return space + "".join(f"[{list(quotes).index(n) + 1}]" for n in valid)
 
     kept = CITATION.sub(keep, text).strip()
@@ -225,11 +225,11 @@ def _citation(number: int, hit: Hit, quotes: tuple[tuple[int, int], ...]) -> Cit
 
 
 def _quoted(before: str, hit: Hit) -> tuple[int, int] | None:
-    """Find what stands before a marker in the passage, but for white space; the longest tail that fits."""
+    """Find the text before a marker in the passage, ignoring white space; the longest matching tail."""
     claim = before[max((marker.end() for marker in CITATION.finditer(before) if marker.group(1)), default=0) :]
     block = re.split(r"\n\s*\n", claim.strip())[-1].strip(' \t\n>"«»“”')
     starts = [0, *(m.end() for m in re.finditer(r"[.!?:»]\s+|\n\s*", block))]
-    passage, offsets = _evenly_spaced(hit.chunk.text)
+    passage, offsets = _collapse_spaces(hit.chunk.text)
     for start in starts:
         words = " ".join(block[start:].split())
         if len(words) < _SHORTEST_QUOTE:
@@ -240,8 +240,8 @@ def _quoted(before: str, hit: Hit) -> tuple[int, int] | None:
 
 
 @functools.lru_cache(maxsize=64)
-def _evenly_spaced(text: str) -> tuple[str, list[int]]:
-    """Return a text with single spaces for its white space, and where each of its characters stood."""
+def _collapse_spaces(text: str) -> tuple[str, list[int]]:
+    """Collapse runs of white space to single spaces; return the text and each character's original offset."""
     words: list[str] = []
     offsets: list[int] = []
     for word in re.finditer(r"\S+", text):
@@ -253,7 +253,7 @@ def _evenly_spaced(text: str) -> tuple[str, list[int]]:
 
 
 def _shown(citation: Citation) -> str:
-    """The passage in one line, from its first quote on if the quote begins late."""
+    """Return the passage from its first quote on."""
     first = citation.quotes[0][0] - citation.start if citation.quotes else 0
     return ("… " if first else "") + citation.text[first:]
 
@@ -273,7 +273,7 @@ _WORDS = {
     },
 }
 
-# Colours come from JupyterLab's theme where there is one and from the page elsewhere, light or dark.
+# Colours come from JupyterLab's theme, or from the page where there is none, light or dark.
 _STYLE = """<style>
 .ragkit-answer{max-width:52em;line-height:1.5}
 .ragkit-answer>div{margin:.5em 0;white-space:pre-wrap;overflow-wrap:anywhere}
@@ -312,7 +312,7 @@ def _html(answer: Answer) -> str:
         return f"{space}<details>{shown}</details>"
 
     escaped = CITATION.sub(marker, html.escape(answer.text))
-    # MathJax must not read a document's dollar signs as formulas, nor run what stands in them.
+    # MathJax must not treat a document's dollar signs as formulas, nor execute macros between them.
     parts = [_STYLE, f'<div class="ragkit-answer tex2jax_ignore mathjax_ignore" lang="{html.escape(answer.language)}">']
     parts.append(f"<div>{escaped}</div>")  # a <p> would end at each <details>
     if answer.citations:
@@ -331,14 +331,14 @@ def _html(answer: Answer) -> str:
 
 
 def _code_html(escaped: str) -> str:
-    """Code of the answer as code; it is escaped already."""
+    """Return HTML for code in the answer, which is already escaped."""
     if escaped.startswith("`") and not escaped.startswith("```"):
         return f"<code>{escaped[1:-1]}</code>"
     return f"<pre>{escaped.strip('`~').partition(chr(10))[2]}</pre>"
 
 
 def _ready(follow_ups: concurrent.futures.Future[tuple[str, ...]]) -> tuple[str, ...]:
-    """What can be shown of them now."""
+    """Return the follow-up questions if they are ready, else none."""
     return follow_ups.result() if follow_ups.done() and follow_ups.exception() is None else ()
 
 

@@ -1,14 +1,14 @@
-"""`RAGEngine`: the one object that a notebook drives.
+"""`RAGEngine`: the main object of a notebook.
 
     engine = RAGEngine("indexes/handbook")
     engine.index("data/handbook")
     engine.ask("How do I choose k1 for BM25?")
     engine.serve()
 
-Everything that takes long is done in the thread of the caller, told on the socket and shown as a
-progress bar; what nobody waits for (follow-up questions, publishing) is done by threads of its own.
-Each method has a coroutine twin (`aindex`, `aretrieve`, `aask`) that runs it in a thread, so that the
-plain ones work inside a notebook's running event loop and the others in anybody's.
+Long operations run in the caller's thread; their progress is published on the socket and shown as a
+progress bar. Background work (follow-up questions, publishing) runs in threads of its own. `index`,
+`retrieve` and `ask` are synchronous and work inside a notebook's running event loop; their coroutine
+versions (`aindex`, `aretrieve`, `aask`) run them in a thread, for use in any event loop.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _T = TypeVar("_T")
 
 
 class SystemSettings(Protocol):
-    """What `RAGEngine.from_system` reads of a `ragkit.System`, which says what each is."""
+    """The attributes of `ragkit.System` that `RAGEngine.from_system` reads; see there."""
 
     @property
     def embedder(self) -> Embedder: ...
@@ -80,31 +80,30 @@ class SystemSettings(Protocol):
 
 
 class RAGEngine:
-    """Index documents, ask them questions, and let the socket listen.
+    """Index documents, answer questions about them, and publish both on the socket.
 
     Args:
-        index: Folder of the index, made by the first `index` call. Its name is what listeners see.
+        index: Folder of the index, created by the first `index` call. Listeners see its name.
         embedder: Default: all-MiniLM-L6-v2, which comes with ragkit.
-        llm: What words the answers. Default: `ExtractiveLLM`, which quotes and needs no model.
-        chunker: How documents are cut. Default: `StructureChunker` within the embedder's limit.
+        llm: Generates the answers. Default: `ExtractiveLLM`, which quotes passages and needs no language model.
+        chunker: Splits documents into chunks. Default: `StructureChunker` within the embedder's limit.
         retriever: Default: `Hybrid`.
-        rewriter: Finds other texts to search with: `HyDE`, `MultiQuery`. Default: none.
-        reranker: Ranks the best passages anew: `CrossEncoderReranker`, `LLMReranker`. Default: none.
-        vector_store: Where vectors lie. Default: an embedded ChromaDB in the index's folder.
-        cache: Where texts that were embedded before are looked up. Default: one that all indexes of this user share;
-            False for none.
+        rewriter: Writes additional queries: `HyDE`, `MultiQuery`. Default: none.
+        reranker: Reorders the best passages: `CrossEncoderReranker`, `LLMReranker`. Default: none.
+        vector_store: Stores the vectors. Default: an embedded ChromaDB in the index's folder.
+        cache: Cache of embeddings. Default: one shared by all indexes of this user; False for none.
         k: Passages per question.
         instructions: Added to the model's prompt, for example ``"Answer in one sentence."``
-        follow_ups: Whether to make follow-up questions after each answer.
+        follow_ups: Whether to generate follow-up questions after each answer.
         progress: Whether `index` shows a progress bar.
-        publisher: Who tells the socket; one for the whole process by default.
+        publisher: Publishes on the socket. Default: one for the whole process.
 
     Attributes:
         llm_interface: Has the coroutine ``generate_follow_up_questions(query, response) -> list[str]``.
 
     Raises:
-        InputError: ``index`` is a file, or a folder of something else.
-        IndexMismatchError: The index was made with another embedder.
+        InputError: ``index`` is a file, or a folder with other files.
+        IndexMismatchError: The index was built with another embedder.
     """
 
     def __init__(
@@ -146,26 +145,28 @@ class RAGEngine:
 
     @classmethod
     def from_system(cls, index: str | Path, system: SystemSettings, **options: Any) -> RAGEngine:
-        """Make an engine of a system that an experiment has measured: ``from_system("indexes/best", result.best)``.
+        """Create an engine from a system of an experiment: ``from_system("indexes/best", result.best)``.
 
         Args:
-            index: Folder of the index; documents still have to be indexed into it.
-            system: A `ragkit.System`, without choices.
-            options: More arguments of `RAGEngine`; they win over the system's.
+            index: Folder of the index. Documents still have to be indexed into it.
+            system: A `ragkit.System` without choices.
+            options: More arguments of `RAGEngine`; they override the system's.
 
         Raises:
-            InputError: The system has choices, or leaves documents whole, which an index does not.
+            InputError: The system has choices, or has no chunker.
         """
         if has_choices(system):
-            raise InputError("This system has choices in it. Give one set-up: result.best, or one of result.systems.")
+            raise InputError(
+                "This system contains choices. Give a single system: result.best, or one of result.systems."
+            )
         if system.chunker is None:
-            raise InputError("This system leaves documents whole, and an index needs passages. Give it a chunker.")
+            raise InputError("This system has no chunker, and an index needs one. Give the system a chunker.")
         names = ("embedder", "llm", "chunker", "retriever", "rewriter", "reranker", "k", "instructions")
         return cls(index, **{name: getattr(system, name) for name in names} | options)
 
     @property
     def llm(self) -> LLM:
-        """What words the answers, and drafts follow-up questions; set another, and both use that from now on."""
+        """The model that generates answers and follow-up questions. Assigning another one changes it for both."""
         return self._llm
 
     @llm.setter
@@ -175,9 +176,9 @@ class RAGEngine:
             self._serving.update(self.describe())
 
     def close(self) -> None:
-        """Stop serving and watching, and let go of the index. What is used afterwards is opened again.
+        """Stop serving and watching, and close the index. Later calls open the index again.
 
-        The publisher is not closed: other engines of this process use it.
+        The publisher is not closed, because other engines of this process use it.
         """
         if self._serving is not None:
             self._serving.stop()
@@ -209,19 +210,19 @@ class RAGEngine:
         cancelled: Callable[[], bool] = never,
         executor: Executor | None = None,
     ) -> IndexReport:
-        """Make the index agree with a folder, a file or a web page; only what changed is embedded.
+        """Update the index from a folder, a file or a web page. Only what changed is embedded.
 
-        IndexProgress is shown as a bar and told on the socket. Ctrl-C (or an interrupted kernel) stops it; what was
-        committed is kept, and the next call goes on.
+        Progress is shown as a bar and published on the socket. Ctrl-C (or an interrupted kernel) stops the update;
+        what was committed is kept, and the next call resumes.
 
         Args:
             path: A folder, read recursively, a file, or the address of a page (``https://...``).
-            rebuild: Throw away what the index holds first.
-            cancelled: Asked several times a second; True stops the work.
+            rebuild: Delete the index's contents first.
+            cancelled: Polled several times a second; True stops the update.
             executor: Where to embed, if not in this process; see `ragkit.indexing.Index.update`.
 
         Returns:
-            What was added, updated, skipped, deleted, and which files failed and why.
+            What was added, updated, skipped and deleted, and which files failed and why.
 
         Raises:
             RagkitError: For the same reasons as `ragkit.indexing.Index.update`.
@@ -232,48 +233,52 @@ class RAGEngine:
         self, path: str | Path, *, rebuild: bool, cancelled: Callable[[], bool], executor: Executor | None, show: bool
     ) -> IndexReport:
         task_id = uuid.uuid4().hex
-        begun = False
+        has_reported = False
         with ProgressBar(show, f"Indexing {Path(path).name or path}") as bar:
 
-            def tell(progress: IndexProgress) -> None:
-                nonlocal begun
-                begun = True
+            def report_progress(progress: IndexProgress) -> None:
+                nonlocal has_reported
+                has_reported = True
                 bar.show(progress)
                 self.publisher.publish(progress_event(progress, task_id, self.document_index.name))
 
             try:
                 report = self.document_index.update(
-                    path, rebuild=rebuild, on_progress=tell, cancelled=cancelled, executor=executor
+                    path, rebuild=rebuild, on_progress=report_progress, cancelled=cancelled, executor=executor
                 )
             except RagkitError as error:
-                if not begun:  # a missing path, a lock: listeners hear of it too
-                    tell(IndexProgress(state="failed", message=str(error), documents_total=0, chunks_total=0))
+                if not has_reported:  # early failures, such as a missing path or a lock, are published too
+                    report_progress(
+                        IndexProgress(state="failed", message=str(error), documents_total=0, chunks_total=0)
+                    )
                 raise
         if self._serving is not None:
             self._serving.update(self.describe())
         return report
 
     async def aindex(self, path: str | Path, *, rebuild: bool = False) -> IndexReport:
-        """`index` as a coroutine; cancelling it stops the indexing."""
+        """Run `index` as a coroutine. Cancelling it stops the indexing."""
         return await _in_thread(lambda cancelled: self.index(path, rebuild=rebuild, cancelled=cancelled))
 
     def watch(self, path: str | Path, *, on_report: Callable[[IndexReport], None] | None = None) -> IndexWatcher:
-        """Index a folder or file, and again whenever something in it changes, in the background.
+        """Index a folder or file now, and again in the background whenever it changes.
 
         Args:
             path: A folder or a file.
-            on_report: Called with each report that has news, in another thread.
+            on_report: Called in another thread with each report that contains changes.
 
         Returns:
-            A handle: ``.stop()`` it, use it in a ``with`` statement, or forget it; it ends with the process.
+            A handle: call ``.stop()``, or use it in a ``with`` statement. Otherwise it ends with the process.
 
         Raises:
-            InputError: ``path`` is an address.
-            RagkitError: The first run failed, as in `index`. Later failures are in the handle's ``error``, and on the
-                socket.
+            InputError: ``path`` is a web address.
+            RagkitError: The first run failed, as in `index`. Later failures are stored in the handle's ``error``, and
+                published on the socket.
         """
         if str(path).startswith(("http:/", "https:/")):
-            raise InputError(f"'{path}' cannot be watched, only files can. Call index() when it may have changed.")
+            raise InputError(
+                f"'{path}' cannot be watched, only files and folders can. Call index() when it may have changed."
+            )
         report = self.index(path)
         if on_report is not None:
             on_report(report)
@@ -297,33 +302,33 @@ class RAGEngine:
     # --------------------------------------------------------------------------------- retrieve
 
     def passages(self) -> Passages:
-        """Every passage of the index as it is now. Raises `EmptyIndexError` if nothing was indexed yet."""
+        """Return all passages of the index as it is now. Raises `EmptyIndexError` if nothing was indexed yet."""
         return self._cache.get()
 
     def query(self, text: str) -> SearchQuery:
-        """Return a text as a query: its language guessed, its embedding made when it is first needed.
+        """Make a query from a text: its language is detected, its embedding is computed when first needed.
 
         Raises:
             EmptyQuestionError: The text has no words.
             EmptyIndexError: Nothing was indexed yet.
         """
-        if not text.strip():  # before a missing index is named
+        if not text.strip():  # takes precedence over EmptyIndexError
             raise EmptyQuestionError
         return self.passages().query(text)
 
     def retrieve(self, question: str, *, k: int | None = None, cancelled: Callable[[], bool] = never) -> Hits:
-        """Find the passages that fit a question best.
+        """Find the most relevant passages for a question.
 
         Args:
-            question: In any words, or a `query`.
-            k: How many; the engine's ``k`` if None.
-            cancelled: Asked while a model rewrites or reranks; True stops it.
+            question: A text, or the result of `query`.
+            k: How many passages; the engine's ``k`` if None.
+            cancelled: Polled while a model rewrites or reranks; True stops it.
 
         Raises:
             EmptyQuestionError: The question has no words.
             EmptyIndexError: Nothing was indexed yet.
             LLMError, RerankingError: A model that rewrites or reranks failed.
-            OperationCancelled: ``cancelled`` said so.
+            OperationCancelled: ``cancelled`` returned True.
         """
         return retrieve(
             self.query(question),
@@ -336,7 +341,7 @@ class RAGEngine:
         )
 
     async def aretrieve(self, question: str, *, k: int | None = None) -> Hits:
-        """`retrieve` as a coroutine; cancelling it stops the models."""
+        """Run `retrieve` as a coroutine. Cancelling it stops the models."""
         return await _in_thread(lambda cancelled: self.retrieve(question, k=k, cancelled=cancelled))
 
     # -------------------------------------------------------------------------------------- ask
@@ -351,30 +356,30 @@ class RAGEngine:
     ) -> Answer:
         """Answer a question from the index, with citations.
 
-        Follow-up questions are made in the background after this returns; they go to every listener of the socket
-        and to ``answer.follow_ups()``.
+        Follow-up questions are generated in the background after this method returns. They are published on the
+        socket and available from ``answer.follow_ups()``.
 
         Args:
-            question: In any words.
+            question: The question.
             k: Passages to answer from; the engine's ``k`` if None.
             on_delta: Called with each piece of the answer as the model writes it.
-            cancelled: Asked between pieces, and while a model rewrites or reranks; True stops the work.
+            cancelled: Polled between pieces, and while a model rewrites or reranks; True stops the work.
 
         Returns:
-            The answer; ``answer.abstained`` tells whether the documents do not hold one.
+            The answer. ``answer.abstained`` is True if the documents do not contain it.
 
         Raises:
             EmptyQuestionError: The question has no words.
             EmptyIndexError: Nothing was indexed yet.
-            LLMError, RerankingError: A model failed; the message says how and what to do.
-            OperationCancelled: ``cancelled`` said so.
+            LLMError, RerankingError: A model failed; the message says why and what to do.
+            OperationCancelled: ``cancelled`` returned True.
         """
         return self._ask(question, k=k, on_delta=on_delta, cancelled=cancelled, request_id=uuid.uuid4().hex)
 
     async def aask(
         self, question: str, *, k: int | None = None, on_delta: Callable[[str], None] | None = None
     ) -> Answer:
-        """`ask` as a coroutine; ``on_delta`` is called in another thread; cancelling it stops the model."""
+        """Run `ask` as a coroutine. ``on_delta`` is called in another thread; cancelling stops the model."""
         return await _in_thread(lambda cancelled: self.ask(question, k=k, on_delta=on_delta, cancelled=cancelled))
 
     def _ask(
@@ -411,19 +416,19 @@ class RAGEngine:
     # ------------------------------------------------------------------------------------ serve
 
     def serve(self) -> Serving:
-        """Answer the questions that arrive on the socket with this engine, from now on, in the background.
+        """Start to answer questions from the socket with this engine, in the background.
 
-        Run the cell again with a changed engine and the same listeners talk to the new one.
+        To replace the engine, change it and run the cell again: the same listeners are answered by the new engine.
 
         Returns:
-            A handle: ``.stop()`` it, use it in a ``with`` statement, or forget it; it ends with the process.
+            A handle: call ``.stop()``, or use it in a ``with`` statement. Otherwise it ends with the process.
         """
         self._serving = self.publisher.serve(self.describe(), self.answer_query)
         return self._serving
 
     def describe(self) -> messages.Engine:
-        """Return what listeners see of this engine."""
-        # One engine an index and process: serving the same index again replaces the engine that did before.
+        """Return the description of this engine for listeners."""
+        # One engine per index and process: serving the same index again replaces the previous engine.
         place = hashlib.blake2b(str(self.document_index.path.resolve()).encode(), digest_size=6).hexdigest()
         return messages.Engine(
             id=f"{self.publisher.origin.run_id[:100]}:{place}",
@@ -435,7 +440,7 @@ class RAGEngine:
         )
 
     def answer_query(self, content: messages.QueryContent, reply: Reply) -> None:
-        """Answer a query of the protocol through its reply; raises what `ask` does, for the reply's sender to tell."""
+        """Answer a query of the protocol through its reply. Raises as `ask` does; the caller reports the error."""
         k = content.context.get("k")
         try:
             answer = self._ask(
@@ -454,7 +459,7 @@ class RAGEngine:
 
 
 async def _in_thread(work: Callable[[Callable[[], bool]], _T]) -> _T:
-    """Run blocking work in a thread; if the awaiting task is cancelled, tell the work to stop."""
+    """Run blocking work in a thread. If the awaiting task is cancelled, so is the work."""
     stop = threading.Event()
     try:
         return await asyncio.to_thread(work, stop.is_set)
@@ -463,11 +468,11 @@ async def _in_thread(work: Callable[[Callable[[], bool]], _T]) -> _T:
         raise
 
 
-_MAX_FAILURES_TOLD = 100
+_MAX_FAILURES = 100
 
 
 def progress_event(progress: IndexProgress, task_id: str, index: str) -> messages.IndexingProgress:
-    told = progress.failures[:_MAX_FAILURES_TOLD]
+    failures = progress.failures[:_MAX_FAILURES]
     return messages.IndexingProgress(
         task_id=task_id,
         index=index,
@@ -479,18 +484,18 @@ def progress_event(progress: IndexProgress, task_id: str, index: str) -> message
         current_document=progress.current_document[-1024:] if progress.current_document else None,
         rate=progress.rate,
         eta_seconds=progress.eta_seconds,
-        failures=[messages.Failure(source=f.source[-1024:], reason=f.reason[:2000]) for f in told],
+        failures=[messages.Failure(source=f.source[-1024:], reason=f.reason[:2000]) for f in failures],
         failures_total=len(progress.failures),
         message=progress.message,
     )
 
 
 def response_content(answer: Answer, index: str) -> messages.ResponseContent:
-    """Return what the asker is sent, within the limits of the protocol.
+    """Return the reply's content, truncated to the limits of the protocol.
 
     Args:
-        answer: What was answered.
-        index: From which index.
+        answer: The answer.
+        index: The index's name.
     """
     return messages.ResponseContent(
         answer=answer.text,

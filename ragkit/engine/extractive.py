@@ -1,13 +1,14 @@
-"""The parts of passages that answer a question best, as they can be quoted.
+"""Extractive answers: the quotes from passages that answer a question best.
 
-A passage is cut into pieces that make sense by themselves: a sentence, a list item with the line that introduces the
-list, a code block with its lead-in line, a table row with its header. A heading alone is not one, nor is a question.
-Markdown is read by its grammar, plain text by its lines; where sentences end, `ragkit.chunking.segmentation` says.
+A passage is split into pieces that make sense out of context: a sentence, a list item with the line that introduces
+the list, a code block with its introductory line, a table row with its header. A heading alone is not a piece, nor is
+a question. Markdown is parsed by its grammar, plain text by lines; `ragkit.chunking.segmentation` splits sentences.
 
-A piece's relevance is the cosine of question and piece (read under its headings), plus the share of the question's
-words that the piece holds, plus the share that its passage holds. Words are stems, weighted by their rarity among the
-pieces. Cosine alone knows too little where the embedder does not know the language, and words help everywhere: on
-three sets of questions, two English and one French, the sum put a right piece first more often than either part.
+The relevance of a piece is the cosine similarity of question and piece (with its headings), plus the weighted share
+of the question's words that occur in the piece, plus the weighted share that occur in its passage. Words are stems,
+weighted by their rarity among the pieces. Cosine alone is weak if the embedder does not know the language, and shared
+words help in any language: on three sets of questions, two English and one French, the sum ranked a correct piece
+first more often than either part.
 """
 
 from __future__ import annotations
@@ -33,29 +34,29 @@ if TYPE_CHECKING:
     from markdown_it import MarkdownIt
 
 _MIN_RELEVANCE = 0.52
-_MIN_RELEVANCE_UNKNOWN_LANGUAGE = 0.66  # cosines are higher all round: the model mostly sees "this is French"
+_MIN_RELEVANCE_UNKNOWN_LANGUAGE = 0.66  # cosines are higher in general: the model mostly sees "this is French"
 _PIECE_WEIGHT, _PASSAGE_WEIGHT = 0.5, 0.3
-_MOST_COMPARED = 24  # pieces, those that share most words: beyond, none of 247 questions lost a right quote
-_NEAR_BEST = 0.80  # a second quote must be at least this near to the first one's relevance
-_SAME_WORDS = 0.8  # Jaccard similarity of two quotes that say the same
+_MOST_COMPARED = 24  # pieces that share most words; with this limit, none of 247 questions lost a correct quote
+_NEAR_BEST = 0.80  # minimum relevance of further quotes, relative to the best
+_SAME_WORDS = 0.8  # Jaccard similarity from which two quotes are duplicates
 
-_LONGEST_WHOLE = 500  # characters: up to here a list is quoted whole, with the line that introduces it
+_LONGEST_WHOLE = 500  # characters: a list up to this length is quoted whole, with the line that introduces it
 _WIDEST_WRAP = 120  # characters: longer lines are paragraphs, not wrapped text
-_LONGEST_HEADING = 80  # characters: of a line in plain text that is a heading by its looks
-_LEAD = re.compile(r"[:：][*_`\s]*$")
+_LONGEST_HEADING = 80  # characters: a longer line in plain text is not a heading
+_INTRODUCTION = re.compile(r"[:：][*_`\s]*$")
 _BULLET = re.compile(r"\s*(?:[-*+•–]|\d{1,3}[.)])\s+")
 _FULL_STOP = re.compile(r"[.!?…][*_`\"'»”’)\]]*$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quote:
-    """A piece that was chosen.
+    """A piece that was selected as a quote.
 
     Attributes:
         passage: Position of its passage.
-        text: The words to show; as in the passage, but for white space.
-        block: Whether it has lines of its own: code, a table, a list.
-        relevance: Comparable for one embedder and language only.
+        text: The text to show, as in the passage except for white space.
+        block: Whether it is shown on its own lines: code, a table, a list.
+        relevance: Comparable only for the same embedder and language.
     """
 
     passage: int
@@ -64,7 +65,7 @@ class Quote:
     relevance: float
 
     def cited(self, number: int) -> str:
-        """The quote with its ``[number]``. Numbers in brackets in the text itself, as in ``[12]``, become ``(12)``."""
+        """Return the quote with its ``[number]``. Bracketed numbers in the text, such as ``[12]``, become ``(12)``."""
         if "```" in self.text or "~~~" in self.text:
             return f"{self.text}\n[{number}]"
         text = re.sub(r"\[(\d+(?:[\s,;–-]+\d+)*)\]", r"(\1)", self.text)
@@ -81,18 +82,18 @@ def best_quotes(
     max_quotes: int = 3,
     min_relevance: float | None = None,
 ) -> list[Quote]:
-    """Choose the pieces of passages that fit a question best, those of the best passage first.
+    """Select the most relevant pieces of passages for a question, those of the best passage first.
 
     Args:
-        question: In any language; it should be the passages'. A `SearchQuery` that this embedder has embedded is not
-            embedded again.
+        question: A question, preferably in the language of the passages. A `SearchQuery` that this embedder has
+            embedded is not embedded again.
         passages: Markdown or plain text.
-        contexts: Title and headings of each passage, if they are known.
-        embedder: Compares question and pieces.
+        contexts: Title and headings of each passage, if known.
+        embedder: Embeds question and pieces.
         language: ISO 639-1 code of the question; "und" if unknown.
-        max_quotes: At most so many; fewer if the rest is much less relevant, or says the same again.
-        min_relevance: If no piece reaches it, there are no quotes. None takes a value measured for all-MiniLM-L6-v2,
-            a higher one for languages that the embedder was not trained for.
+        max_quotes: Maximum number of quotes. Pieces that are much less relevant, or duplicates, are left out.
+        min_relevance: If no piece reaches it, there are no quotes. None uses a value measured for all-MiniLM-L6-v2,
+            and a higher one for languages that the embedder was not trained on.
 
     Raises:
         EmbeddingError: The embedder failed.
@@ -113,7 +114,7 @@ def best_quotes(
         + _PASSAGE_WEIGHT * sum(weights[word] for word in passage_words[n]) / total
         for (n, _), words in zip(found, held, strict=True)
     ]
-    # Embedding is what takes the time. The stable sort keeps the passages' order among equals.
+    # Embedding is the slow part. The stable sort keeps the passages' order for equal scores.
     compared = sorted(range(len(found)), key=lambda i: -words_shared[i])[:_MOST_COMPARED]
     vectors = embedder.embed([headings[found[i][0]] + texts[i] for i in compared])
     query = question if isinstance(question, SearchQuery) else SearchQuery(question)
@@ -130,7 +131,7 @@ def best_quotes(
             break
         if not any(_same(texts[i], texts[j]) for j in chosen):
             chosen.append(i)
-    # Best passage first, but what stands in one passage in the order in which it was written.
+    # Best passage first; pieces of one passage in the order of its text.
     order = list(dict.fromkeys(found[i][0] for i in chosen))
     chosen.sort(key=lambda i: (order.index(found[i][0]), i))
     return [
@@ -150,12 +151,12 @@ def _in_one_line(text: str) -> str:
 
 
 def _rarity(holding: int, pieces: int) -> float:
-    """Robertson and Spärck Jones's inverse document frequency, never negative (as in Lucene)."""
+    """Return Robertson and Spärck Jones's inverse document frequency in its non-negative form (as in Lucene)."""
     return math.log(1 + (pieces - holding + 0.5) / (holding + 0.5))
 
 
 def _same(one: str, other: str) -> bool:
-    """Tell whether two quotes say the same. Sentences that differ in a number do not."""
+    """Return whether two quotes are near-duplicates. Quotes that differ in a number are not."""
     words, others = (set(re.findall(r"\w+", text.lower())) for text in (one, other))
     if {word for word in words ^ others if word.isdigit()}:
         return False
@@ -170,28 +171,28 @@ class Piece:
     """A part of a passage that can be quoted.
 
     Attributes:
-        spans: What to quote, as offsets in the passage, in order: what introduces the piece, and the piece.
-        block: Whether it needs lines of its own: code, a table, a list.
+        spans: Offsets in the passage, in order: the introduction, if any, and the piece.
+        block: Whether it must be shown on its own lines: code, a table, a list.
     """
 
     spans: tuple[Span, ...]
     block: bool = False
 
     def text(self, passage: str) -> str:
-        """The words to quote, a line for each span."""
+        """Return the text to quote, one line per span."""
         return "\n".join(passage[start:end] for start, end in self.spans)
 
 
 def pieces(passage: str, *, language: str) -> list[Piece]:
-    """Find what can be quoted in a passage, in the order of the text.
+    """Split a passage into quotable pieces, in the order of the text.
 
     Args:
         passage: Markdown or plain text.
-        language: ISO 639-1 code, for the ends of sentences.
+        language: ISO 639-1 code, for sentence splitting.
     """
     blocks = list(_blocks(passage))
-    found = [piece for piece in _introduced(passage, blocks, language) if _says_something(piece.text(passage))]
-    # Nothing but fragments: then they are all that there is to quote.
+    found = [piece for piece in _introduced(passage, blocks, language) if _is_quotable(piece.text(passage))]
+    # A passage that consists of fragments only: quote the fragments.
     return found or [Piece((span,)) for kind, span in blocks if kind in {"line", "item"}]
 
 
@@ -199,18 +200,18 @@ def pieces(passage: str, *, language: str) -> list[Piece]:
 def _grammar() -> MarkdownIt:
     from markdown_it import MarkdownIt
 
-    # Indented code and HTML are what plain text and PDF pages look like; link definitions would vanish.
+    # Plain text and PDF pages can look like indented code or HTML; link definitions would be dropped.
     return MarkdownIt("commonmark").enable("table").disable(["code", "html_block", "reference"])
 
 
-def _says_something(text: str) -> bool:
+def _is_quotable(text: str) -> bool:
     words = len(re.findall(r"\w+", text))
     return (words >= 3 or len(text) >= 20) and not text.rstrip("*_`\"'»”) ").endswith("?")
 
 
 def _blocks(passage: str) -> Iterator[tuple[str, Span]]:
-    """Leaf blocks: heading, fence, table (its header and rule), row, item (a paragraph of a list), line."""
-    line_ends = re.finditer(r"\r\n?|\n", passage)  # what the grammar takes for one
+    """Yield leaf blocks: heading, fence, table (its header and rule), row, item (a paragraph of a list), line."""
+    line_ends = re.finditer(r"\r\n?|\n", passage)  # line ends as Markdown defines them
     starts = [0, *(match.end() for match in line_ends), len(passage) + 1]
     lists = 0
     for token in _grammar().parse(passage):
@@ -219,7 +220,7 @@ def _blocks(passage: str) -> Iterator[tuple[str, Span]]:
             continue
         first, last = token.map
         span = trimmed(passage, starts[first], min(starts[last] - 1, len(passage)))
-        if span[0] >= span[1]:  # blank, but for the grammar
+        if span[0] >= span[1]:  # blank
             continue
         match token.type:
             case "heading_open" | "fence":
@@ -236,9 +237,9 @@ def _blocks(passage: str) -> Iterator[tuple[str, Span]]:
 
 
 def _unwrapped(passage: str, paragraph: Span) -> Iterator[Span]:
-    """Join the lines that a sentence was wrapped into.
+    """Join hard-wrapped lines.
 
-    A line break is meant as one if the next line's first word would have fitted before it.
+    A line break is intended if the first word of the next line would have fitted on the line before it.
     """
     lines = [m.span() for m in re.compile(r"[^\s\n][^\n]*").finditer(passage, *paragraph)]
     width = max(end - start for start, end in lines)
@@ -249,7 +250,7 @@ def _unwrapped(passage: str, paragraph: Span) -> Iterator[Span]:
             width > _WIDEST_WRAP
             or end - start + 1 + len(word) <= width
             or _BULLET.match(passage, following)
-            or _LEAD.search(passage[start:end])
+            or _INTRODUCTION.search(passage[start:end])
         ):
             yield begin, end
             begin = following
@@ -257,43 +258,44 @@ def _unwrapped(passage: str, paragraph: Span) -> Iterator[Span]:
 
 
 def _introduced(passage: str, blocks: Sequence[tuple[str, Span]], language: str) -> Iterator[Piece]:
-    """Give each block, or each sentence of it, what introduces it: a lead-in line, a table's header."""
-    lead: Span | None = None
-    items: list[Span] = []  # a list, or the lines under a lead-in, as far as it is read
+    """Yield each block, or each of its sentences, with what introduces it: a line that ends in a colon, a header."""
+    introduction: Span | None = None
+    items: list[Span] = []  # the list, or the lines after an introduction, read so far
     header: Span = (0, 0)
 
     def finished() -> Iterator[Piece]:
-        nonlocal lead
-        if lead and items and items[-1][1] - lead[0] <= _LONGEST_WHOLE:
-            yield Piece(((lead[0], items[-1][1]),), block=True)
+        nonlocal introduction
+        if introduction and items and items[-1][1] - introduction[0] <= _LONGEST_WHOLE:
+            yield Piece(((introduction[0], items[-1][1]),), block=True)
         else:
             for item in items:
-                yield Piece((lead, item), block=True) if lead else Piece((item,))
+                yield Piece((introduction, item), block=True) if introduction else Piece((item,))
         items.clear()
-        lead = None
+        introduction = None
 
     for number, (kind, span) in enumerate(blocks):
         text = passage[slice(*span)]
         if kind == "fence":
-            begin = lead[0] if lead and not items else span[0]
+            begin = introduction[0] if introduction and not items else span[0]
             yield from finished()
             yield Piece(((begin, span[1]),), block=True)
         elif kind == "table":
             yield from finished()
             header = span
         elif kind == "row":
-            if span[0] > header[1]:  # the header itself is a row too
+            if span[0] > header[1]:  # the header is a row too
                 adjoins = not passage[header[1] : span[0]].strip()
                 yield Piece(((header[0], span[1]),) if adjoins else (header, span), block=True)
         elif kind == "heading":
             yield from finished()
-        elif _LEAD.search(text):
+        elif _INTRODUCTION.search(text):
             yield from finished()
-            *before, lead = parts(passage, span, sentence_ends(text, language)) if kind == "line" else [span]
+            sentences = parts(passage, span, sentence_ends(text, language)) if kind == "line" else [span]
+            *before, introduction = sentences
             yield from (Piece((sentence,)) for sentence in before)
         elif kind == "item":
             items.append(span)
-        elif lead and (not items or blocks[number - 1][0] == "line"):
+        elif introduction and (not items or blocks[number - 1][0] == "line"):
             items.append(span)
             if _FULL_STOP.search(text):
                 yield from finished()
@@ -306,17 +308,17 @@ def _introduced(passage: str, blocks: Sequence[tuple[str, Span]], language: str)
 
 
 class ExtractiveLLM:
-    """Answers with the sentences of the passages that fit the question best, each with its citation.
+    """Answer with the most relevant sentences of the passages, each with its citation.
 
-    No model beyond the embedder. It cannot say anything that the documents do not say; when nothing is close
-    enough to the question, it abstains.
+    It needs no language model, only the embedder. It quotes documents and generates no text of its own, and abstains
+    if no sentence is relevant enough.
 
     Args:
-        embedder: Compares question and sentences.
-        max_quotes: Sentences (or code blocks, list items, table rows) in an answer, at most.
-        min_relevance: Abstain if no sentence reaches it; see `ragkit.engine.extractive` for what it is made of.
-            None takes a value measured for all-MiniLM-L6-v2; other models spread their cosines differently, so set it
-            for them.
+        embedder: Embeds question and sentences.
+        max_quotes: Maximum number of sentences (or code blocks, list items, table rows) in an answer.
+        min_relevance: Abstain if no sentence reaches it; `ragkit.engine.extractive` defines the relevance.
+            None uses a value measured for all-MiniLM-L6-v2. Other models have a different distribution of cosines,
+            so set it for them.
     """
 
     generative = False
@@ -331,11 +333,11 @@ class ExtractiveLLM:
         return f"ExtractiveLLM({self.embedder!r}, max_quotes={self.max_quotes}, min_relevance={self.min_relevance})"
 
     def identity(self) -> dict[str, object]:
-        """Say what its answers depend on; see `ragkit.experiments.fingerprint`."""
+        """Return what its answers depend on; see `ragkit.experiments.fingerprint`."""
         return {"embedder": self.embedder, "max_quotes": self.max_quotes, "min_relevance": self.min_relevance}
 
     def stream(self, prompt: Prompt, *, cancelled: Callable[[], bool] = never) -> Iterator[str]:
-        """See `LLM.stream`: a piece for each quote, or exactly `abstention`. Raises EmbeddingError too."""
+        """Yield one piece per quote, or exactly `abstention`; see `LLM.stream`. Also raises EmbeddingError."""
         if cancelled():
             raise OperationCancelled("The answer was cancelled.")
         quotes = best_quotes(

@@ -1,10 +1,10 @@
-"""Questions to ask next, each checked against the corpus before anybody sees it.
+"""Follow-up questions, each checked against the corpus before it is shown.
 
-Without a language model the candidates are the documents' own structure: headings that are questions,
-other headings around the cited passages and in lower-ranked ones. With one, the model drafts them.
-Either way a candidate is kept only if the corpus answers it: asked of the same retriever, it must find
-its own section (or, for a drafted one, anything close) among the best three. Up to three are kept, never
-padded.
+Without a language model, candidates come from the documents' structure: headings that are questions, then
+other headings, around the cited passages and in lower-ranked ones. A language model, if there is one, drafts
+the candidates instead. A candidate is kept only if the corpus answers it: the same retriever must find its
+own section (for a drafted candidate, any similar passage) among the best three hits. At most three are kept,
+and fewer if fewer pass.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from ragkit.retrieval.lexical import is_same_question, tokenize
 from ragkit.retrieval.query import SearchQuery
 from ragkit.retrieval.search import retrieve
 
-_AROUND = 20  # how many hits are looked at for headings
-_CHECKS = 12  # candidates to check at most: each costs one retrieval
+_AROUND = 20  # hits whose documents are searched for headings
+_CHECKS = 12  # maximum number of candidates to check: each costs one retrieval
 _LONGEST = 160  # characters of a question
 
 _TEMPLATES = {
@@ -59,7 +59,7 @@ _REQUEST = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A question, and the section that it was made from (document id, headings); None for a drafted one."""
+    """A question, and the section that it comes from (document id, headings); None if a model drafted it."""
 
     text: str
     section: tuple[str, tuple[str, ...]] | None
@@ -67,11 +67,11 @@ class _Candidate:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pipeline:
-    """What answers questions at the moment.
+    """The engine's current components.
 
     Attributes:
         passages: The corpus.
-        retriever: Candidates are checked with it.
+        retriever: Checks candidates.
         llm: Drafts questions, if it is generative.
     """
 
@@ -81,13 +81,13 @@ class Pipeline:
 
 
 class FollowUps:
-    """Makes follow-up questions for an engine; `RAGEngine.llm_interface` is one.
+    """Generate follow-up questions for an engine. The default of `RAGEngine.llm_interface`.
 
     Args:
-        pipeline: Gives what the engine answers with at the moment.
-        max_questions: How many to give at most.
-        min_similarity: Cosine that a heading's own section must reach.
-        min_drafted_similarity: Cosine that the best passage for a drafted question must reach.
+        pipeline: Returns the engine's current components.
+        max_questions: Maximum number of questions.
+        min_similarity: Minimum cosine similarity of a heading's own section.
+        min_drafted_similarity: Minimum cosine similarity of the best passage for a drafted question.
     """
 
     def __init__(
@@ -104,11 +104,11 @@ class FollowUps:
         self.min_drafted_similarity = min_drafted_similarity
 
     async def generate_follow_up_questions(self, query: str, response: str | Answer) -> list[str]:
-        """Make up to three questions that could follow a query and its response.
+        """Generate up to three follow-up questions for a query and its response.
 
         Args:
-            query: The question that was asked.
-            response: The answer that it got, as text or as an `Answer`.
+            query: The question.
+            response: The answer, as text or as an `Answer`.
 
         Returns:
             Questions that the corpus answers, in the language of the query; empty if there are none.
@@ -119,7 +119,7 @@ class FollowUps:
         return await asyncio.to_thread(self.generate, query, response)
 
     def generate(self, query: str, response: str | Answer, *, cancelled: Callable[[], bool] = never) -> list[str]:
-        """The same, for callers that do not await; raises `OperationCancelled` if ``cancelled`` said so."""
+        """Run `generate_follow_up_questions` synchronously. Raises `OperationCancelled` if ``cancelled`` is true."""
         now = self._pipeline()
         query = now.passages.query(query)
         hits = retrieve(query, now.passages, retriever=now.retriever, k=_AROUND)
@@ -194,14 +194,14 @@ class FollowUps:
 def _from_headings(
     hits: list[Hit], passages: Passages, language: str, used: set[tuple[str, tuple[str, ...]]]
 ) -> Iterator[_Candidate]:
-    """Headings near what was cited: questions first, then the others, each once, best document first."""
+    """Yield headings near the cited passages: questions first, then the others, each once, best document first."""
     documents = list(dict.fromkeys(hit.document.id for hit in hits))
     number = {document.id: n for n, document in enumerate(passages.documents)}
-    spoken = [d for d in documents if passages.documents[number[d]].language == language]
+    in_language = [d for d in documents if passages.documents[number[d]].language == language]
     questions: list[_Candidate] = []
     others: list[_Candidate] = []
-    # In the reader's language if the corpus has it: a French reader is not sent to English headings by default.
-    for document_id in spoken or documents:
+    # In the reader's language if the corpus has it: a French reader gets French headings, not English ones.
+    for document_id in in_language or documents:
         document = passages.documents[number[document_id]]
         for section in passages.sections(number[document_id]):
             if section in used or not section[1]:
@@ -219,7 +219,7 @@ def _phrased(heading: str, document: DocumentRecord, language: str, section: tup
     within = _lower_first(heading, document.text)
     if not heading.endswith("?"):
         return _Candidate(about.format(title=document.title, heading=within), section)
-    # "Which test should I use?" means little away from its page. Longer words are a fair measure of what is said.
+    # "Which test should I use?" means little without its page. The number of long words measures how specific it is.
     if len(re.findall(r"\w{5,}", heading)) < 3:
         asked = heading[:1].lower() + heading[1:] if heading[1:2].islower() else heading
         return _Candidate(scoped.format(title=document.title, heading=asked), section)
@@ -227,7 +227,7 @@ def _phrased(heading: str, document: DocumentRecord, language: str, section: tup
 
 
 def _spread(candidates: list[_Candidate]) -> Iterator[_Candidate]:
-    """Take the first of each document, then the second of each, ...: three questions on one page are one too many."""
+    """Yield the first candidate of each document, then the second of each, ...: not three questions on one page."""
     rounds: dict[str, int] = {}
     keyed = []
     for order, candidate in enumerate(candidates):
@@ -240,7 +240,7 @@ def _spread(candidates: list[_Candidate]) -> Iterator[_Candidate]:
 
 
 def _lower_first(heading: str, text: str) -> str:
-    """Lower a heading's first letter for the middle of a sentence, if the document writes that word so elsewhere."""
+    """Lower-case a heading's first letter if the document writes that word in lower case elsewhere."""
     first = re.match(r"\w+", heading)
     if first and re.search(rf"(?<![.!?#]\s)\b{re.escape(first.group().lower())}\b", text):
         return heading[:1].lower() + heading[1:]
@@ -251,21 +251,21 @@ _log = logging.getLogger("ragkit")
 
 _threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
-_at_once = threading.BoundedSemaphore(2)
+_concurrency = threading.BoundedSemaphore(2)
 
 
 def follow_up(answer: Answer, query: SearchQuery, interface: Any, *, publisher: Publisher, index: str) -> None:
-    """Make the follow-up questions of an answer in a thread of their own.
+    """Generate the follow-up questions of an answer in a background thread.
 
     Args:
-        answer: Gets them, or what went wrong, as ``answer.follow_ups()``.
+        answer: Receives the questions, or the error, as ``answer.follow_ups()``.
         query: The question that was answered.
         interface: Has the coroutine ``generate_follow_up_questions(query, response)``.
-        publisher: Tells everybody who listens.
-        index: Whose they are.
+        publisher: Publishes the questions.
+        index: The index's name.
     """
     _finish_at_exit()
-    # A daemon: a generator that hangs must not keep the process from ending.
+    # A daemon thread: an interface that hangs must not keep the process from exiting.
     thread = threading.Thread(
         target=_work, args=(answer, query, interface, publisher, index), name="ragkit-follow-ups", daemon=True
     )
@@ -275,16 +275,16 @@ def follow_up(answer: Answer, query: SearchQuery, interface: Any, *, publisher: 
 
 @functools.cache
 def _finish_at_exit() -> None:
-    # After the publisher's own, so that this runs first and what it makes is still sent.
+    # Registered after the publisher's exit function, so this runs first and its questions are still published.
     atexit.register(_finish)
 
 
 def _work(answer: Answer, query: SearchQuery, interface: Any, publisher: Publisher, index: str) -> None:
-    with _at_once:
+    with _concurrency:
         try:
-            questions = _made(interface, query, answer)
+            questions = _generate(interface, query, answer)
         except Exception as error:
-            # The answer stands without them; answer.follow_ups() raises this to whoever asks for them.
+            # The answer is valid without them; answer.follow_ups() raises this error.
             _log.warning("No follow-up questions for %r: %s: %s", answer.question, type(error).__name__, error)
             answer.pending_follow_ups.set_exception(error)
             return
@@ -297,15 +297,15 @@ def _work(answer: Answer, query: SearchQuery, interface: Any, publisher: Publish
     answer.pending_follow_ups.set_result(questions)
 
 
-def _made(interface: Any, query: SearchQuery, answer: Answer) -> tuple[str, ...]:
+def _generate(interface: Any, query: SearchQuery, answer: Answer) -> tuple[str, ...]:
     if isinstance(interface, FollowUps):
-        # In this thread. Its coroutine takes another from asyncio's pool, which takes no work once the process
-        # ends, and which the process waits for.
+        # In this thread. Its coroutine would use asyncio's thread pool, which accepts no work while the process
+        # exits, and which the process waits for.
         return tuple(interface.generate(query, answer))
     return tuple(asyncio.run(interface.generate_follow_up_questions(query, answer)))
 
 
 def _finish(*, timeout_seconds: float = 5.0) -> None:
-    ends = time.monotonic() + timeout_seconds
+    deadline = time.monotonic() + timeout_seconds
     for thread in list(_threads):
-        thread.join(max(0.0, ends - time.monotonic()))
+        thread.join(max(0.0, deadline - time.monotonic()))

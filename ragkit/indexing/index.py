@@ -1,9 +1,9 @@
-"""The transactional index: documents on disk in, exactly their passages and vectors kept.
+"""The transactional index of documents: their passages and vectors.
 
-`Index.update` compares what lies on disk with what is recorded, by content and not by date, and
-does only what differs: embed, write the vectors, commit the record, then delete what it replaced
-(`ragkit.indexing.records` tells how, `ragkit.indexing.update` does it). Whatever interrupts it, Ctrl-C, a full disk or
-``kill -9``, the index answers from what was committed, and the next run goes on from there.
+`Index.update` compares the files on disk with the records, by content and not by date. For each document that
+differs, it embeds the passages, writes the vectors, commits the record, then deletes the old vectors
+(`ragkit.indexing.records` explains the steps, `ragkit.indexing.update` implements them). If it is interrupted by
+Ctrl-C, a full disk or ``kill -9``, the index answers from what was committed, and the next run resumes from there.
 """
 
 from __future__ import annotations
@@ -34,18 +34,17 @@ _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
 class Index:
-    """One index: a folder with records (SQLite), vectors (Chroma) and a lock.
+    """An index: a folder with records (SQLite), vectors (Chroma) and a lock.
 
     Args:
-        path: The index's own folder; made by the first `update`.
-        embedder: What embeds passages and questions. An index remembers its embedder and refuses another.
-        chunker: What cuts documents into passages.
-        vector_store: Where vectors lie; an embedded ChromaDB inside the folder if None.
-        cache: Where what was embedded before is looked up; this user's own if None, nowhere if
-            False.
+        path: The index's own folder; created by the first `update`.
+        embedder: Embeds passages and questions. An index records its embedder and rejects any other.
+        chunker: Splits documents into chunks.
+        vector_store: Stores the vectors; an embedded ChromaDB inside the folder if None.
+        cache: Cache of embeddings; this user's if None, no cache if False.
 
     Raises:
-        InputError: The path holds something that is not an index.
+        InputError: The path is something other than an index.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class Index:
 
     @property
     def exists(self) -> bool:
-        """Whether anything was ever indexed here."""
+        """Whether anything has been indexed here."""
         return (self.path / "index.db").exists()
 
     @property
@@ -81,20 +80,20 @@ class Index:
         return self._records
 
     def check(self) -> None:
-        """Raise `IndexMismatchError` if the index was made with another embedder or format."""
+        """Raise `IndexMismatchError` if the index was built with another embedder or format."""
         self._compare(("format", FORMAT), ("embedder", self.embedder.name))
 
     def catch_up(self) -> None:
-        """Make what other processes have written visible to the store of this one."""
+        """Refresh the vector store if another process has written to the index."""
         if self.records.changed_elsewhere():
             self.vector_store.refresh()
 
     def document(self, document_id: str) -> DocumentRecord | None:
-        """Read one document as it was indexed."""
+        """Return a document as it was indexed; None if there is none with this id."""
         return self.records.document(document_id) if self.exists else None
 
     def counts(self) -> tuple[int, int]:
-        """Count (documents, chunks)."""
+        """Return the numbers of (documents, chunks)."""
         return self.records.counts() if self.exists else (0, 0)
 
     def update(
@@ -106,26 +105,26 @@ class Index:
         cancelled: Callable[[], bool] = lambda: False,
         executor: Executor | None = None,
     ) -> IndexReport:
-        """Make the index agree with a folder, a file or a web page: add, update and delete what differs.
+        """Update the index from a folder, a file or a web page: add, replace and delete documents that differ.
 
         Args:
-            path: A folder (read recursively) or one file. Documents of other folders indexed before are kept.
-            rebuild: Throw away what the index holds first, also if it was made with another embedder.
-            on_progress: Called a few times a second, and with every end; must not raise.
-            cancelled: Asked several times a second; True stops the work.
-            executor: Where to embed, if not here: a `concurrent.futures` executor or one like it (Dask's,
-                ipyparallel's, mpi4py's), whose workers can import ragkit. Each loads the model once.
+            path: A folder (read recursively), a file, or a web address. Documents from other paths are kept.
+            rebuild: Delete the index's contents first, even if it was built with another embedder.
+            on_progress: Called a few times a second, and at the end; must not raise.
+            cancelled: Polled several times a second; True stops the update.
+            executor: Where to embed, if not in this process: a `concurrent.futures` executor or a compatible one
+                (Dask's, ipyparallel's, mpi4py's) whose workers can import ragkit. Each worker loads the model once.
 
         Returns:
-            What was done. Files that cannot be read are in ``failed``; they stop nobody else.
+            What was done. Files that cannot be read are listed in ``failed`` and do not affect other files.
 
         Raises:
-            SourceNotFoundError, NoDocumentsError: Nothing to index there; the index is as it was.
+            SourceNotFoundError, NoDocumentsError: There is nothing to index; the index is unchanged.
             IndexLockedError: Another process is writing.
-            IndexMismatchError: The index was made with another embedder or chunker.
+            IndexMismatchError: The index was built with another embedder or chunker.
             IndexWriteError: The disk is full or read-only.
             EmbeddingError: The embedder failed.
-            OperationCancelled: ``cancelled`` said so; what was committed is kept.
+            OperationCancelled: ``cancelled`` returned True; what was committed is kept.
         """
         found = find_sources(path)
         with self._locked():
@@ -148,27 +147,27 @@ class Index:
             ).run()
 
     def verify(self) -> IndexCheck:
-        """Compare records, vectors and files; nothing is changed.
+        """Compare records, vectors and files without changing anything.
 
         Raises:
             EmptyIndexError: Nothing was indexed here.
-            IndexCorruptError: The records or the vectors cannot be read; `repair` mends the vectors.
+            IndexCorruptError: The records or the vectors cannot be read; `repair` restores the vectors.
         """
         self._require()
         self.catch_up()
         return check(self.records, self.vector_store)
 
     def repair(self) -> IndexCheck:
-        """Make records and vectors agree: embed what has lost its vector, delete vectors that belong to nothing.
+        """Make records and vectors consistent: embed passages without a vector, delete orphaned vectors.
 
-        Files are not read; what they have changed is for `update`.
+        Files are not read; `update` handles changed files.
 
         Returns:
-            How it stands now.
+            The state after the repair.
 
         Raises:
             EmptyIndexError, IndexLockedError, IndexMismatchError, EmbeddingError: See `update`.
-            IndexCorruptError: The records themselves cannot be read; then only a rebuild helps.
+            IndexCorruptError: The records cannot be read. Rebuild the index.
         """
         self._require()
         with self._locked():
@@ -178,17 +177,17 @@ class Index:
             return check(self.records, self.vector_store)
 
     def close(self) -> None:
-        """Let go of the vector store. What is used afterwards is opened again."""
+        """Close the vector store. Later calls open it again."""
         self.vector_store.close()
 
     def forget(self, path: str | Path) -> int:
-        """Remove the documents of a folder that was indexed, also if the folder is no longer there.
+        """Remove the documents of an indexed folder, even if the folder no longer exists.
 
         Returns:
-            How many those were.
+            The number of documents removed.
 
         Raises:
-            InputError: No such folder was indexed; the message says which were.
+            InputError: The folder was not indexed; the message lists those that were.
             IndexLockedError: Another process is writing.
         """
         given = Path(path).expanduser().absolute()
@@ -219,7 +218,7 @@ class Index:
 
     def _clear(self) -> None:
         self.records.clear()
-        self.vector_store.clear()  # the dimension may change, and a collection keeps its first
+        self.vector_store.clear()  # the dimension may change, and that of a collection is fixed
         self.records.swept(self.records.garbage())
 
     @contextlib.contextmanager
@@ -243,7 +242,7 @@ class Index:
 
 
 def _refuse_foreign_folder(path: Path) -> None:
-    """An index never moves into a folder of somebody's documents."""
+    """Raise if a folder contains other files, such as the user's documents."""
     if path.is_file():
         raise InputError(
             f"'{path}' is a file; an index is a folder. Give a new folder's path, like 'indexes/{path.stem}'."
@@ -252,7 +251,7 @@ def _refuse_foreign_folder(path: Path) -> None:
         others = sorted(p.name for p in path.iterdir() if p.name not in {"lock", "vectors"})
         if others:
             raise InputError(
-                f"'{path}' holds files that are not an index ('{others[0]}', ...). An index needs a folder of its own: "
+                f"'{path}' contains files that are not an index ('{others[0]}', ...). An index needs its own folder: "
                 f"RAGEngine('indexes/{path.name}'), then engine.index('{path}')."
             )
 

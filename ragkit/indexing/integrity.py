@@ -1,7 +1,7 @@
-"""Whether an index's records, vectors and files agree, and making the first two do so again.
+"""Consistency of an index's records, vectors and files, and repair of records and vectors.
 
-An index that only ragkit writes agrees whatever interrupts it (`ragkit.indexing.records` tells why). This is for what
-ragkit cannot see to: a disk that loses data, a folder that was copied while it was written, somebody else's hands.
+An index that only ragkit writes stays consistent through any interruption (`ragkit.indexing.records` explains why).
+This module is for other causes: a disk that loses data, a folder that was copied during a write, manual changes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ragkit.indexing.records import Records
 from ragkit.indexing.stored import StoredChunk
 from ragkit.indexing.vector_store import VectorStore
 
-_AT_ONCE = 2_000
+_BATCH_SIZE = 2_000
 _SHOWN = 5
 
 T = TypeVar("T")
@@ -31,16 +31,16 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class IndexCheck:
-    """What `Index.verify` found.
+    """The result of `Index.verify`.
 
     Attributes:
-        documents, chunks: How many are recorded.
-        missing: Documents with passages that have no vector, or a damaged one; searching does not find those.
+        documents, chunks: The numbers of recorded documents and chunks.
+        missing: Documents with passages whose vector is missing or damaged. Searches do not find those passages.
         surplus: Vectors that belong to no passage.
-        interrupted: Vectors that an interrupted run left; the next run removes them.
-        changed: Files that differ from what was indexed.
-        gone: Files that are no longer there.
-        unreachable: Folders that are no longer there, with all their files.
+        interrupted: Vectors left by an interrupted run; the next run removes them.
+        changed: Files that differ from the indexed version.
+        gone: Files that no longer exist.
+        unreachable: Folders that no longer exist, with all their files.
     """
 
     documents: int
@@ -54,28 +54,28 @@ class IndexCheck:
 
     @property
     def is_sound(self) -> bool:
-        """Whether records and vectors agree. Files may have changed since; that is what `update` is for."""
+        """Whether records and vectors are consistent. Files may have changed since; `update` handles that."""
         return not (self.missing or self.surplus)
 
     @property
     def is_current(self) -> bool:
-        """Whether the index is sound, and every file is as it was when it was indexed."""
+        """Whether the index is sound, and no file has changed since it was indexed."""
         return self.is_sound and not (self.changed or self.gone or self.unreachable or self.interrupted)
 
     def __str__(self) -> str:
         lines = [f"{self.documents} documents, {self.chunks} passages"]
         if self.missing:
-            lines.append(f"{_some(self.missing)} without all their vectors: repair() embeds them again")
+            lines.append(f"{_some(self.missing)} lack vectors: repair() embeds them again")
         if self.surplus:
-            lines.append(f"{self.surplus} vectors that belong to nothing: repair() deletes them")
+            lines.append(f"{self.surplus} vectors belong to no passage: repair() deletes them")
         if self.interrupted:
             lines.append(f"{self.interrupted} vectors of an interrupted run: the next index() removes them")
         if self.changed:
-            lines.append(f"{_some(self.changed)} changed since: index() again")
+            lines.append(f"{_some(self.changed)} changed since: call index() again")
         if self.gone:
-            lines.append(f"{_some(self.gone)} no longer there: index() again")
+            lines.append(f"{_some(self.gone)} no longer exist: call index() again")
         if self.unreachable:
-            lines.append(f"{_some(self.unreachable)} cannot be reached: bring it back, or forget() it")
+            lines.append(f"{_some(self.unreachable)} cannot be reached: restore the folder, or forget() it")
         return "\n".join(lines if len(lines) > 1 else [*lines, "records, vectors and files agree"])
 
 
@@ -105,7 +105,7 @@ def check(records: Records, store: VectorStore) -> IndexCheck:
 
 
 def repair(records: Records, store: VectorStore, embedder: Embedder) -> None:
-    """Make the store hold the vectors of the recorded passages, and no others. Under the index's lock."""
+    """Make the store contain exactly the vectors of the recorded passages. The caller holds the index's lock."""
     try:
         stored = set(store.ids())
     except IndexCorruptError:
@@ -127,7 +127,7 @@ def repair(records: Records, store: VectorStore, embedder: Embedder) -> None:
 
 
 def _lost(store: VectorStore, recorded: set[str], stored: set[str], dimension: str) -> set[str]:
-    """Find vectors that are missing, or cannot be what was written: of another size, not of length 1, not numbers."""
+    """Return the ids of vectors that are missing or damaged: wrong dimension, not of length 1, or not finite."""
     found = recorded - stored
     for part in _parts(sorted(recorded & stored)):
         for id_, vector in store.get(part).items():
@@ -137,8 +137,8 @@ def _lost(store: VectorStore, recorded: set[str], stored: set[str], dimension: s
 
 
 def _parts(things: list[T]) -> Iterator[list[T]]:
-    for start in range(0, len(things), _AT_ONCE):
-        yield things[start : start + _AT_ONCE]
+    for start in range(0, len(things), _BATCH_SIZE):
+        yield things[start : start + _BATCH_SIZE]
 
 
 def _files(records: Records) -> tuple[list[str], list[str], list[str]]:
@@ -147,7 +147,7 @@ def _files(records: Records) -> tuple[list[str], list[str], list[str]]:
     unreachable: list[str] = []
     for root_id, root, prefix in records.roots():
         if root.parts[0] in ("http:", "https:"):
-            continue  # pages are looked at when they are indexed again
+            continue  # web pages are compared when they are indexed again
         if not root.is_dir():
             unreachable.append(str(root))
             continue
@@ -164,6 +164,6 @@ def _files(records: Records) -> tuple[list[str], list[str], list[str]]:
 
 
 def _file(root: Path, id_: str) -> Path:
-    """Find the file of a recorded id, in which bytes that are not UTF-8 are written out."""
+    r"""Return the path of a recorded id, in which bytes that are not UTF-8 are written as ``\xNN``."""
     raw = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), id_.encode())
     return root / id_ if (root / id_).exists() else root / os.fsdecode(raw)

@@ -1,17 +1,17 @@
-"""From files that have changed to passages in the index: reading, cutting, embedding and writing at the same time.
+"""The indexing pipeline: changed files are read, split into chunks, embedded and written concurrently.
 
 ::
 
     readers (threads, each with a child process)      the caller's thread        writer (thread)
-      file > documents > chunks > Item  --belt-->  window > vectors  --belt-->  the four steps of
+      file > documents > chunks > Item  --queue-->  window > vectors  --queue-->  the four steps of
       `ragkit.indexing.records`
 
-What embeds is what everybody waits for, so it never waits for the others while there is work. A *window* is as many
-chunks as about a minute embeds: its texts are embedded in the order of their lengths, for a batch takes as long as its
-longest text; it is then written, and committed, as one. Belts are bounded, so memory is that of a few windows however
-large the folder is.
+Embedding is the bottleneck, so it never waits for the other stages while there is work. A *window* contains as many
+chunks as can be embedded in about a minute. Its texts are embedded in order of length, because a batch takes as long
+as its longest text; then the window is written and committed as one. The queues are bounded, so memory use is that of
+a few windows however large the folder is.
 
-Stopped at any moment, the index holds the windows that were committed, and the embedding cache what was embedded.
+If the run is stopped, the index contains the committed windows, and the embedding cache everything embedded so far.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ from ragkit.indexing.report import Meter
 from ragkit.indexing.stored import DocumentRecord, StoredChunk
 from ragkit.indexing.vector_store import VectorStore
 
-_FIRST_WINDOW = 64  # chunks: the model begins when the first few files are read
+_FIRST_WINDOW = 64  # chunks: small, so embedding starts when the first few files are read
 _MAX_WINDOW = 1_024
 _WINDOW_SECONDS = 60.0
-_SLICE_SECONDS = 0.7  # between two looks at whether to stop
+_SLICE_SECONDS = 0.7  # between two checks for cancellation
 _MAX_SLICE = 1_024
-_WRITE_CHUNKS = 512  # at a time: questions that are asked meanwhile wait for one such step
-_IN_FLIGHT = 32  # slices that an executor has at once
-_LOOK_SECONDS = 0.1
-_PLAIN = "A plain sentence."  # embedded to see whether an embedder that failed works at all
+_WRITE_CHUNKS = 512  # per write: concurrent questions wait for at most one write
+_IN_FLIGHT = 32  # slices submitted to an executor at a time
+_POLL_SECONDS = 0.1
+_PLAIN = "A plain sentence."  # embedded to test whether an embedder that failed works at all
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Place:
-    """Where a run's files stand in the index: their root, its documents' prefix, and the folder within the root."""
+    """The location of a run's files in the index: their root, its id prefix, and the folder within the root."""
 
     root_id: int
     prefix: str
@@ -75,10 +75,10 @@ class _Item:
     texts: list[str]
     tokens: list[int]
     is_new: bool
-    size_bytes: float = 0.0  # of the file, read to get here
-    finishes: SourceRecord | None = None  # on the last document of a source, with those that it no longer holds
-    gone: list[str] = dataclasses.field(default_factory=list)
-    is_embedded: bool = True  # else only what else it carries is written
+    size_bytes: float = 0.0  # this document's share of the file
+    finishes: SourceRecord | None = None  # set on the last document of a source, with `gone`
+    gone: list[str] = dataclasses.field(default_factory=list)  # documents that the source no longer contains
+    is_embedded: bool = True  # if False, only `finishes` and `gone` are written
 
     @property
     def record(self) -> DocumentRecord:
@@ -88,40 +88,40 @@ class _Item:
 
 @dataclasses.dataclass(slots=True)
 class _Outcome:
-    """What became of one file once it has been read."""
+    """The outcome of reading one file."""
 
     source: SourceFile
     failures: list[DocumentError]
-    size_bytes: float = 0.0  # what no document of it accounts for
+    size_bytes: float = 0.0  # bytes not counted for one of its documents
     unchanged: int = 0
     documents: int = 0
-    finished: SourceRecord | None = None  # if no document of it has changed
+    finished: SourceRecord | None = None  # if none of its documents has changed
     gone: list[str] = dataclasses.field(default_factory=list)
 
 
 class _Ended:
-    """Says that a reader has nothing more."""
+    """Signals that a reader is finished."""
 
 
 class Pipeline:
-    """One run over the files that have changed.
+    """One run over the changed files.
 
     Args:
-        changed: What to read, in this order.
-        expected: By source id, how many documents a file seems to hold, if not one.
-        place: Where they stand.
-        records, store, embedder, chunker: The index's own.
-        meter: Is told of progress.
-        stop_if_asked: Raises if the run is to end; called several times a second.
+        changed: The files to read, in this order.
+        expected: Source id -> estimated number of documents, for files with more than one.
+        place: The location of the files in the index.
+        records, vector_store, embedder, chunker: The index's own.
+        meter: Receives progress.
+        raise_if_cancelled: Raises if the run was cancelled; called several times a second.
         prepare: Called with the dimension before the first vectors are written.
-        readers: Files that are read at the same time.
-        executor: Embeds instead of this thread, if given.
+        readers: Number of files to read concurrently.
+        executor: Embeds in place of this thread, if given.
 
     Attributes:
-        added, updated, deleted, unchanged: Documents.
-        embedded: Texts that the embedder was asked for.
-        finished, gone: Files in which no document has changed, and the documents that they no longer hold; noting
-            both is the caller's.
+        added, updated, deleted, unchanged: Numbers of documents.
+        embedded: Number of texts sent to the embedder.
+        finished, gone: Files in which no document has changed, and documents that they no longer contain. The caller
+            must record both.
     """
 
     def __init__(
@@ -135,22 +135,22 @@ class Pipeline:
         embedder: CachedEmbedder,
         chunker: Chunker,
         meter: Meter,
-        stop_if_asked: Callable[[], None],
+        raise_if_cancelled: Callable[[], None],
         prepare: Callable[[int], None],
         readers: int,
         executor: Executor | None = None,
     ) -> None:
         self._place, self._expected, self._records, self._store = place, expected, records, vector_store
         self._embedder, self._chunker, self._meter = embedder, chunker, meter
-        self._stop_if_asked, self._prepare, self._executor = stop_if_asked, prepare, executor
+        self._raise_if_cancelled, self._prepare, self._executor = raise_if_cancelled, prepare, executor
         self._todo = iter(changed)
         self._todo_lock = threading.Lock()
         self._readers = [Reader() for _ in range(max(1, min(readers, len(changed))))]
-        self._belt: BoundedQueue[_Item | _Outcome | _Ended | BaseException] = BoundedQueue(_MAX_WINDOW)
-        self._written: BoundedQueue[tuple[list[_Item], Vectors] | None] = BoundedQueue(1)
-        self._problem: BaseException | None = None  # the writer's
-        self._committed = 0  # documents, by the writer
-        self._told = 0
+        self._items: BoundedQueue[_Item | _Outcome | _Ended | BaseException] = BoundedQueue(_MAX_WINDOW)
+        self._embedded_windows: BoundedQueue[tuple[list[_Item], Vectors] | None] = BoundedQueue(1)
+        self._writer_error: BaseException | None = None
+        self._committed = 0  # documents committed by the writer
+        self._reported = 0  # how many of these were reported
         self._bytes = sum(source.size_bytes for source in changed)
         self._bytes_read, self._chunks_read, self._chunks_done = 0.0, 0, 0
         self._is_read = False
@@ -161,7 +161,7 @@ class Pipeline:
         self.finished: list[SourceRecord] = []
 
     def run(self) -> None:
-        """Do it all; what was committed stays, whatever is raised."""
+        """Run the pipeline. What was committed stays, whatever is raised."""
         threads = [
             threading.Thread(target=self._read_all, args=(reader,), name="ragkit-index", daemon=True)
             for reader in self._readers
@@ -171,27 +171,27 @@ class Pipeline:
             thread.start()
         try:
             for window in self._windows(len(threads)):
-                self._written.put((window, self._embed(window)), 1)
-            self._written.put(None)
+                self._embedded_windows.put((window, self._embed(window)), 1)
+            self._embedded_windows.put(None)
             while writer.is_alive():
-                writer.join(_LOOK_SECONDS)
-                self._look()
-            self._look()
+                writer.join(_POLL_SECONDS)
+                self._poll()
+            self._poll()
         finally:
-            self._belt.close()
+            self._items.close()
             for reader in self._readers:
                 reader.close()
-            self._written.close()
+            self._embedded_windows.close()
             for thread in (*threads, writer):
                 thread.join()
 
-    def _look(self) -> None:
-        """See whether to stop, and tell what the writer has done."""
-        self._stop_if_asked()
-        if self._problem is not None:
-            raise self._problem
-        if (done := self._committed - self._told) > 0:
-            self._told += done
+    def _poll(self) -> None:
+        """Check for cancellation and for an error of the writer, and report what the writer has committed."""
+        self._raise_if_cancelled()
+        if self._writer_error is not None:
+            raise self._writer_error
+        if (done := self._committed - self._reported) > 0:
+            self._reported += done
             self._meter.documents(done=done)
 
     # ------------------------------------------------------------------------------- reading
@@ -204,22 +204,22 @@ class Pipeline:
                 if source is None:
                     break
                 self._read_one(reader, source)
-            self._belt.put(_Ended())
+            self._items.put(_Ended())
         except BaseException as error:
-            with contextlib.suppress(OperationCancelled):  # nobody waits for it any longer
-                self._belt.put(error)
+            with contextlib.suppress(OperationCancelled):  # the queue is closed: the run has ended
+                self._items.put(error)
 
     def _read_one(self, reader: Reader, source: SourceFile) -> None:
-        """Read a file, and put on the belt those of its documents that differ from what is recorded."""
+        """Read a file, and queue the documents that differ from the records."""
         source_id = self._place.scope + source.id
         before = self._records.documents_of(self._place.root_id, source_id)
         outcome = _Outcome(source, [], source.size_bytes)
         seen: set[str] = set()
         share, size = source.size_bytes / self._expected.get(source.id, 1), 0.0
-        waiting: _Item | None = None  # the last one goes when it is known to be the last
-        uncut = 0
+        pending: _Item | None = None  # held back until it is known whether it is the file's last document
+        unsplit = 0  # documents that could not be split into chunks
         try:
-            digest = source.hash()  # before it is read: what changes meanwhile is read again next time
+            file_hash = source.hash()  # before reading: a file that changes meanwhile is read again next time
             for thing in reader.read(source):
                 size = min(size + share, outcome.size_bytes)
                 if isinstance(thing, DocumentError):
@@ -231,35 +231,35 @@ class Pipeline:
                     outcome.failures.append(problem)
                     continue
                 seen.add(document_id)
-                content = thing.digest()
-                if before.get(document_id) == content:
+                digest = thing.digest()
+                if before.get(document_id) == digest:
                     outcome.unchanged += 1
                     continue
-                if waiting is not None:
-                    waiting.size_bytes, size = size, 0.0
-                    outcome.size_bytes -= waiting.size_bytes
-                    self._belt.put(waiting, len(waiting.chunks))
-                    waiting = None
+                if pending is not None:
+                    pending.size_bytes, size = size, 0.0
+                    outcome.size_bytes -= pending.size_bytes
+                    self._items.put(pending, len(pending.chunks))
+                    pending = None
                 is_new = document_id not in before
                 try:
-                    waiting = self._cut(thing, document_id, source_id, content, is_new=is_new)
-                except DocumentError as error:  # as below, for this document alone
+                    pending = self._split(thing, document_id, source_id, digest, is_new=is_new)
+                except DocumentError as error:  # this document fails, and is retried next time
                     outcome.failures.append(error)
-                    uncut += 1
+                    unsplit += 1
             gone = [document_id for document_id in before if document_id not in seen]
-            record = SourceRecord(source_id, digest, tuple((e.source, e.reason) for e in outcome.failures))
-            if waiting is not None:
-                waiting.finishes, waiting.gone = None if uncut else record, gone
-            elif gone or not uncut:
-                outcome.finished, outcome.gone = SourceRecord(source_id, "") if uncut else record, gone
-        except DocumentError as error:  # what is indexed of it stays, and it is tried again next time
+            record = SourceRecord(source_id, file_hash, tuple((e.source, e.reason) for e in outcome.failures))
+            if pending is not None:
+                pending.finishes, pending.gone = None if unsplit else record, gone
+            elif gone or not unsplit:
+                outcome.finished, outcome.gone = SourceRecord(source_id, "") if unsplit else record, gone
+        except DocumentError as error:  # its indexed documents stay, and the file is retried next time
             outcome.failures.append(error)
-        outcome.documents = len(seen) - uncut
-        if waiting is not None:
-            self._belt.put(waiting, len(waiting.chunks))
-        self._belt.put(outcome)
+        outcome.documents = len(seen) - unsplit
+        if pending is not None:
+            self._items.put(pending, len(pending.chunks))
+        self._items.put(outcome)
 
-    def _cut(self, document: Document, document_id: str, source_id: str, digest: str, *, is_new: bool) -> _Item:
+    def _split(self, document: Document, document_id: str, source_id: str, digest: str, *, is_new: bool) -> _Item:
         with document_errors(document, self._chunker, self._embedder):
             chunks = list(self._chunker.chunk(document, embedder=self._embedder))
             texts, tokens = embedded_texts(document.title, chunks, self._embedder)
@@ -268,19 +268,19 @@ class Pipeline:
     # ------------------------------------------------------------------------------- embedding
 
     def _windows(self, reading: int) -> Iterator[list[_Item]]:
-        """Gather what comes into windows; the first are small, so that nobody waits long for a first result."""
+        """Collect queued documents into windows. The first windows are small, so that first results come soon."""
         window: list[_Item] = []
         size = 0
         while reading:
-            thing = self._belt.get(_LOOK_SECONDS)
-            self._look()
+            thing = self._items.get(_POLL_SECONDS)
+            self._poll()
             match thing:
                 case BaseException():
                     raise thing
                 case _Ended():
                     reading -= 1
                 case _Outcome():
-                    self._note(thing)
+                    self._record_outcome(thing)
                 case _Item():
                     window.append(thing)
                     size += len(thing.chunks)
@@ -293,7 +293,7 @@ class Pipeline:
         if window:
             yield window
 
-    def _note(self, outcome: _Outcome) -> None:
+    def _record_outcome(self, outcome: _Outcome) -> None:
         self._bytes_read += outcome.size_bytes
         self._meter.failed.extend(outcome.failures)
         self.unchanged += outcome.unchanged
@@ -308,35 +308,35 @@ class Pipeline:
         texts = [text for item in window for text in item.texts]
         vectors: dict[str, Vectors] = {}
         known = self._embedder.known(texts)
-        places: dict[str, int] = {}  # of the texts to embed, each once, with how often it stands here
+        occurrences: dict[str, int] = {}  # text to embed -> how often it occurs in the window
         for at, text in enumerate(texts):
             if at in known:
                 vectors[text] = known[at]
             else:
-                places[text] = places.get(text, 0) + 1
-        self._tell(len(known), window[0])
+                occurrences[text] = occurrences.get(text, 0) + 1
+        self._report(len(known), window[0])
         tokens = {text: n for item in window for text, n in zip(item.texts, item.tokens, strict=True)}
-        # Longest first: if memory runs out, it does at once; and the time left is not said too short.
-        missing = sorted(places, key=lambda text: -tokens[text])
+        # Longest first: if memory runs out, it does so early, and the estimate of the remaining time is not too low.
+        missing = sorted(occurrences, key=lambda text: -tokens[text])
         began = time.monotonic()
         refused: dict[str, EmbeddingError] = {}
         for part, found in self._slices(missing, refused):
             self._embedder.keep(part, found)
             vectors |= dict(zip(part, found, strict=True))
-            self._tell(sum(places[text] for text in part), window[-1])
+            self._report(sum(occurrences[text] for text in part), window[-1])
         if missing:
             per_second = len(missing) / max(time.monotonic() - began, 1e-6)
             self._window = round(min(_MAX_WINDOW, 2 * self._window, max(_FIRST_WINDOW, per_second * _WINDOW_SECONDS)))
         self.embedded += len(missing) - len(refused)
         for item in window:
-            self._leave_out(item, refused, vectors)
+            self._fail_refused(item, refused, vectors)
         if refused:
-            self._tell(0, window[-1])
+            self._report(0, window[-1])
         rows = [vectors[text] for item in window if item.is_embedded for text in item.texts]
         return np.stack(rows) if rows else np.zeros((0, self._embedder.dimension), dtype=np.float32)
 
-    def _leave_out(self, item: _Item, refused: Mapping[str, EmbeddingError], vectors: Mapping[str, Vectors]) -> None:
-        """Let a document fail that has a text which cannot be embedded, as one that cannot be cut does."""
+    def _fail_refused(self, item: _Item, refused: Mapping[str, EmbeddingError], vectors: Mapping[str, Vectors]) -> None:
+        """Mark a document as failed if one of its texts could not be embedded."""
         error = next((refused[text] for text in item.texts if text in refused), None)
         if error is not None:
             item.is_embedded = False
@@ -348,7 +348,7 @@ class Pipeline:
             item.finishes = None
 
     def _slices(self, texts: list[str], refused: dict[str, EmbeddingError]) -> Iterator[tuple[list[str], Vectors]]:
-        """Embed texts, as many at a time as take a moment; those that cannot be embedded become ``refused``."""
+        """Embed texts in slices of about `_SLICE_SECONDS`. Texts that cannot be embedded are added to ``refused``."""
         if self._executor is not None:
             yield from self._slices_elsewhere(texts, self._executor, refused)
             return
@@ -381,11 +381,11 @@ class Pipeline:
         embed: Callable[[list[str]], Vectors],
         refused: dict[str, EmbeddingError],
     ) -> Iterator[tuple[list[str], Vectors]]:
-        """Embed texts; if that fails and the embedder works otherwise, find those which it cannot embed."""
+        """Embed texts. If that fails but the embedder works otherwise, bisect to find the texts that it rejects."""
         try:
             vectors = first()
         except EmbeddingError as error:
-            self._look()
+            self._poll()
             try:
                 embed([_PLAIN])
             except EmbeddingError:
@@ -404,8 +404,8 @@ class Pipeline:
     ) -> Iterator[tuple[list[str], Vectors]]:
         def embed(part: list[str]) -> Vectors:
             future = executor.submit(embed_there, embedder, part)
-            while not wait([future], timeout=_LOOK_SECONDS).done:
-                self._look()
+            while not wait([future], timeout=_POLL_SECONDS).done:
+                self._poll()
             return future.result()
 
         embedder = portable(self._embedder.inner)
@@ -417,15 +417,15 @@ class Pipeline:
                 while parts and len(running) < _IN_FLIGHT:
                     part = parts.popleft()
                     running[executor.submit(embed_there, embedder, part)] = part
-                for future in wait(running, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED).done:
+                for future in wait(running, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED).done:
                     yield from self._bisected(running.pop(future), future.result, embed, refused)
-                self._look()
+                self._poll()
         finally:
             for future in running:
                 future.cancel()
 
-    def _tell(self, more: int, item: _Item) -> None:
-        self._look()
+    def _report(self, more: int, item: _Item) -> None:
+        self._poll()
         self._chunks_done += more
         total = self._chunks_read
         if not self._is_read and self._bytes_read:
@@ -436,16 +436,16 @@ class Pipeline:
 
     def _write_all(self) -> None:
         try:
-            while (window := self._written.get()) is not None:
+            while (window := self._embedded_windows.get()) is not None:
                 self._write(*window)
         except OperationCancelled:
-            pass  # it was told to go
+            pass  # the queue is closed: the run has ended
         except BaseException as error:
-            self._problem = error
-            self._written.close()
+            self._writer_error = error
+            self._embedded_windows.close()
 
     def _write(self, window: list[_Item], vectors: Vectors) -> None:
-        """Write, commit, delete the old: the four steps of `ragkit.indexing.records`."""
+        """Write a window: the four steps of `ragkit.indexing.records`."""
         self._prepare(vectors.shape[1])
         written = [item for item in window if item.is_embedded]
         stored = [[StoredChunk(uuid.uuid4().hex, chunk) for chunk in item.chunks] for item in written]
@@ -453,7 +453,7 @@ class Pipeline:
         begun = dict.fromkeys(item.source_id for item in window if item.is_embedded or item.gone)
         self._records.reserve(ids)
         for start in range(0, len(ids), _WRITE_CHUNKS):
-            self._written.check()
+            self._embedded_windows.check()
             self._store.add(ids[start : start + _WRITE_CHUNKS], vectors[start : start + _WRITE_CHUNKS])
         self._records.commit(
             self._place.root_id,
@@ -461,7 +461,7 @@ class Pipeline:
                 Replacement(item.record, item.source_id, item.hash, tuple(chunks))
                 for item, chunks in zip(written, stored, strict=True)
             ],
-            # Until it is finished, a file is not known by its former hash: it could come back to it.
+            # Until a file is finished, its old hash is cleared: the file could be reverted to that content.
             [SourceRecord(source_id, "") for source_id in begun]
             + [item.finishes for item in window if item.finishes is not None],
             [document_id for item in window for document_id in item.gone],
@@ -477,7 +477,7 @@ T = TypeVar("T")
 
 
 class BoundedQueue(Generic[T]):
-    """A queue between threads, bounded by weight, that can be torn down from either end."""
+    """A queue between threads, bounded by total weight, that can be closed from either end."""
 
     def __init__(self, max_weight: int) -> None:
         self._max_weight = max_weight
@@ -487,7 +487,7 @@ class BoundedQueue(Generic[T]):
         self._is_closed = False
 
     def put(self, thing: T, weight: int = 0) -> None:
-        """Wait until there is room; one thing always has."""
+        """Add an item, waiting for room. An empty queue accepts an item of any weight."""
         with self._changed:
             while self._weight and self._weight + weight > self._max_weight and not self._is_closed:
                 self._changed.wait()
@@ -498,7 +498,7 @@ class BoundedQueue(Generic[T]):
             self._changed.notify_all()
 
     def get(self, timeout_seconds: float | None = None) -> T | None:
-        """Return the next thing, or None if none has come in time."""
+        """Return the next item, or None after the time-out."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._things or self._is_closed, timeout_seconds):
                 return None
@@ -510,12 +510,12 @@ class BoundedQueue(Generic[T]):
             return thing
 
     def check(self) -> None:
-        """Raise if it is closed."""
+        """Raise `OperationCancelled` if the queue is closed."""
         if self._is_closed:
             raise OperationCancelled("Indexing was stopped.")
 
     def close(self) -> None:
-        """Let everybody who waits go."""
+        """Close the queue: all waiting and later calls raise `OperationCancelled`."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -525,11 +525,11 @@ def portable(embedder: Embedder) -> bytes:
     """Pickle an embedder for `embed_there`.
 
     Raises:
-        InputError: It cannot be sent to another process.
+        InputError: The embedder cannot be pickled.
     """
     try:
         return pickle.dumps(embedder)
-    except Exception as error:  # pickle calls code of the embedder's own
+    except Exception as error:  # pickle calls the embedder's own code
         raise InputError(
             f"{embedder!r} cannot be sent to an executor: {error}. Give it a __getstate__ without its model, or leave "
             "executor out."
@@ -543,7 +543,7 @@ def _unpickled(embedder: bytes) -> Embedder:
 
 
 def embed_there(embedder: bytes, texts: Sequence[str]) -> Vectors:
-    """Embed passages in a worker of an executor; a worker loads its model once."""
+    """Embed passages in a worker of an executor. Each worker loads its model once."""
     model = _unpickled(embedder)
     with embedding_errors(model):
         return model.embed(texts)

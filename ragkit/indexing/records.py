@@ -1,23 +1,23 @@
-"""What an index knows about itself: one SQLite file.
+"""The records of an index: one SQLite file.
 
 Theory of operation
 ===================
 
-Vectors lie in a vector store that has no transactions with us, so a crash can fall between a vector
-and its record. The table ``garbage`` makes every such moment recoverable: it names the vectors that
-must not exist. A document is replaced in four steps,
+The vector store takes no part in the transactions of the records, so a crash can happen between writing a
+vector and writing its record. The table ``garbage`` makes this recoverable: it lists the vectors that must
+not exist. A document is replaced in four steps:
 
-1. the new vectors' ids go into ``garbage``                      (one transaction)
+1. the new vectors' ids are added to ``garbage``                 (one transaction)
 2. the new vectors are written to the store
-3. the records are replaced; the new ids leave ``garbage``, the old ids enter it   (one transaction)
+3. the records are replaced; the new ids are removed from ``garbage``, the old ids added   (one transaction)
 4. the old vectors are deleted from the store, and their ids from ``garbage``
 
-Killed after any step, the records name only vectors that exist, and whatever else exists is named
-in ``garbage``; the next writer sweeps it. Step 3 is the moment at which the change happens.
+After a crash at any step, the records refer only to vectors that exist, and all other vectors are listed in
+``garbage``; the next writer deletes them. The change takes effect with step 3.
 
-A *source* is a file, a *document* is what a loader made of it (a JSONL file gives many). Sources
-carry the hash of their bytes, so that an unchanged file is not even parsed; documents carry the
-hash of their content, so that one changed row does not embed the others again.
+A *source* is a file, a *document* is what a loader makes of it (a JSONL file contains many). A source is
+stored with the hash of its bytes, so an unchanged file is not parsed. A document is stored with the hash of
+its content, so if one row changes, the others are not embedded again.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ CREATE TABLE IF NOT EXISTS garbage (vector_id TEXT PRIMARY KEY) WITHOUT ROWID;
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SourceRecord:
-    """A file as it was when it was last indexed; ``failures`` are (source, reason) pairs."""
+    """A file as last indexed. ``failures`` are (source, reason) pairs."""
 
     id: str
     hash: str
@@ -68,7 +68,7 @@ class SourceRecord:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What an index held at one moment: its generation, its documents, and the chunks of each, in order."""
+    """The consistent state of an index: its generation, its documents, and the chunks of each, in order."""
 
     generation: int
     documents: dict[str, DocumentRecord]
@@ -77,7 +77,7 @@ class Snapshot:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Replacement:
-    """One document that takes the place of what was recorded under its id."""
+    """A document that replaces the one recorded under its id, if any."""
 
     document: DocumentRecord
     source_id: str
@@ -85,20 +85,20 @@ class Replacement:
     chunks: tuple[StoredChunk, ...]
 
 
-# Index folder -> the generation up to which this process has seen, or itself made, every change. What was changed by
-# another process makes the vector store's cache stale; what this process changed does not.
+# Index folder -> the generation up to which this process has seen or made every change. Changes by another process
+# make the vector store's cache stale; changes by this process do not.
 _seen: dict[str, int] = {}
 
 
 class Records:
-    """The SQLite file ``index.db`` of one index. Any number of readers, one writer; safe across threads.
+    """The SQLite file ``index.db`` of one index. Any number of readers, one writer; thread-safe.
 
     Args:
         path: The index's folder.
 
     Raises:
-        IndexCorruptError: The file is not what it should be.
-        IndexWriteError: The disk refused.
+        IndexCorruptError: The file is damaged.
+        IndexWriteError: The file cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -111,7 +111,7 @@ class Records:
 
     @contextlib.contextmanager
     def _connection(self, *, write: bool = False, visible: bool = True) -> Iterator[sqlite3.Connection]:
-        """A connection, or one transaction to write in. ``visible``: readers have to look again afterwards."""
+        """Open a connection, for one write transaction if ``write``. ``visible``: the change concerns readers."""
         try:
             with contextlib.closing(connect(self._file)) as db:
                 db.execute("PRAGMA foreign_keys = ON")
@@ -141,7 +141,7 @@ class Records:
     # ------------------------------------------------------------------------------ settings
 
     def settings(self) -> dict[str, str]:
-        """Read what the index was made with (format, embedder, dimension, chunker) and its generation."""
+        """Return the settings the index was built with (format, embedder, dimension, chunker), and its generation."""
         return dict(self._rows("SELECT key, value FROM meta"))
 
     def set_settings(self, settings: dict[str, str]) -> None:
@@ -149,11 +149,11 @@ class Records:
             db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", settings.items())
 
     def generation(self) -> int:
-        """A number that grows with every change, so that readers know when to look again."""
+        """Return a number that increases with every change, so that readers know when to reload."""
         return int(self.settings().get("generation", "0"))
 
     def changed_elsewhere(self) -> bool:
-        """Whether another process has changed the index since this process last asked; asking counts as seeing."""
+        """Return whether another process has changed the index since the last call in this process."""
         generation = self.generation()
         changed = _seen.get(self._key, 0) != generation
         _seen[self._key] = generation
@@ -162,13 +162,14 @@ class Records:
     # --------------------------------------------------------------------------------- roots
 
     def roots(self) -> list[tuple[int, Path, str]]:
-        """List (id, folder, prefix of its documents' ids) of every folder that was indexed."""
+        """Return (id, folder, prefix of its document ids) of every indexed folder."""
         return [(i, Path(p), prefix) for i, p, prefix in self._rows("SELECT id, path, prefix FROM roots ORDER BY id")]
 
     def add_root(self, path: Path) -> tuple[int, str]:
-        """Register a folder. The first one's documents keep their plain ids, later ones get its name before.
+        """Register a folder. Document ids of the first folder have no prefix; those of later ones begin with its name.
 
-        The name ends in ``//``, which no path within a folder has: ``notes//x.md`` is not ``notes/x.md`` of another.
+        The prefix ends in ``//``, which no path within a folder contains, so ``notes//x.md`` differs from
+        ``notes/x.md`` of another folder.
         """
         taken = {prefix for _, _, prefix in self.roots()}
         prefix, number = ("" if not taken else f"{path.name}//"), 2
@@ -181,11 +182,11 @@ class Records:
         return int(row[0]), prefix
 
     def move_root(self, root_id: int, path: Path) -> None:
-        """Note that a folder is somewhere else now, with all that is in it."""
+        """Record the new path of a folder that was moved."""
         with self._connection(write=True) as db:
             ((old,),) = db.execute("SELECT path FROM roots WHERE id = ?", (root_id,)).fetchall()
             db.execute("UPDATE roots SET path = ? WHERE id = ?", (str(path), root_id))
-            # Sources are written for people; what does not begin with the folder stays as it is.
+            # `source` is text for display; one that does not begin with the folder is left unchanged.
             db.execute(
                 "UPDATE documents SET source = ?1 || substr(source, length(?2) + 1) "
                 "WHERE root_id = ?3 AND substr(source, 1, length(?2)) = ?2",
@@ -195,9 +196,9 @@ class Records:
     # ------------------------------------------------------------------------------- reading
 
     def sources(self, root_id: int) -> Iterator[tuple[SourceRecord, int]]:
-        """Give every source of a root with the number of its documents, in the order of their ids.
+        """Yield every source of a root with the number of its documents, in order of source id.
 
-        One whose hash is empty was begun and never finished. Nothing must be written meanwhile.
+        A source with an empty hash was never finished. Do not write to the records during the iteration.
         """
         with self._connection() as db:
             for id_, digest, failures, count in db.execute(
@@ -212,7 +213,7 @@ class Records:
                 yield SourceRecord(id_, digest or "", reasons), count
 
     def documents_of(self, root_id: int, source_id: str) -> dict[str, str]:
-        """Map {document id: content hash} for one source."""
+        """Return {document id: content hash} of one source."""
         return dict(
             self._rows("SELECT id, hash FROM documents WHERE root_id = ? AND source_id = ?", (root_id, source_id))
         )
@@ -222,7 +223,7 @@ class Records:
         return DocumentRecord(*rows[0]) if rows else None
 
     def snapshot(self) -> Snapshot:
-        """Read everything as of one moment, whatever is written meanwhile."""
+        """Return a consistent snapshot, even during a write."""
         with self._connection() as db:
             db.execute("BEGIN")
             generation = db.execute("SELECT value FROM meta WHERE key = 'generation'").fetchone()
@@ -241,13 +242,13 @@ class Records:
         return Snapshot(int(generation[0]) if generation else 0, documents, chunks)
 
     def counts(self) -> tuple[int, int]:
-        """Count (documents, chunks)."""
+        """Return the numbers of (documents, chunks)."""
         return tuple(self._rows("SELECT (SELECT count(*) FROM documents), (SELECT count(*) FROM chunks)")[0])
 
     # ------------------------------------------------------------------------------- writing
 
     def reserve(self, vector_ids: Collection[str]) -> None:
-        """Step 1: vectors with these ids are about to be written."""
+        """Step 1: register the ids of vectors that are about to be written."""
         with self._connection(write=True, visible=False) as db:
             db.executemany("INSERT OR IGNORE INTO garbage VALUES (?)", [(i,) for i in vector_ids])
 
@@ -258,9 +259,9 @@ class Records:
         sources: Sequence[SourceRecord],
         gone: Collection[str] = (),
     ) -> None:
-        """Step 3: replace documents, remove those that are ``gone``, and note the sources that are complete now.
+        """Step 3: in one transaction, replace documents, remove those in ``gone``, and record the finished sources.
 
-        All at once: a source that is noted as complete is not looked at again while its hash is the same.
+        A source recorded with a hash is not read again while its bytes have that hash.
         """
         with self._connection(write=True) as db:
             self._forget(db, gone)
@@ -287,7 +288,7 @@ class Records:
             db.executemany("DELETE FROM sources WHERE root_id = ? AND id = ?", [(root_id, i) for i in source_ids])
 
     def delete_root(self, root_id: int) -> int:
-        """Remove a root with all its documents; return how many those were."""
+        """Remove a root with all its documents; return the number of documents."""
         with self._connection(write=True) as db:
             ids = [i for (i,) in db.execute("SELECT id FROM documents WHERE root_id = ?", (root_id,))]
             self._forget(db, ids)
@@ -303,7 +304,7 @@ class Records:
             db.execute("DELETE FROM meta WHERE key <> 'generation'")
 
     def garbage(self) -> list[str]:
-        """List the vectors that must not exist."""
+        """Return the ids of the vectors that must not exist."""
         return [i for (i,) in self._rows("SELECT vector_id FROM garbage")]
 
     def sweep(self, store: VectorStore) -> None:
@@ -313,7 +314,7 @@ class Records:
             self.swept(garbage)
 
     def swept(self, vector_ids: Collection[str]) -> None:
-        """Note that these vectors are gone."""
+        """Record that these vectors were deleted."""
         with self._connection(write=True, visible=False) as db:
             db.executemany("DELETE FROM garbage WHERE vector_id = ?", [(i,) for i in vector_ids])
 

@@ -1,4 +1,4 @@
-"""How far a run of indexing is, and what it did."""
+"""Progress and report of an indexing run."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from ragkit.errors import DocumentError
 from ragkit.progress_bar import Pace, in_notebook
 from ragkit.terminal import one_line, printable
 
-_TELL_SECONDS = 0.1
+_REPORT_SECONDS = 0.1
 _FAILURES_SHOWN = 10
 _REASONS_SHOWN = 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class IndexProgress:
-    """How far an indexing task is.
+    """Progress of an indexing task.
 
     Attributes:
         state: ``"running"``, then one of ``"done"``, ``"failed"``, ``"cancelled"``.
-        documents_done: Documents that are in the index or known to fail, unchanged ones included.
-        documents_total: None until every file has been looked at; until a JSONL file has been read, its rows are
-            counted by its lines.
-        chunks_done: Chunks of this run that have their vectors.
-        chunks_total: Chunks of this run; None until a file has been read, and estimated from the sizes of files until
-            all have been.
-        current_document: What is being worked on.
-        rate: Chunks a second over the last ten seconds.
-        eta_seconds: Seconds left at that rate.
-        failures: What could not be read so far.
+        documents_done: Documents that are indexed or have failed, unchanged ones included.
+        documents_total: None until every file has been checked. Until a JSONL file has been read, its documents are
+            estimated by counting lines.
+        chunks_done: Chunks of this run that have been embedded.
+        chunks_total: Chunks of this run. None until a file has been read; until all files have been read, an estimate
+            from their sizes.
+        current_document: The document that is being processed.
+        rate: Chunks per second over the last ten seconds.
+        eta_seconds: Estimated remaining seconds at that rate.
+        failures: The failures so far.
         message: Why the task ended early.
     """
 
@@ -51,18 +51,18 @@ class IndexProgress:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class IndexReport:
-    """What an update did.
+    """The result of an update.
 
     Attributes:
-        added: Documents that are new.
-        updated: Documents that have changed.
-        unchanged: Documents that have not.
-        deleted: Documents that are no longer there.
-        failed: Which files, pages or rows could not be read, cut or embedded, and why.
-        chunks: Passages of the added and updated documents.
-        embedded: How many of their texts the embedder was asked for; the others were known.
+        added: Number of new documents.
+        updated: Number of changed documents.
+        unchanged: Number of unchanged documents.
+        deleted: Number of documents that no longer exist.
+        failed: Files, pages or rows that could not be read, split into chunks or embedded, with reasons.
+        chunks: Number of passages of the added and updated documents.
+        embedded: Number of texts sent to the embedder; the embeddings of the others were cached.
         seconds: How long it took.
-        skipped: Files and folders that are no documents, or are not wanted, by reason.
+        skipped: Files and folders that are not documents, or are ignored, by reason.
     """
 
     added: int
@@ -78,13 +78,13 @@ class IndexReport:
     def __str__(self) -> str:
         counts = f"{self.added} added, {self.updated} updated, {self.unchanged} unchanged, {self.deleted} deleted"
         embedded = f"{self.embedded} passages embedded" if self.embedded == self.chunks else (
-            f"{self.embedded} of {self.chunks} passages embedded, the others were known"
+            f"{self.embedded} of {self.chunks} passages embedded, the others were cached"
         )  # fmt: skip
         lines = [f"{counts}, {len(self.failed)} failed; {embedded} in {self.seconds:.1f} s"]
         lines += [f"  failed: {one_line(str(error))}" for error in self.failed[:_FAILURES_SHOWN]]
         if len(self.failed) > _FAILURES_SHOWN:
             lines.append(f"  ... and {len(self.failed) - _FAILURES_SHOWN} more, in report.failed")
-        lines += [f"  passed over: {one_line(str(each))}" for each in self.skipped[:_REASONS_SHOWN]]
+        lines += [f"  skipped: {one_line(str(each))}" for each in self.skipped[:_REASONS_SHOWN]]
         if len(self.skipped) > _REASONS_SHOWN:
             lines.append(f"  ... and for {len(self.skipped) - _REASONS_SHOWN} more reasons, in report.skipped")
         return printable("\n".join(lines))
@@ -96,51 +96,51 @@ class IndexReport:
 
 
 class Meter:
-    """Tells of the progress of one run: of each end, and between them a few times a second.
+    """Report the progress of one run: a few times a second, and at the end.
 
     Args:
-        on_progress: Who is told.
+        on_progress: Called with the progress.
     """
 
     def __init__(self, on_progress: Callable[[IndexProgress], None]) -> None:
         self.progress = IndexProgress()
         self.failed: list[DocumentError] = []
         self._on_progress = on_progress
-        self._told = 0.0
+        self._reported_at = 0.0
         self._pace = Pace()
 
-    def tell(self, *, force: bool = False, **changes: object) -> None:
-        """Note what has changed, and tell it unless something was told just now."""
+    def report(self, *, force: bool = False, **changes: object) -> None:
+        """Update the progress, and report it unless the last report was less than 0.1 seconds ago."""
         self.progress = dataclasses.replace(self.progress, **changes)  # type: ignore[arg-type]
         now = time.monotonic()
-        if force or now - self._told >= _TELL_SECONDS:
-            self._told = now
+        if force or now - self._reported_at >= _REPORT_SECONDS:
+            self._reported_at = now
             self.progress = dataclasses.replace(self.progress, failures=tuple(self.failed))
             self._on_progress(self.progress)
 
     def documents(self, *, done: int = 0, total: int = 0) -> None:
-        """Count documents that are done, and documents that there are."""
-        self.tell(
+        """Add to the numbers of documents done and in total."""
+        self.report(
             documents_done=self.progress.documents_done + done,
             documents_total=(self.progress.documents_total or 0) + total,
         )
 
     def chunks(self, done: int, total: int | None, *, current_document: str | None) -> None:
-        """Tell how many chunks have their vectors; the rate and the time left follow from it."""
+        """Report how many chunks have been embedded, with the rate and the remaining time."""
         rate = self._pace.rate(done)
-        left = (total - done) / rate if rate is not None and total is not None else None
-        self.tell(
-            force=True,  # a batch is seldom, and the next one may take long
+        eta = (total - done) / rate if rate is not None and total is not None else None
+        self.report(
+            force=True,  # batches are rare, and the next one may take long
             chunks_done=done,
             chunks_total=total,
             current_document=current_document,
             rate=rate and round(rate, 2),
-            eta_seconds=left if left is None else round(left, 1),
+            eta_seconds=eta if eta is None else round(eta, 1),
         )
 
 
 class ProgressBar:
-    """A tqdm bar over passages: in the notebook where there is one, else in the terminal."""
+    """A tqdm bar over passages, in the notebook if there is one, else in the terminal."""
 
     def __init__(self, wanted: bool, label: str) -> None:
         self._bar: Any = None
@@ -155,7 +155,7 @@ class ProgressBar:
             self._bar.close()
 
     def show(self, progress: IndexProgress) -> None:
-        """Show how far it is; nothing when there is nothing to embed."""
+        """Update the bar; show nothing if there is nothing to embed."""
         if not self._wanted or progress.chunks_total == 0:
             self._wanted = False
             if self._bar is not None:

@@ -1,4 +1,4 @@
-"""Documents and chunks as an index holds them, and as retrievers see them."""
+"""Documents and chunks as stored in an index and seen by retrievers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ragkit.chunking.base import Chunk
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DocumentRecord:
-    """A document's identity, without its chunks; ``text`` is what their offsets refer to."""
+    """A document without its chunks. The chunks' offsets refer to ``text``."""
 
     id: str
     source: str
@@ -20,7 +20,7 @@ class DocumentRecord:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StoredChunk:
-    """A chunk with its vector's id in the store."""
+    """A chunk with the id of its vector in the store."""
 
     vector_id: str
     chunk: Chunk

@@ -1,7 +1,7 @@
-"""One run of indexing: what differs between a folder and the records is done, and told as it goes.
+"""One indexing run: find what differs between a folder and the records, update the index, and report progress.
 
-`ragkit.indexing.records` tells how a document is replaced so that an interruption at any moment does no harm,
-`ragkit.indexing.pipeline` does it.
+`ragkit.indexing.records` explains how a document is replaced safely despite interruptions;
+`ragkit.indexing.pipeline` does the work.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ragkit.indexing.report import IndexProgress, IndexReport, Meter
 from ragkit.indexing.vector_store import VectorStore
 
 MAX_READERS = 4
-_ROWS = ".jsonl"  # a document a line
+_ROWS = ".jsonl"  # one document per line
 
 
 class Update:
@@ -31,7 +31,7 @@ class Update:
     Args:
         found: The files.
         path: The index's folder.
-        records, store, embedder, chunker: The index's own.
+        records, vector_store, embedder, chunker: The index's own.
         on_progress, cancelled, executor: See `Index.update`.
     """
 
@@ -50,25 +50,25 @@ class Update:
     ) -> None:
         self.path, self.records, self.vector_store = path, records, vector_store
         self.embedder, self.chunker, self.executor = embedder, chunker, executor
-        self.found = found  # for as long as it is read: it may keep a download
+        self.found = found  # keeps a downloaded file alive until it has been read
         self.root, self.sources, self.alone = found.root, found.sources, found.alone
         self.failed = frozenset(failure.source for failure in found.failures)
         self.cancelled = cancelled
         self.meter = Meter(on_progress)
         self.meter.failed.extend(found.failures)
         self.unchanged = 0
-        self._is_fixed = False
+        self._has_settings = False
 
     def run(self) -> IndexReport:
         began = time.monotonic()
         done, total = len(self.failed), len(self.sources) + len(self.failed)
         try:
-            self.meter.tell(force=True, documents_done=done, documents_total=total)
+            self.meter.report(force=True, documents_done=done, documents_total=total)
             self.records.sweep(self.vector_store)
             place, absorbed = self._place()
             changed, expected, missing = self._compare(place)
             if not changed:
-                self.meter.tell(chunks_total=0)
+                self.meter.report(chunks_total=0)
             pipeline = Pipeline(
                 changed,
                 expected=expected,
@@ -78,22 +78,22 @@ class Update:
                 embedder=self.embedder,
                 chunker=self.chunker,
                 meter=self.meter,
-                stop_if_asked=self._stop_if_asked,
-                prepare=self._fix_settings,
+                raise_if_cancelled=self._raise_if_cancelled,
+                prepare=self._record_settings,
                 readers=min(MAX_READERS, os.cpu_count() or 1),
                 executor=self.executor,
             )
             if changed:
                 pipeline.run()
             deleted = pipeline.deleted + self._finish(place, pipeline, missing, absorbed)
-        except BaseException as error:  # told to those who watch, then raised on: Ctrl-C and kernel restarts too
+        except BaseException as error:  # reported to listeners, then re-raised: also Ctrl-C and kernel restarts
             stopped = isinstance(error, OperationCancelled | KeyboardInterrupt)
             message = "Stopped; what was done is kept." if stopped else str(error)
             state = "cancelled" if stopped else "failed"
-            self.meter.tell(force=True, state=state, message=message, current_document=None)
+            self.meter.report(force=True, state=state, message=message, current_document=None)
             raise
         chunks = self.meter.progress.chunks_done
-        self.meter.tell(force=True, state="done", current_document=None, eta_seconds=0.0, chunks_total=chunks)
+        self.meter.report(force=True, state="done", current_document=None, eta_seconds=0.0, chunks_total=chunks)
         return IndexReport(
             added=pipeline.added,
             updated=pipeline.updated,
@@ -107,7 +107,7 @@ class Update:
         )
 
     def _place(self) -> tuple[Place, list[int]]:
-        """Find the root that this path belongs to, and the roots that it swallows."""
+        """Return the location of this path in the index, and the ids of roots inside it, which it replaces."""
         roots = self.records.roots()
         around = [root for root in roots if self.root.is_relative_to(root[1])]
         inside = [root for root in roots if root not in around and root[1].is_relative_to(self.root)]
@@ -120,7 +120,7 @@ class Update:
         return Place(root_id, prefix, "" if scope == "." else f"{scope}/"), absorbed
 
     def _moved(self, roots: list[tuple[int, Path, str]]) -> tuple[int, str] | None:
-        """Find a root that is no longer there and most of whose files are here, and let it be here."""
+        """Find a root that no longer exists and most of whose files are in this folder, and record it as moved."""
         here = {source.id for source in self.sources}
         for root_id, path, prefix in roots:
             if path.exists() or path.parts[0] in ("http:", "https:"):
@@ -132,27 +132,27 @@ class Update:
         return None
 
     def _covers(self, folder: Path) -> bool:
-        """Whether this run speaks for a folder inside its own: one file does not, nor a walk that skips hidden ones."""
+        """Return whether this run includes a folder inside its own. Not so for one file, or a skipped hidden folder."""
         return not self.alone and (not folder.exists() or any(s.path.is_relative_to(folder) for s in self.sources))
 
-    def _was_passed_over(self, source_id: str) -> bool:
-        """Whether a file, or a folder above it, is there and could not be read."""
+    def _is_unreadable(self, source_id: str) -> bool:
+        """Return whether a file, or a folder above it, exists but could not be read."""
         path = PurePosixPath(source_id)
         return any(printable_path(self.root / part) in self.failed for part in (path, *path.parents))
 
     def _compare(self, place: Place) -> tuple[list[SourceFile], dict[str, int], list[str]]:
-        """Hash what is known; return what has to be read, how many documents that seems to be, and what is gone."""
+        """Compare hashes; return the files to read, their expected numbers of documents, and the missing sources."""
         changed: list[SourceFile] = []
         expected: dict[str, int] = {}
         missing: list[str] = []
         for source, known, count in self._side_by_side(place):
-            self._stop_if_asked()
+            self._raise_if_cancelled()
             if source is None:
-                # One file indexed by itself says nothing about its neighbours, though its folder is the root.
-                if not self.alone and not self._was_passed_over(known.id.removeprefix(place.scope)):
+                # If a single file is indexed, its folder is the root, but the folder's other files are not missing.
+                if not self.alone and not self._is_unreadable(known.id.removeprefix(place.scope)):
                     missing.append(known.id)
                 continue
-            self.meter.tell(current_document=source.id)
+            self.meter.report(current_document=source.id)
             try:
                 if known.hash and source.hash() == known.hash:
                     self.meter.failed.extend(DocumentError(s, r) for s, r in known.failures)
@@ -164,12 +164,12 @@ class Update:
                     expected[source.id] = _count_lines(source.path)
                     self.meter.documents(total=expected[source.id] - 1)
             except (DocumentError, OSError):
-                pass  # who reads it says so
+                pass  # reported when the file is read
             changed.append(source)
         return changed, expected, missing
 
     def _side_by_side(self, place: Place) -> Iterator[tuple[SourceFile | None, SourceRecord, int]]:
-        """Give every source, on disk or recorded or both, with its number of recorded documents; both are sorted."""
+        """Merge the sorted sources on disk and in the records; yield both with the number of recorded documents."""
         sources = iter(self.sources)
         source = next(sources, None)
         for known, count in self.records.sources(place.root_id):
@@ -188,9 +188,9 @@ class Update:
             yield source, SourceRecord(source.id, ""), 0
             source = next(sources, None)
 
-    def _fix_settings(self, dimension: int) -> None:
-        """Note what the index is made with at its first write, and hold every later write against it."""
-        if self._is_fixed:
+    def _record_settings(self, dimension: int) -> None:
+        """Record the index's settings at its first write, and compare the dimension at later ones."""
+        if self._has_settings:
             return
         settings = self.records.settings()
         if "embedder" not in settings:
@@ -200,23 +200,23 @@ class Update:
             raise IndexMismatchError(
                 self.path, what="vectors of dimension", expected=settings.get("dimension"), found=dimension
             )
-        self._is_fixed = True
+        self._has_settings = True
 
     def _finish(self, place: Place, pipeline: Pipeline, missing: list[str], absorbed: list[int]) -> int:
-        """Remove what is no longer there; return how many documents that were."""
+        """Remove documents that no longer exist; return their number."""
         if pipeline.finished:
             self.records.commit(place.root_id, [], pipeline.finished, pipeline.gone)
         gone = [d for source_id in missing for d in self.records.documents_of(place.root_id, source_id)]
         if missing:
             self.records.delete(place.root_id, gone, missing)
-        for other in absorbed:  # a folder inside this one: its files are here now, under this root's ids
+        for other in absorbed:  # a folder inside this one: its files are now indexed under this root
             self.records.delete_root(other)
         self.records.sweep(self.vector_store)
         return len(pipeline.gone) + len(gone)
 
-    def _stop_if_asked(self) -> None:
+    def _raise_if_cancelled(self) -> None:
         if self.cancelled():
-            raise OperationCancelled("Indexing was stopped. What was done is kept; run it again to go on.")
+            raise OperationCancelled("Indexing was stopped. What was done is kept; run it again to resume.")
 
 
 def _count_lines(path: Path) -> int:

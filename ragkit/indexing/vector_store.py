@@ -1,7 +1,7 @@
-"""Vectors: where they lie and how the nearest are found.
+"""Vector stores: storage of vectors and nearest-neighbour search.
 
-The store knows ids and unit vectors and nothing else; texts, offsets and what belongs to which
-document are the index's records. ChromaDB keeps it, embedded on disk or as a server of its own.
+A store contains ids and unit vectors only. Texts, offsets and document ids are in the index's records.
+The implementation is ChromaDB, embedded on disk or as a server.
 """
 
 from __future__ import annotations
@@ -27,46 +27,48 @@ _PAGE = 10_000
 
 
 class VectorStore(Protocol):
-    """What the index needs of a vector database."""
+    """The interface of a vector database for the index."""
 
     def add(self, ids: Sequence[str], vectors: Vectors) -> None:
-        """Write vectors of shape (n, dimension) under n ids; an id that exists is overwritten."""
+        """Write vectors of shape (n, dimension) under n ids, overwriting existing ones."""
         ...
 
     def delete(self, ids: Sequence[str]) -> None:
-        """Remove ids; those that do not exist are ignored."""
+        """Remove ids. Ids that do not exist are ignored."""
         ...
 
     def search(self, vector: Vectors, *, k: int) -> list[tuple[str, float]]:
-        """Find up to k nearest (id, cosine similarity), nearest first; ``vector`` has shape (dimension,)."""
+        """Return up to k (id, cosine similarity), most similar first. ``vector`` has shape (dimension,)."""
         ...
 
     def get(self, ids: Sequence[str]) -> dict[str, Vectors]:
-        """Read vectors back; ids that do not exist are left out."""
+        """Return the vectors of ids. Ids that do not exist are left out."""
         ...
 
     def count(self) -> int: ...
 
     def ids(self) -> Iterator[str]:
-        """List every id."""
+        """Yield every id."""
         ...
 
     def clear(self) -> None:
-        """Remove everything, also if it is damaged."""
+        """Remove everything, even if the store is damaged."""
         ...
 
     def refresh(self) -> None:
-        """Forget what was cached, after another process has written."""
+        """Discard caches, after another process has written."""
         ...
 
     def close(self) -> None:
-        """Let go of files and connections; the next use opens them again."""
+        """Close files and connections; the next use opens them again."""
         ...
 
 
 class _Opened:
-    """A collection as this process has it open. Every `ChromaStore` of one database shares one of these: the client
-    library keeps one system a path, and stopping it (`ChromaStore.refresh`) stops it for all."""
+    """An open collection, shared by every `ChromaStore` of the same database in this process.
+
+    The client library has one system per path, and stopping it (`ChromaStore.refresh`) stops it for all clients.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -79,13 +81,13 @@ _opened_lock = threading.Lock()
 
 
 class ChromaStore:
-    """A ChromaDB collection with cosine distance. Safe to use from several threads, and several times in a process.
+    """A ChromaDB collection with cosine distance. Thread-safe; one process may have several for the same database.
 
     Args:
-        path: Folder of an embedded database, made if it does not exist. One process may write at a time.
-        host: Address of a Chroma server to use instead; then ``collection`` must say which one is ours.
+        path: Folder of an embedded database, created if it does not exist. Only one process may write at a time.
+        host: Address of a Chroma server to use instead; then ``collection`` must name this index's collection.
         port: The server's port.
-        ssl: Whether the server speaks TLS.
+        ssl: Whether to use TLS.
         collection: Name of the collection.
 
     Raises (at first use):
@@ -115,15 +117,15 @@ class ChromaStore:
 
     @contextlib.contextmanager
     def _using(self, what: str) -> Iterator[Any]:
-        """The open collection, for one operation of one thread; errors become ours."""
-        import httpx  # what chromadb's own client speaks through
+        """Yield the open collection for one operation, under its lock, and translate errors to ragkit's."""
+        import httpx  # used by chromadb's client
         from chromadb.errors import ChromaError
 
         with self._opened.lock:
             try:
                 if self._opened.collection is None:
                     client = self._client()
-                    # Without an embedding function, which would fetch a model: vectors are ours.
+                    # No embedding function, which would download a model: we provide the vectors.
                     self._opened.collection = client.get_or_create_collection(
                         self._name,
                         configuration={"hnsw": {"space": "cosine", "ef_search": 200}},
@@ -170,7 +172,7 @@ class ChromaStore:
 
     def search(self, vector: Vectors, *, k: int) -> list[tuple[str, float]]:
         with self._using("searched") as collection:
-            # Not min(k, count()), which reads every row; where there are fewer, fewer are found.
+            # Not min(k, count()), which reads every row; Chroma returns fewer if there are fewer.
             found = collection.query(query_embeddings=[vector], n_results=k, include=["distances"])
         return [(id_, 1.0 - float(d)) for id_, d in zip(found["ids"][0], found["distances"][0], strict=True)]
 
@@ -204,7 +206,7 @@ class ChromaStore:
             if self._path is None:
                 raise
             self.refresh()
-            shutil.rmtree(self._path)  # it is ours alone, and what it holds cannot be read
+            shutil.rmtree(self._path)  # the folder belongs to this store, and its data cannot be read
 
     def _clear(self) -> None:
         with self._using("written"):
@@ -217,16 +219,16 @@ class ChromaStore:
             self._opened.collection = None
 
     def refresh(self) -> None:
-        # An embedded client caches its HNSW graph for the life of the process; only a new system reads the disk again.
-        if self._path is None or "chromadb" not in sys.modules:  # then nothing can be cached
+        # An embedded client caches its HNSW graph until the process ends; only a new system reads the disk again.
+        if self._path is None or "chromadb" not in sys.modules:  # nothing can be cached
             return
         from chromadb.api.shared_system_client import SharedSystemClient
 
-        # Its own `close` leaves a system that other clients use, and one that failed to start.
+        # The client's `close` does not stop a system that other clients use, or one that failed to start.
         systems: dict[str, Any] = SharedSystemClient._identifier_to_system
         with self._opened.lock:
             self._opened.collection = None
             system = systems.pop(str(self._path), None)
             if system is not None:
-                with contextlib.suppress(AttributeError):  # it never came to be opened
+                with contextlib.suppress(AttributeError):  # it was never started
                     system.stop()

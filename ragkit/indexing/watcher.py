@@ -1,4 +1,4 @@
-"""Indexing again as files change."""
+"""Watching a folder, and indexing it again when files change."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from ragkit.errors import IndexLockedError, NoDocumentsError, OperationCancelled
 from ragkit.indexing.report import IndexReport
 
 _log = logging.getLogger("ragkit")
-_living: weakref.WeakSet[IndexWatcher] = weakref.WeakSet()
-_STEP_SECONDS = 0.3  # of quiet after which changes count as one
+_watchers: weakref.WeakSet[IndexWatcher] = weakref.WeakSet()
+_STEP_SECONDS = 0.3  # changes within this time are handled together
 
 
 class IndexWatcher:
-    """Keeps an index as its folder is, in a thread, until it is stopped or the process ends.
+    """Update an index in a background thread whenever its folder changes, until stopped or the process ends.
 
-    Use it in a ``with`` statement, call `stop`, or forget it.
+    Call `stop`, or use it in a ``with`` statement.
 
     Args:
-        index: Indexes the folder; is given a function that tells whether to stop.
+        index: Indexes the folder. Its argument is a function that returns True to cancel.
         path: The folder or file to watch.
-        ignored: A folder in which changes do not count: the index's own may lie in ``path``.
-        on_report: Called with each report that says anything new.
+        ignored: A folder whose changes are ignored: the index's own folder may be inside ``path``.
+        on_report: Called with each report that contains changes.
 
     Attributes:
-        report: The last one.
-        error: Why the last attempt failed; None if it did not. The next change is the next attempt.
+        report: The last report.
+        error: Why the last run failed; None if it succeeded. The next change starts another run.
     """
 
     def __init__(
@@ -47,9 +47,9 @@ class IndexWatcher:
         self._on_report = on_report
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ragkit-refresh", daemon=True)
-        if not _living:
+        if not _watchers:
             atexit.register(_stop_all)
-        _living.add(self)
+        _watchers.add(self)
         self._thread.start()
 
     def __enter__(self) -> IndexWatcher:
@@ -64,11 +64,11 @@ class IndexWatcher:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it still watches."""
+        """Whether the watcher is running."""
         return self._thread.is_alive()
 
     def stop(self, *, timeout_seconds: float = 10.0) -> None:
-        """Stop watching, and what is being indexed just now; what was committed is kept."""
+        """Stop watching, and cancel a running update; what was committed is kept."""
         self._stop.set()
         if self._thread is not threading.current_thread():
             self._thread.join(timeout_seconds)
@@ -77,10 +77,10 @@ class IndexWatcher:
         import watchfiles
 
         step = round(1000 * _STEP_SECONDS)
-        is_late = True  # what changed before the watch began is found by looking once
+        must_index = True  # once at the start: files may have changed before the watch began
         for changes in watchfiles.watch(
             self._path,
-            watch_filter=lambda _, name: self._counts(Path(name)),
+            watch_filter=lambda _, name: self._is_relevant(Path(name)),
             stop_event=self._stop,
             step=step,
             rust_timeout=step,
@@ -88,19 +88,19 @@ class IndexWatcher:
             raise_interrupt=False,
             ignore_permission_denied=True,
         ):
-            if changes or is_late:
-                is_late = not self._again()
+            if changes or must_index:
+                must_index = not self._index_again()
 
-    def _counts(self, path: Path) -> bool:
-        """Whether a change may be one of a document."""
+    def _is_relevant(self, path: Path) -> bool:
+        """Return whether a changed path may be a document."""
         if path.is_relative_to(self._ignored):
             return False
         return path == self._path or not any(
             part.startswith(".") and part != ".gitignore" for part in path.relative_to(self._path).parts
         )
 
-    def _again(self) -> bool:
-        """Index once; return whether it was possible, or at least will not become so by trying again."""
+    def _index_again(self) -> bool:
+        """Index once; return False if it should be retried without another change."""
         try:
             report = self._index(self._stop.is_set)
         except OperationCancelled:
@@ -108,7 +108,7 @@ class IndexWatcher:
         except IndexLockedError as error:
             self.error = error
             return self._stop.wait(1.0)
-        except NoDocumentsError as error:  # as if all had been deleted; they may come back
+        except NoDocumentsError as error:  # all documents were deleted; there may be new ones later
             self.error = error
             return True
         except RagkitError as error:
@@ -119,13 +119,13 @@ class IndexWatcher:
         except Exception:
             _log.exception("'%s' could not be indexed again", self._path)
             return True
-        is_news = self.report is None or report.added + report.updated + report.deleted > 0
+        has_changes = self.report is None or report.added + report.updated + report.deleted > 0
         self.report, self.error = report, None
-        if self._on_report is not None and is_news:
+        if self._on_report is not None and has_changes:
             self._on_report(report)
         return True
 
 
 def _stop_all() -> None:
-    for refreshing in list(_living):
-        refreshing.stop()
+    for watcher in list(_watchers):
+        watcher.stop()

@@ -1,4 +1,4 @@
-"""What a language model is to the rest of ragkit: messages in, text out."""
+"""The protocols of language models: messages in, text out."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Message = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one call or of several, as a server counts them; usages add up.
+    """Token counts of one or more calls, as reported by the server. Usages can be added.
 
     Attributes:
-        input_tokens: Of the messages, the chat template's own included.
-        output_tokens: Of the reply, and of what the model thought before it.
+        input_tokens: Tokens of the messages, including those of the chat template.
+        output_tokens: Tokens of the reply, including the model's thoughts.
     """
 
     input_tokens: int
@@ -29,22 +29,22 @@ class Usage:
 
 
 def drained(pieces: Iterator[str]) -> tuple[str, Usage | None]:
-    """Read a reply to its end: its text, and its usage if the stream is a generator that returns it."""
-    said: list[str] = []
+    """Read a reply to its end; return its text, and its usage if the stream is a generator that returns it."""
+    received: list[str] = []
     while True:
         try:
-            said.append(next(pieces))
+            received.append(next(pieces))
         except StopIteration as end:
-            return "".join(said), end.value if isinstance(end.value, Usage) else None
+            return "".join(received), end.value if isinstance(end.value, Usage) else None
 
 
 @runtime_checkable
 class LLM(Protocol):
-    """What ragkit needs to answer a prompt.
+    """A model that can answer a `Prompt`.
 
     Attributes:
         name: Shown with each answer.
-        generative: Whether it is a `GenerativeLLM`: it can be given any messages, not only prompts.
+        generative: Whether it is a `GenerativeLLM`, which accepts any chat messages and not only prompts.
     """
 
     @property
@@ -53,24 +53,24 @@ class LLM(Protocol):
     def generative(self) -> bool: ...
 
     def stream(self, prompt: Prompt, *, cancelled: Callable[[], bool] = never) -> Iterator[str]:
-        """Answer in pieces of text; joined, they are the answer, with ``[n]`` after what passage n says.
+        """Yield the answer in pieces of text, with ``[n]`` after each statement from passage n.
 
-        Thoughts may come first: `ragkit.llm.replies`, through which all of ragkit asks, takes them out.
+        Thoughts may come first. `ragkit.llm.replies`, which all of ragkit uses to call models, removes them.
 
         Args:
             prompt: Question and passages.
-            cancelled: Asked many times a second, from the thread that iterates; True stops the work.
+            cancelled: Polled many times a second, from the iterating thread; True stops the work.
 
         Raises:
-            OperationCancelled: `cancelled` said so.
-            LLMError: There is no answer, or not the whole of it.
+            OperationCancelled: `cancelled` returned True.
+            LLMError: The answer is missing or incomplete.
         """
         ...
 
 
 @runtime_checkable
 class GenerativeLLM(LLM, Protocol):
-    """A real language model, for work beyond answering: follow-up questions, judging."""
+    """A model that accepts any chat messages, for other tasks than answering: follow-up questions, judging."""
 
     def complete(
         self, messages: Sequence[Message], *, max_tokens: int = 1024, cancelled: Callable[[], bool] = never
@@ -80,15 +80,15 @@ class GenerativeLLM(LLM, Protocol):
 
 
 class ScriptedLLM:
-    """Says what it is told to: a fake for tests, and for trying an interface without a model.
+    """A fake with scripted replies, for tests and for trying an interface without a model.
 
     Args:
-        pieces: What `stream` yields.
-        delay_seconds: Before each piece.
+        pieces: The pieces that `stream` yields.
+        delay_seconds: Delay before each piece.
         error: Raised after the last piece.
 
     Attributes:
-        prompts: Every prompt that it was given, oldest first.
+        prompts: Every prompt received, oldest first.
     """
 
     generative = True
@@ -101,7 +101,7 @@ class ScriptedLLM:
         self.prompts: list[Prompt] = []
 
     def identity(self) -> dict[str, object]:
-        """Say what its answers depend on; see `ragkit.experiments.fingerprint`."""
+        """Return what its answers depend on; see `ragkit.experiments.fingerprint`."""
         return {"pieces": self.pieces, "error": repr(self.error)}
 
     def stream(self, prompt: Prompt, *, cancelled: Callable[[], bool] = never) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A cap on what calls to language models cost, which holds across threads, processes and kills."""
+"""Budgets and rate limits for language models. A budget holds across threads, processes and crashes."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ _PROCESS = secrets.token_hex(8)
 
 
 class Budget:
-    """A cap on what calls cost, which the process's end does not lift.
+    """A limit on the cost of calls that outlives the process.
 
-    What is spent is kept in one SQLite file, under the budget's name, for every thread and process that uses it: an
-    object, or a process, with the same name and folder goes on from there. Each object has its own cap. A call takes
-    the most that it can cost before it is made; what a killed process had taken stays spent.
+    The amount spent is stored under the budget's name in a SQLite file, shared by all threads and processes: objects
+    with the same name and folder share it, also after a restart. Each object has its own cap. The maximum cost of a
+    call is reserved before the call is made; the reservations of a killed process stay spent.
 
     Args:
-        cap: What may be spent, in the currency of the prices.
-        name: Which budget.
-        folder: Where ``budgets.db`` is. Default: what RAGKIT_RUNS names, else ``runs``.
+        cap: The limit, in the currency of the prices.
+        name: The budget's name.
+        folder: The folder of ``budgets.db``. Default: the folder that RAGKIT_RUNS names, else ``runs``.
 
     Raises:
-        InputError: A cap that cannot be one.
+        InputError: The cap is negative or not finite.
     """
 
     def __init__(self, cap: float, *, name: str = "budget", folder: str | Path | None = None) -> None:
         self.name = name
         self.path = Path(folder or os.environ.get("RAGKIT_RUNS") or "runs").expanduser().absolute() / "budgets.db"
         self._cap = _cap(cap)
-        # FULL: what was reserved must outlive a power failure.
+        # FULL: reservations must survive a power failure.
         self._database = SharedDatabase(self.path, _SCHEMA, synchronous="FULL")
 
     def __repr__(self) -> str:
@@ -54,39 +54,41 @@ class Budget:
 
     @property
     def cap(self) -> float:
-        """What may be spent."""
+        """The limit."""
         return self._cap
 
     @property
     def spent(self) -> float:
-        """What calls have cost, and the most that those can cost that are under way or were cut off."""
+        """The cost of finished calls, plus the maximum cost of calls that are running or were cut off."""
         with self._transaction() as db:
             return sum(self._sums(db))
 
     @property
     def remaining(self) -> float:
-        """What another call can cost."""
+        """The amount left for further calls."""
         return max(0.0, self.cap - self.spent)
 
     def raise_to(self, cap: float) -> None:
-        """Allow more; calls that wait go on.
+        """Raise the cap. Waiting calls continue.
 
         Raises:
-            InputError: It is less than now. For a lower cap, make another Budget.
+            InputError: The new cap is lower than the current one. For a lower cap, create another Budget.
         """
         if _cap(cap) < self.cap:
-            raise InputError(f"The cap is {self.cap:g} and can only be raised. For less, make another Budget({cap:g}).")
+            raise InputError(
+                f"The cap is {self.cap:g} and can only be raised. For a lower cap, create another Budget({cap:g})."
+            )
         self._cap = float(cap)
 
     def reserve(self, most: float, *, cancelled: Callable[[], bool] = never) -> int:
-        """Take the most that a call can cost, and return its number for `settle`.
+        """Reserve the maximum cost of a call, and return the reservation's id for `settle`.
 
-        If it does not fit now and could when calls of this process have ended, they are waited for. What other
-        processes have taken counts as spent.
+        If the reservation could fit once running calls of this process have ended, wait for them. Reservations of
+        other processes count as spent.
 
         Raises:
-            BudgetError: It does not fit.
-            OperationCancelled: `cancelled` said so while it waited.
+            BudgetError: The reservation does not fit.
+            OperationCancelled: `cancelled` returned True during the wait.
             RagkitError: The file cannot be read or written.
         """
         while True:
@@ -103,10 +105,10 @@ class Budget:
             wait(POLL_SECONDS, cancelled)
 
     def settle(self, call: int, cost: float) -> None:
-        """Replace what a call had taken with what it did cost.
+        """Replace a call's reservation by its actual cost.
 
         Raises:
-            RagkitError: The file cannot be written; what the call had taken stays spent.
+            RagkitError: The file cannot be written; the reservation stays spent.
         """
         with self._transaction() as db:
             if db.execute("DELETE FROM calls WHERE id = ?", (call,)).rowcount:
@@ -116,11 +118,11 @@ class Budget:
                 )
 
     def close(self) -> None:
-        """Let go of the file; the next use opens it again."""
+        """Close the file; the next use opens it again."""
         self._database.close()
 
     def _sums(self, db: sqlite3.Connection) -> tuple[float, float]:
-        """Return (what is settled or other processes have taken, what this process has taken)."""
+        """Return (settled costs plus reservations of other processes, reservations of this process)."""
         (settled,) = db.execute("SELECT total(settled) FROM budgets WHERE name = ?", (self.name,)).fetchone()
         others, own = db.execute(
             "SELECT total(most) FILTER (WHERE process != ?1), total(most) FILTER (WHERE process = ?1) "
@@ -136,8 +138,8 @@ class Budget:
                 yield db
         except (sqlite3.Error, OSError) as error:
             raise RagkitError(
-                f"'{self.path}' keeps what budgets have spent, and cannot be used: {error}. Make room on the disk "
-                "or mend the permissions, and run again; no call is made that could not be counted."
+                f"The file of budgets, '{self.path}', cannot be used: {error}. Free some disk space or fix the "
+                "permissions, and run again. No call is made without being counted."
             ) from error
 
 
@@ -153,11 +155,11 @@ def _cap(value: float) -> float:
 
 @dataclass(slots=True)
 class Taken:
-    """What a call has taken from the minute after it began.
+    """A call's share of the rate limit, for one minute from its start.
 
     Attributes:
-        at: When it began.
-        tokens: The most that it can use; set it to what was used when that is known.
+        at: When the call began.
+        tokens: The maximum number of tokens of the call. Set it to the actual number when that is known.
     """
 
     at: float
@@ -165,16 +167,16 @@ class Taken:
 
 
 class RateLimit:
-    """So many requests and tokens in any minute. Threads share one; who comes first goes first.
+    """A limit on requests and tokens in any minute. Thread-safe; one thread waits at a time, the others queue.
 
     Args:
-        requests_per_minute: None for any number.
-        tokens_per_minute: None for any number. A call that is larger than this waits for a minute without others.
-        clock: Seconds.
-        sleep: Waits for so many seconds, unless it is cancelled.
+        requests_per_minute: None for no limit.
+        tokens_per_minute: None for no limit. A call that exceeds it waits until no other call was made for a minute.
+        clock: Returns the time in seconds.
+        sleep: Waits for a number of seconds, unless cancelled.
 
     Raises:
-        InputError: A limit under 1.
+        InputError: A limit is less than 1.
     """
 
     def __init__(
@@ -196,10 +198,10 @@ class RateLimit:
         self._minute: deque[Taken] = deque()
 
     def take(self, tokens: int, *, cancelled: Callable[[], bool] = never) -> Taken:
-        """Wait until a request with so many tokens fits, and count it.
+        """Wait until a request with this number of tokens fits, and count it.
 
         Raises:
-            OperationCancelled: `cancelled` said so.
+            OperationCancelled: `cancelled` returned True.
         """
         while not self._turn.acquire(timeout=POLL_SECONDS):
             wait(0, cancelled)

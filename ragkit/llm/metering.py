@@ -1,12 +1,13 @@
-"""What calls to a language model cost: tokens, prices, a budget that holds, rate limits, and calling again.
+"""Metering of calls to a language model: tokens, prices, budgets, rate limits and retries.
 
-What a call has used is known when it is over. So a budget and a rate limit take the most that it can use before it
-is made, and give back the rest when the server has said. The most is at hand: a byte-level tokenizer makes no more
-tokens than a text has bytes, and a server stops at ``max_tokens``. (One that bills what it was not asked for can pass
-a cap by that much, once; it is counted.)
+The usage of a call is known only after it. So the budget and the rate limit reserve the call's maximum usage before it
+is made, and release the difference once the server has reported the usage. The maximum is known in advance: a
+byte-level tokenizer makes at most one token per byte, and a server stops at ``max_tokens``. (A server that bills
+more than that can exceed a cap by the difference, once; the difference is counted.)
 
-What counts as spent is never less than what a server can bill: nothing if it refused the call, what it says if it
-says, and else the most, for a call that was cut, timed out or left may be billed whole.
+The amount counted as spent is never less than what a server can bill: nothing if the server rejected the call, the
+reported usage if there is one, else the maximum, because a call that was cut off, timed out or abandoned may be billed
+in full.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ from ragkit.llm.prompt import Prompt
 
 T = TypeVar("T")
 
-_MAX_TOKENS = 1024  # of an LLM that does not say
-_CALL_TOKENS = 128  # what a chat template says of its own: some begin every conversation with a paragraph
-_MESSAGE_TOKENS = 16  # a message's role and its marks
+_MAX_TOKENS = 1024  # for an LLM without `max_tokens`
+_CALL_TOKENS = 128  # the chat template's own text: some templates begin with a paragraph
+_MESSAGE_TOKENS = 16  # a message's role and delimiters
 _LIKELY_MESSAGE_TOKENS = 4
-# Measured with Mistral's tokenizer Tekken (131 072 tokens) on a manual about retrieval, in Markdown: 3.8 bytes a
+# Measured with Mistral's tokenizer Tekken (131 072 tokens) on a manual about retrieval, in Markdown: 3.8 bytes per
 # token in English, 3.6 in French.
-_BYTES_A_TOKEN = 3.7
-_LIKELY_ANSWER_TOKENS = 200  # a paragraph with its citations; a model that thinks first takes more
+_BYTES_PER_TOKEN = 3.7
+_LIKELY_ANSWER_TOKENS = 200  # a paragraph with its citations; a reasoning model takes more
 
 
 # ------------------------------------------------------------------------------------- tokens and prices
@@ -49,14 +50,14 @@ _LIKELY_ANSWER_TOKENS = 200  # a paragraph with its citations; a model that thin
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What tokens cost, in any currency; budgets and costs are in the same.
+    """The price of tokens, in any currency. Budgets and costs are in the same currency.
 
     Attributes:
-        input_per_million: For a million tokens of messages. Discounts, as for cached tokens, are left out.
-        output_per_million: For a million tokens of replies.
+        input_per_million: Price of a million tokens of messages. Discounts, such as for cached tokens, are ignored.
+        output_per_million: Price of a million tokens of replies.
 
     Raises:
-        InputError: A price that cannot be one.
+        InputError: A price is negative or not finite.
     """
 
     input_per_million: float
@@ -67,19 +68,19 @@ class Price:
             raise InputError(f"Prices must be 0 or more, not {self.input_per_million} and {self.output_per_million}.")
 
     def of(self, usage: Usage) -> float:
-        """Return what a usage costs."""
+        """Return the cost of a usage."""
         return (usage.input_tokens * self.input_per_million + usage.output_tokens * self.output_per_million) / 1e6
 
 
 def most_usage(messages: Sequence[Message], max_tokens: int) -> Usage:
-    """Return the most that a call can use: a token for each UTF-8 byte, with room for the chat template's own."""
+    """Return the maximum usage of a call: one token per UTF-8 byte, plus an allowance for the chat template."""
     return Usage(_CALL_TOKENS + _MESSAGE_TOKENS * len(messages) + _bytes(messages), max_tokens)
 
 
 def likely_usage(messages: Sequence[Message], max_tokens: int) -> Usage:
-    """Estimate what a call uses, for English or French: 3.7 bytes a token, and an answer of a paragraph."""
-    read = _LIKELY_MESSAGE_TOKENS * len(messages) + math.ceil(_bytes(messages) / _BYTES_A_TOKEN)
-    return Usage(read, min(max_tokens, _LIKELY_ANSWER_TOKENS))
+    """Estimate the usage of a call in English or French: 3.7 bytes per token, and an answer of one paragraph."""
+    input_tokens = _LIKELY_MESSAGE_TOKENS * len(messages) + math.ceil(_bytes(messages) / _BYTES_PER_TOKEN)
+    return Usage(input_tokens, min(max_tokens, _LIKELY_ANSWER_TOKENS))
 
 
 def _bytes(messages: Sequence[Message]) -> int:
@@ -90,28 +91,28 @@ def _bytes(messages: Sequence[Message]) -> int:
 
 
 class MeteredLLM:
-    """An LLM that counts what it uses, keeps to rate limits, and never passes a budget. Threads can share it.
+    """Wrap an LLM to count its usage, respect rate limits, and never exceed a budget. Thread-safe.
 
-    What is not generative asks no server: it passes through, uncounted. A call counts once: requests that the LLM
-    repeats itself (``max_retries`` of `OpenAILLM`) come after refusals, which cost nothing. To count these for
-    the rate limit too, give it ``max_retries=0`` and make the call with `retrying`.
+    Calls to an LLM that is not generative are passed through without counting. A call counts once: the LLM's own
+    retries (``max_retries`` of `OpenAILLM`) follow rejected requests, which cost nothing. To count these for the rate
+    limit too, set ``max_retries=0`` and retry with `retrying`.
 
     Args:
-        llm: What is asked. A stream costs at most its ``max_tokens`` of output, 1024 if it has none.
-        price: Of its tokens.
-        budget: What its calls may cost, together with those of others that share it.
-        requests_per_minute: None for any number.
-        tokens_per_minute: Input and output together; None for any number.
+        llm: The LLM. A stream has at most ``llm.max_tokens`` of output; 1024 if the LLM has no such attribute.
+        price: The price of its tokens.
+        budget: A limit on the cost of its calls, together with those of other LLMs that share the budget.
+        requests_per_minute: None for no limit.
+        tokens_per_minute: Limit on input and output together; None for no limit.
 
     Attributes:
         inner: The LLM.
-        requests: Calls that were made.
-        failures: Those that ended in an LLMError.
-        usage: Tokens of them all.
-        estimated: Calls whose server did not say what they used: the most that they could is in `usage`.
+        requests: Number of calls made.
+        failures: Number of calls that ended in an LLMError.
+        usage: Tokens of all calls.
+        estimated: Number of calls whose server did not report a usage. For these, `usage` includes the maximum.
     """
 
-    is_transparent = True  # what a call may cost changes no reply: see ragkit.experiments.fingerprint
+    is_transparent = True  # metering does not change replies: see ragkit.experiments.fingerprint
 
     def __init__(
         self,
@@ -128,40 +129,40 @@ class MeteredLLM:
         self.requests = self.failures = self.estimated = 0
         self.usage = Usage(0, 0)
         self._limit = RateLimit(requests_per_minute, tokens_per_minute)
-        self._lock = threading.RLock()  # see Budget
+        self._lock = threading.RLock()  # re-entrant: see SharedDatabase
 
     def __repr__(self) -> str:
         return f"MeteredLLM({self.inner!r}, price={self.price!r}, budget={self.budget!r})"
 
     @property
     def name(self) -> str:
-        """The LLM's."""
+        """The LLM's name."""
         return self.inner.name
 
     @property
     def generative(self) -> bool:
-        """The LLM's."""
+        """Whether the LLM is generative."""
         return self.inner.generative
 
     @property
     def max_tokens(self) -> int:
-        """The longest answer of `stream`."""
+        """The maximum number of output tokens of `stream`."""
         return int(getattr(self.inner, "max_tokens", _MAX_TOKENS))
 
     @property
     def cost(self) -> float:
-        """What its calls have cost, at `price`."""
+        """The cost of all calls, at `price`."""
         return self.price.of(self.usage)
 
     def stream(self, prompt: Prompt, *, cancelled: Callable[[], bool] = never) -> Generator[str, None, Usage | None]:
-        """See `LLM.stream`. A stream that is neither read to its end nor closed keeps what it has taken.
+        """See `LLM.stream`. A stream that is neither read to its end nor closed keeps its reservation.
 
         Returns:
-            What the server says that the call used, as the generator's value; None if it does not say.
+            The usage reported by the server, as the generator's value; None if the server reports none.
 
         Raises:
-            BudgetError: It could cost more than is left, and was not made.
-            OperationCancelled: `cancelled` said so, also while it waited for a limit or a budget.
+            BudgetError: The call could exceed the budget, so it was not made.
+            OperationCancelled: `cancelled` returned True, possibly while waiting for a rate limit or the budget.
             RagkitError: The budget's file cannot be read or written.
         """
         if not self.generative:
@@ -176,7 +177,7 @@ class MeteredLLM:
     def reply(
         self, messages: Sequence[Message], *, max_tokens: int = 1024, cancelled: Callable[[], bool] = never
     ) -> Generator[str, None, Usage | None]:
-        """Reply to chat messages, in pieces if the LLM can. Returns and raises as `stream` does."""
+        """Reply to chat messages, in pieces if the LLM supports it. Returns and raises as `stream` does."""
 
         def begin() -> Iterator[str]:
             reply = getattr(self.inner, "reply", None)
@@ -194,11 +195,11 @@ class MeteredLLM:
         return drained(self.reply(messages, max_tokens=max_tokens, cancelled=cancelled))[0]
 
     def max_cost(self, messages: Sequence[Message], max_tokens: int) -> float:
-        """Return the most that a call can cost: what it takes from the budget; see `most_usage`."""
+        """Return the maximum cost of a call, which is reserved from the budget; see `most_usage`."""
         return self.price.of(most_usage(messages, max_tokens))
 
     def likely_cost(self, messages: Sequence[Message], max_tokens: int) -> float:
-        """Estimate what a call costs; see `likely_usage`."""
+        """Estimate the cost of a call; see `likely_usage`."""
         return self.price.of(likely_usage(messages, max_tokens))
 
     def _metered(
@@ -215,7 +216,7 @@ class MeteredLLM:
         try:
             taken = self._limit.take(most.input_tokens + most.output_tokens, cancelled=cancelled)
             made = True
-            spent = most  # unless the server says something else: see the top
+            spent = most  # unless the server reports a usage: see the module's docstring
             usage = yield from cast("Generator[str, None, object]", begin())
             if stated := isinstance(usage, Usage):
                 spent = usage
@@ -237,7 +238,7 @@ class MeteredLLM:
                 self.budget.settle(reserved, self.price.of(spent))
 
 
-# ------------------------------------------------------------------------------------- calling again
+# ------------------------------------------------------------------------------------- retries
 
 
 def retrying(
@@ -249,50 +250,50 @@ def retrying(
     pause_seconds: float = 1.0,
     longest_pause_seconds: float = 30.0,
 ) -> T:
-    """Make a call, and make it again where that can help.
+    """Make a call, and retry it with exponential back-off after errors that may be temporary.
 
-    That is after a connection that was refused or cut, a time-out, a 429, a server error, and a reply that is none;
-    not after a request that the server will refuse again (any other 4xx), a wrong key, or a spent budget. What a failed
-    call may have cost, a `MeteredLLM` LLM has counted.
+    Retried are: a connection that was refused or cut off, a time-out, a 429, a server error, and an invalid reply. Not
+    retried are: a request that the server would reject again (any other 4xx), a wrong key, an exhausted budget. A
+    `MeteredLLM` counts the possible cost of failed calls.
 
     Args:
         call: Makes the call.
-        attempts: Calls in all, at most.
-        cancelled: Asked many times a second between calls; True stops.
-        on_retry: Told the error and the seconds before the next call.
-        pause_seconds: About how long the first pause is; each is twice as long as the one before, and a random part
-            of `pause_seconds` longer, so that calls that failed together do not come again together.
-        longest_pause_seconds: Where the pauses stop growing.
+        attempts: Maximum number of calls.
+        cancelled: Polled many times a second between calls; True stops.
+        on_retry: Called with the error and the seconds until the next call.
+        pause_seconds: The first pause. Each pause is twice the one before, plus a random part of `pause_seconds`, so
+            that calls that failed together are not retried together.
+        longest_pause_seconds: The maximum of the pauses, without the random part.
 
     Returns:
-        What the call returned.
+        The result of the call.
 
     Raises:
-        OperationCancelled: `cancelled` said so.
+        OperationCancelled: `cancelled` returned True.
         MissingExtraError: tenacity is not installed.
-        Exception: What the last call raised.
+        Exception: The last call's exception.
     """
     with needs("tenacity", extra="eval"):
         import tenacity
 
-    def tell(state: tenacity.RetryCallState) -> None:
+    def report(state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome is not None else None
         if on_retry is not None and isinstance(error, LLMError):
             on_retry(error, state.upcoming_sleep)
 
     growing = tenacity.wait_exponential(multiplier=pause_seconds, max=longest_pause_seconds)
     return tenacity.Retrying(
-        retry=tenacity.retry_if_exception(_passes),
+        retry=tenacity.retry_if_exception(_is_temporary),
         stop=tenacity.stop_after_attempt(attempts),
         wait=growing + tenacity.wait_random(0, pause_seconds),
         sleep=functools.partial(wait, cancelled=cancelled),
-        before_sleep=tell,
+        before_sleep=report,
         reraise=True,
     )(call)
 
 
-def _passes(error: BaseException) -> bool:
-    """Tell whether the same call may be answered when it is made again."""
+def _is_temporary(error: BaseException) -> bool:
+    """Return whether the same call may succeed when it is retried."""
     if isinstance(error, LLMResponseError):
         return error.status is None or error.status in {408, 409} or error.status >= 500
     return isinstance(error, LLMConnectionError | LLMTimeoutError | LLMRateLimitError)

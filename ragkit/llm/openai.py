@@ -1,7 +1,7 @@
-"""Chat with a model on an OpenAI-compatible server: one reply, streamed, under one deadline.
+"""Chat completions from an OpenAI-compatible server: one streamed reply, under one deadline.
 
-A 200 can hold a web page, a JSON error, or a stream that just stops. Each becomes an `LLMError` that says so; what
-goes wrong before that, `ragkit.model_server` explains.
+A response with status 200 can contain a web page, a JSON error, or a stream that stops early. Each becomes an
+`LLMError`. `ragkit.model_server` handles connection and HTTP errors.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI, AsyncStream
     from openai.types.chat import ChatCompletionChunk
 
-_COUNTS = range(2**40)  # of tokens that can be meant
+_COUNTS = range(2**40)  # plausible token counts
 
 
 class ChatClient:
-    """Streams replies from one model on one server. Safe to use from several threads.
+    """Stream replies from one model on one server. Thread-safe.
 
     Args:
         model: The model's name on that server.
-        base_url: The server's address; None takes OPENAI_BASE_URL, then OpenAI's own.
-        api_key: None takes OPENAI_API_KEY if `base_url` is None too, else a placeholder.
+        base_url: The server's address. None uses OPENAI_BASE_URL if set, else OpenAI's own server.
+        api_key: None uses OPENAI_API_KEY if `base_url` is None too, else a placeholder.
         timeout_seconds: For one whole reply, retries included.
-        max_retries: After a refused connection or request, never after one that the server may have worked on.
-        temperature: None leaves it out.
+        max_retries: After a refused connection or request, never after one that the server may have processed.
+        temperature: None omits it from requests.
 
     Attributes:
         base_url: The server's address, without credentials or query.
         temperature: As given.
 
     Raises:
-        InputError: An address or key that cannot be one.
-        LLMAuthenticationError: OpenAI's own server is meant, and there is no key.
+        InputError: The address or key is invalid.
+        LLMAuthenticationError: The server is OpenAI's own and there is no key.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ChatClient:
         self.model = model
         self.base_url = self._server.base_url
         self.temperature = temperature
-        self._tells_usage: bool | None = None  # until a server has shown whether it can
+        self._reports_usage: bool | None = None  # unknown until the first reply
 
     def __repr__(self) -> str:
         return f"ChatClient({self.model!r}, base_url={self.base_url!r})"
@@ -74,19 +74,19 @@ class ChatClient:
     def stream(
         self, messages: Sequence[Message], *, max_tokens: int, cancelled: Callable[[], bool] = never
     ) -> Generator[str, None, Usage | None]:
-        """Send chat messages, and give the reply in pieces as they come.
+        """Send chat messages, and yield the reply in pieces as they arrive.
 
         Args:
-            messages: ``role`` and ``content`` each.
-            max_tokens: The longest reply; one that reaches it ends with ``" […]"``.
-            cancelled: Asked about twenty times a second; True closes the connection.
+            messages: Each has ``role`` and ``content``.
+            max_tokens: Maximum length of the reply. A reply that reaches it ends with ``" […]"``.
+            cancelled: Polled about twenty times a second; True closes the connection.
 
         Returns:
-            What the server says that the call used, as the generator's value; None if it does not say.
+            The usage reported by the server, as the generator's value; None if the server reports none.
 
         Raises:
-            OperationCancelled: `cancelled` said so.
-            LLMError: No reply, or not the whole of it; see `ragkit.model_server.ModelServer.stream`.
+            OperationCancelled: `cancelled` returned True.
+            LLMError: The reply is missing or incomplete; see `ragkit.model_server.ModelServer.stream`.
         """
 
         async def talk(client: AsyncOpenAI, pass_on: Callable[[str], None]) -> Usage | None:
@@ -97,7 +97,7 @@ class ChatClient:
     async def _receive(
         self, client: AsyncOpenAI, messages: Sequence[Message], max_tokens: int, pass_on: Callable[[str], None]
     ) -> Usage | None:
-        # OpenAI's newer models refuse max_tokens; other servers may not know its new name.
+        # OpenAI's newer models reject max_tokens; other servers may not support its new name.
         limit = "max_completion_tokens" if self._server.host.endswith("openai.com") else "max_tokens"
         options: dict[str, Any] = {limit: max_tokens, "messages": [dict(message) for message in messages]}
         if self.temperature is not None:
@@ -112,22 +112,22 @@ class ChatClient:
         return usage
 
     async def _begin(self, client: AsyncOpenAI, options: Mapping[str, Any]) -> AsyncStream[ChatCompletionChunk]:
-        """Send the request; ask for the usage too, unless the server refuses to be asked."""
+        """Send the request. Request the usage too, unless the server rejects that option."""
         import openai
 
         stream: AsyncStream[ChatCompletionChunk]
-        known = self._tells_usage
+        known = self._reports_usage
         if known is not False:
-            asking = {**options, "stream_options": {"include_usage": True}}
+            with_usage = {**options, "stream_options": {"include_usage": True}}
             try:
-                stream = await client.chat.completions.create(model=self.model, stream=True, **asking)
-                self._tells_usage = True
+                stream = await client.chat.completions.create(model=self.model, stream=True, **with_usage)
+                self._reports_usage = True
                 return stream
             except (openai.BadRequestError, openai.UnprocessableEntityError):
                 if known:
-                    raise  # it is something else that the server refuses
+                    raise  # the server rejects something else
         stream = await client.chat.completions.create(model=self.model, stream=True, **options)
-        self._tells_usage = False
+        self._reports_usage = False
         return stream
 
     async def _pieces(self, stream: AsyncStream[ChatCompletionChunk]) -> AsyncIterator[str | Usage]:
@@ -135,11 +135,11 @@ class ChatClient:
         if "text/html" in kind:
             raise self._server.error(
                 LLMResponseError,
-                f"{self.base_url} answers with a web page, not as an OpenAI-compatible server. "
+                f"{self.base_url} answers with a web page, not like an OpenAI-compatible server. "
                 "Check base_url: it usually ends in /v1.",
                 billable=False,
             )
-        if "application/json" in kind:  # not a stream: an error, or a server that only knows whole replies
+        if "application/json" in kind:  # not a stream: an error, or a server that does not stream
             reply = json.loads(await stream.response.aread())
             yield self._whole_reply(reply)
             if usage := _usage(reply.get("usage")):
@@ -147,29 +147,29 @@ class ChatClient:
             return
         chunks = 0
         finish: str | None = None
-        said_something = False
+        has_text = False
         async for chunk in stream:
             chunks += 1
             if usage := _usage(chunk.usage):
                 yield usage
             for choice in chunk.choices or ():
                 if text := _text(choice.delta.content):
-                    said_something = True
+                    has_text = True
                     yield text
                 finish = choice.finish_reason or finish
         if finish is None:
-            if chunks and not said_something:
+            if chunks and not has_text:
                 raise self._server.error(
                     LLMResponseError, f"{self.base_url} streams something that is not a reply. Is it OpenAI-compatible?"
                 )
             raise self._server.cut()
         if finish == "content_filter":
             raise self._server.error(LLMResponseError, f"The content filter of {self.base_url} stopped the answer.")
-        if not said_something:
+        if not has_text:
             raise self._server.error(
                 LLMResponseError,
-                f"'{self.model}' at {self.base_url} ended its reply without a word ({finish}). "
-                "A model that thinks first needs more room: raise max_tokens.",
+                f"'{self.model}' at {self.base_url} returned an empty reply ({finish}). "
+                "If it is a reasoning model, raise max_tokens.",
             )
         if finish == "length":
             yield " […]"
@@ -187,19 +187,19 @@ class ChatClient:
 
 
 def _text(content: Any) -> str:
-    """Return what a message says. Thoughts are no part of it, where a server keeps them apart.
+    """Return a message's text, without thoughts that the server separates.
 
-    That is in a field of their own (``reasoning``, ``reasoning_content``), or in parts of another type (Mistral).
+    Those are in another field (``reasoning``, ``reasoning_content``), or in parts of another type (Mistral).
     """
     if isinstance(content, list):
         return "".join(part["text"] for part in content if part["type"] == "text")
     return str(content or "")
 
 
-def _usage(said: Any) -> Usage | None:
-    """Read a server's usage, as an object or a dictionary; None unless it holds both counts."""
-    known = said if isinstance(said, dict) else getattr(said, "__dict__", {})
-    match known.get("prompt_tokens"), known.get("completion_tokens"):
+def _usage(reported: Any) -> Usage | None:
+    """Parse the usage reported by a server, an object or a dictionary; None unless it has both counts."""
+    fields = reported if isinstance(reported, dict) else getattr(reported, "__dict__", {})
+    match fields.get("prompt_tokens"), fields.get("completion_tokens"):
         case (int(read), int(written)) if read in _COUNTS and written in _COUNTS:
             return Usage(int(read), int(written))
     return None
@@ -210,19 +210,20 @@ class OpenAILLM:
 
     Args:
         model: The model's name on that server.
-        base_url: The server's address, usually ending in ``/v1``; None takes OPENAI_BASE_URL, then OpenAI's own.
-        api_key: The key. None takes OPENAI_API_KEY when `base_url` is None too, so that it is never sent to another
-            server by accident; a local server that needs no key gets a placeholder.
-        timeout_seconds: For one answer from start to end, retries included.
-        max_retries: After a refused connection, a 429 or a server error, with growing pauses; the server's
-            Retry-After is obeyed as far as `timeout_seconds` allows. What the server may have worked on, and may
+        base_url: The server's address, usually ending in ``/v1``. None uses OPENAI_BASE_URL if set, else OpenAI's own
+            server.
+        api_key: The key. None uses OPENAI_API_KEY if `base_url` is None too, so that the key is never sent to another
+            server by accident. A local server that needs no key gets a placeholder.
+        timeout_seconds: For one whole answer, retries included.
+        max_retries: Retries after a refused connection, a 429 or a server error, with back-off. The server's
+            Retry-After is respected within `timeout_seconds`. A request that the server may have processed, and may
             bill, is never retried: an answer that has begun, a connection that was lost, a gateway's time-out.
-        max_tokens: The longest answer. One that reaches it ends with ``" […]"``.
-        temperature: 0 gives the most repeatable answers; None leaves it out, for models that accept none.
+        max_tokens: Maximum length of an answer. An answer that reaches it ends with ``" […]"``.
+        temperature: 0 gives the most reproducible answers. None omits it, for models that do not accept it.
 
     Raises:
-        InputError: An address or key that cannot be one.
-        LLMAuthenticationError: OpenAI's own server is meant, and there is no key.
+        InputError: The address or key is invalid.
+        LLMAuthenticationError: The server is OpenAI's own and there is no key.
     """
 
     generative = True
@@ -253,7 +254,7 @@ class OpenAILLM:
         return f"OpenAILLM({self.name!r}, base_url={self._client.base_url!r})"
 
     def identity(self) -> dict[str, object]:
-        """Say what its answers depend on, for keys of caches. A server does not tell its model's revision."""
+        """Return what its answers depend on, for cache keys. Servers do not report a model's revision."""
         return {
             "model": self.name,
             "base_url": self._client.base_url,
@@ -262,7 +263,7 @@ class OpenAILLM:
         }
 
     def stream(self, prompt: Prompt, *, cancelled: Callable[[], bool] = never) -> Generator[str, None, Usage | None]:
-        """See `LLM.stream` and, for the usage, `ChatClient.stream`."""
+        """See `LLM.stream`, and `ChatClient.stream` for the usage."""
         return self.reply(prompt.messages(), max_tokens=self.max_tokens, cancelled=cancelled)
 
     def reply(

@@ -1,4 +1,4 @@
-"""What a language model replied: the one way from a model to the rest of ragkit, and reading it with suspicion."""
+"""Replies of language models: all of ragkit calls models and parses their untrusted replies through this module."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from ragkit.terminal import one_line
 
 T = TypeVar("T")
 
-_LONGEST = 20_000  # characters of a reply that are looked at: looking for JSON takes time quadratic in them
+_LONGEST = 20_000  # characters of a reply that are parsed: searching for JSON takes quadratic time
 
-# Models that have begun a reply inside a thought: they will again. See `ragkit.llm.thoughts`.
+# Models that have begun a reply inside a thought, and will do so again. See `ragkit.llm.thoughts`.
 _begin_inside: weakref.WeakSet[LLM] = weakref.WeakSet()
 
 
-# ------------------------------------------------------------------------------------- asking
+# ------------------------------------------------------------------------------------- calling models
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a model replied.
+    """A model's reply.
 
     Attributes:
-        text: Without its thoughts; encodable as UTF-8.
-        raw: With them, as it came.
-        usage: Tokens, if the model's server says.
+        text: The reply without thoughts; encodable as UTF-8.
+        raw: The reply as received, with thoughts.
+        usage: Tokens, if the server reports them.
     """
 
     text: str
@@ -56,8 +56,8 @@ def answer_prompt(
     Args:
         llm: Any model.
         prompt: Question and passages.
-        on_delta: Called with each piece of the answer as it comes.
-        cancelled: Asked many times a second; True stops the work.
+        on_delta: Called with each piece of the answer as it arrives.
+        cancelled: Polled many times a second; True stops the work.
 
     Raises:
         LLMResponseError: The reply ends inside a thought.
@@ -77,23 +77,23 @@ def ask(
     """Have a model reply to chat messages.
 
     Args:
-        llm: A model that can be asked anything.
-        messages: ``role`` and ``content`` each.
-        asker: What needs it, for the message if it cannot.
-        max_tokens: The longest reply, thoughts included.
-        cancelled: Asked many times a second; True stops the work.
+        llm: A generative model.
+        messages: Each has ``role`` and ``content``.
+        asker: Name of the caller, for the error message.
+        max_tokens: Maximum length of the reply, thoughts included.
+        cancelled: Polled many times a second; True stops the work.
 
     Raises:
-        InputError: The model answers prompts only.
+        InputError: The model is not generative.
         LLMResponseError: The reply ends inside a thought.
         LLMError, OperationCancelled: See `GenerativeLLM.complete`.
     """
-    said = generative(llm, asker).complete(messages, max_tokens=max_tokens, cancelled=cancelled)
-    return _received(llm, [said], None)
+    reply = generative(llm, asker).complete(messages, max_tokens=max_tokens, cancelled=cancelled)
+    return _received(llm, [reply], None)
 
 
 def _received(llm: LLM, pieces: Iterable[str], on_delta: Callable[[str], object] | None) -> Reply:
-    """Read a reply to its end; what is no generative model quotes documents, and has no thoughts."""
+    """Read a reply to its end and remove thoughts. Only generative models have thoughts; others quote documents."""
     thoughts = ThoughtFilter(llm.name, wait=_is_known(llm)) if llm.generative else None
     raw: list[str] = []
     stream = iter(pieces)
@@ -119,15 +119,15 @@ def _received(llm: LLM, pieces: Iterable[str], on_delta: Callable[[str], object]
             _remember(llm)
         if callable(close := getattr(stream, "close", None)):
             close()
-    said = "".join(raw)
-    text = thoughts.text if thoughts else said
-    return Reply(text.encode("utf-8", "replace").decode(), said, usage)
+    whole = "".join(raw)
+    text = thoughts.text if thoughts else whole
+    return Reply(text.encode("utf-8", "replace").decode(), whole, usage)
 
 
 def _is_known(llm: LLM) -> bool:
     try:
         return llm in _begin_inside
-    except TypeError:  # it cannot be hashed, or referred to weakly
+    except TypeError:  # not hashable, or not weakly referenceable
         return False
 
 
@@ -139,14 +139,14 @@ def _remember(llm: LLM) -> None:
 
 
 def generative(llm: LLM, asker: str) -> GenerativeLLM:
-    """Return the model if it can be asked anything.
+    """Return the model if it is generative.
 
     Args:
         llm: Any model.
-        asker: What needs it, for the message.
+        asker: Name of the caller, for the error message.
 
     Raises:
-        InputError: It answers prompts only.
+        InputError: The model is not generative.
     """
     if isinstance(llm, GenerativeLLM) and llm.generative:
         return llm
@@ -156,23 +156,23 @@ def generative(llm: LLM, asker: str) -> GenerativeLLM:
     )
 
 
-# ------------------------------------------------------------------------------------- reading
+# ------------------------------------------------------------------------------------- parsing
 
 
 def read(reply: str) -> str:
-    """Return what a model said, of bounded length and without the sign that it was cut off."""
+    """Return a reply, truncated to a maximum length and without the marker of a reply that was cut off."""
     return reply[:_LONGEST].removesuffix(f" {CUT}")
 
 
 def read_json(reply: str, kind: type[T]) -> T:
-    """Return the JSON object in a reply: models put fences and words around it. The last that fits is what it says.
+    """Return the last JSON object of a type in a reply. Models put fences and words around JSON.
 
     Args:
-        reply: What a model said.
-        kind: What is looked for: anything that msgspec can convert to.
+        reply: A model's reply.
+        kind: The type of the object: anything that msgspec can convert to.
 
     Raises:
-        ValueError: There is none; the message says why, as a phrase.
+        ValueError: There is none. The message is a phrase that says why.
     """
     if len(reply) > _LONGEST:
         raise ValueError("it is too long")
@@ -195,19 +195,19 @@ def read_json(reply: str, kind: type[T]) -> T:
     return found
 
 
-_DECODER = json.JSONDecoder(strict=False)  # line breaks within a string are welcome
+_DECODER = json.JSONDecoder(strict=False)  # accepts line breaks within a string
 
 
 def unreadable(llm: LLM, reply: str, wanted: str) -> LLMResponseError:
-    """Return the error for a reply that does not hold what was asked for.
+    """Return the error for a reply that does not contain what was requested.
 
     Args:
-        llm: Whose it is.
-        reply: All of it.
-        wanted: What was asked for: ``"an order of passages"``.
+        llm: The model.
+        reply: The whole reply.
+        wanted: What was requested: ``"an order of passages"``.
     """
     return LLMResponseError(
-        f"What '{llm.name}' replied is not {wanted}. It begins: '{one_line(reply[:300])}'. Ask again, or take a model "
+        f"The reply of '{llm.name}' is not {wanted}. It begins: '{one_line(reply[:300])}'. Ask again, or use a model "
         "that follows instructions better.",
         model=llm.name,
         base_url="",
@@ -217,16 +217,16 @@ def unreadable(llm: LLM, reply: str, wanted: str) -> LLMResponseError:
 # ------------------------------------------------------------------------------------- citations
 
 PASSAGE_NUMBER = r"\[\d{1,4}\]"
-"""How a reply names a passage: as a prompt numbers it."""
+"""A reference to a numbered passage of the prompt."""
 
 CITATION = re.compile(
-    r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]+`"  # x[1] in code is no citation
+    r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]+`"  # x[1] in code is not a citation
     r"|[ \t]?\[(\d{1,4}(?:\s*[,;]\s*\d{1,4})*)\]",
     re.DOTALL,
 )
-"""Code, or what cites one passage or several; only a citation has group 1, the numbers."""
+"""Matches code, or a citation of one or more passages. Only a citation has group 1, the numbers."""
 
 
 def without_citations(text: str) -> str:
-    """Return a text without its citations; code stays as it is."""
+    """Return a text without its citations. Code is unchanged."""
     return CITATION.sub(lambda match: match.group() if match.group(1) is None else "", text)

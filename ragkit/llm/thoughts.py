@@ -1,20 +1,20 @@
-"""What a model thinks aloud before it answers, and the answer, told apart piece by piece.
+"""Separation of a model's thoughts from its answer, in a stream.
 
 Servers without a reasoning parser (Ollama's older versions, vLLM, llama.cpp with ``--reasoning-format none``, ...)
-send thoughts as a part of the reply. Each form that common models use is a line of `_THOUGHTS`. What counts as a
-thought:
+send thoughts as part of the reply. `_THOUGHTS` has one entry for each pair of marks that common models use. A thought
+is:
 
-- What stands between the marks at the beginning of a reply, after white space, once or several times.
-- Everything before a closing mark that nothing has opened: many chat templates open the thought in the prompt, so
-  that the reply begins inside it (DeepSeek-R1, QwQ, Qwen3-Thinking).
+- The text between two marks at the beginning of a reply, after white space, once or several times.
+- Everything before a closing mark without an opening mark: many chat templates open the thought in the prompt, so the
+  reply begins inside it (DeepSeek-R1, QwQ, Qwen3-Thinking).
 
-Marks in an answer that has begun are a part of it: an answer may be about them. A closing mark there opens nothing
-backwards if an opening one stands before it, between backticks or within a code fence. The first closing mark ends a
-thought unless backticks enclose it.
+Marks after the beginning of the answer are part of the answer, which may be about them. There, a closing mark does not
+end a thought if there is an opening mark before it, if it is between backticks, or if it is in a code fence. The first
+closing mark ends a thought unless backticks enclose it.
 
-How a reply is cut into pieces changes neither answer nor error. It can change what is passed on early: that a reply
-began inside a thought is known only where the thought ends. Until then it reads like an answer and is passed on, unless
-the filter was asked to wait; `ragkit.llm.replies` asks it to for a model that has done so before.
+The splitting of a reply into pieces changes neither the answer nor the error, but it can change what is passed on
+early: only the end of a thought shows that the reply began inside it. Until then the text looks like an answer and is
+passed on, unless ``wait`` is set, as `ragkit.llm.replies` does for a model that has done so before.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import string
 from ragkit.errors import LLMResponseError
 
 CUT = "[…]"
-"""What a reply that has reached its longest length ends with."""
+"""The end of a reply that reached its maximum length."""
 
 _OPENED_IN_PROMPTS = {
     "<think>": "</think>",  # DeepSeek, Qwen, GLM, Kimi K2, Nemotron, Phi, Olmo, Granite, Hunyuan, ...
@@ -42,17 +42,17 @@ _OPENED_IN_PROMPTS = {
     "<|channel>thought": "<channel|>",  # Gemma
     "<|open|>think<|sep|>": "<|close|>think<|sep|>",  # Kimi K3
 }
-# gpt-oss: each channel is a message, and the answer is in the last one, called final.
+# gpt-oss: each channel is a message; the answer is in the last channel, "final".
 _CHANNELS = {
     f"{turn}<|channel|>{name}": end
     for turn in ("", "<|start|>assistant")
     for name, end in (("analysis", "<|end|>"), ("commentary", "<|end|>"), ("final", "<|message|>"))
 }
-# The same where a server leaves special tokens out: "analysisThe user asks ...assistantfinalIt ranks."
+# The same from a server that removes special tokens: "analysisThe user asks ...assistantfinalIt ranks."
 _CHANNELS_WITHOUT_MARKS = {f"analysis{letter}": "assistantfinal" for letter in string.ascii_uppercase}
 _THOUGHTS = _OPENED_IN_PROMPTS | _CHANNELS | _CHANNELS_WITHOUT_MARKS
 
-# What some models put around the answer that follows a thought.
+# Marks that some models put around the answer after a thought.
 _AROUND_ANSWERS = {
     "<answer>": "</answer>",  # Hunyuan
     "<response>": "</response>",  # Granite, ERNIE
@@ -73,51 +73,51 @@ _MARKS = re.compile(
 
 
 class ThoughtFilter:
-    """Takes a reply piece by piece, and gives what of it is no thought.
+    """Filter thoughts out of a reply, piece by piece.
 
     Args:
-        model: Whose reply it is, for errors.
-        wait: Whether to pass nothing on until it is known whether the reply has begun inside a thought.
+        model: The model's name, for error messages.
+        wait: Whether to hold back all text until it is known whether the reply began inside a thought.
 
     Attributes:
-        began_inside: Whether the reply has begun inside a thought.
+        began_inside: Whether the reply began inside a thought.
     """
 
     def __init__(self, model: str, *, wait: bool = False) -> None:
         self.began_inside = False
-        self._parts: list[str] = []  # of the answer
-        self._tail = ""  # where they end
+        self._parts: list[str] = []  # pieces of the answer
+        self._tail = ""  # the end of the answer so far
         self._model = model
         self._wait = wait
         self._step = self._begin
-        self._pending = ""  # not decided yet
+        self._pending = ""  # text that is not classified yet
         self._closing = ""  # the mark that ends the thought
         self._has_thought = False
         self._ends: tuple[str, ...] = _ENDS  # marks that may end the answer
 
     @property
     def text(self) -> str:
-        """The answer so far: what was passed on, unless the reply turned out to have begun inside a thought."""
+        """The answer so far: the text passed on, unless the reply turned out to have begun inside a thought."""
         return "".join(self._parts)
 
     def feed(self, piece: str) -> str:
-        """Take a piece of the reply, and return what can be passed on."""
+        """Add a piece of the reply, and return the text that can be passed on."""
         self._pending += piece
         return self._run(ended=False)
 
     def finish(self) -> str:
-        """Say that the reply is over, and return the rest.
+        """Signal the end of the reply, and return the rest of the answer.
 
         Raises:
-            LLMResponseError: It ends inside a thought, or after one without an answer.
+            LLMResponseError: The reply ends inside a thought, or after one without an answer.
         """
         rest = self._run(ended=True)
         text = self.text.strip()
         is_cut_inside = self._wait and not self._has_thought and text.endswith(CUT)
         if self._step == self._think or (self._has_thought and text in ("", CUT)) or is_cut_inside:
             raise LLMResponseError(
-                f"'{self._model}' ended its reply before it answered: all that it said is what it thought. Raise "
-                "max_tokens, or turn its thinking off.",
+                f"'{self._model}' returned no answer: its reply consists of thoughts only. Raise max_tokens, or turn "
+                "its thinking off.",
                 model=self._model,
                 base_url="",
             )
@@ -128,11 +128,11 @@ class ThoughtFilter:
         while True:
             step = self._step
             passed_on += step(ended)
-            if self._step == step:  # it waits for more
+            if self._step == step:  # more input is needed
                 return passed_on
 
     def _begin(self, ended: bool) -> str:
-        """Before the answer: is this a thought?"""
+        """Decide whether a thought or the answer begins here."""
         text = self._pending.lstrip()
         marks = _THOUGHTS | (_AROUND_ANSWERS if self._has_thought else {})
         opening = next((mark for mark in marks if text.startswith(mark)), "")
@@ -154,7 +154,7 @@ class ThoughtFilter:
         while _is_quoted(self._pending, at, mark):
             at = self._pending.find(mark, at + 1)
         if at < 0:
-            self._pending = self._pending[-len(mark) :]  # a part of the mark, and what stands before it
+            self._pending = self._pending[-len(mark) :]  # possibly the beginning of the mark, after a backtick
             return ""
         if not ended and _may_be_quoted(self._pending, at, mark):
             return ""
@@ -164,7 +164,7 @@ class ThoughtFilter:
         return ""
 
     def _answer(self, ended: bool) -> str:
-        """After a thought: all of it, but for a mark at its end."""
+        """After a thought: pass on everything except marks at the end."""
         text = self._pending if self._parts else self._pending.lstrip()
         partial = 0 if ended else max(_overlap(text, mark) for mark in self._ends)
         kept = len(text) - partial
@@ -172,16 +172,16 @@ class ThoughtFilter:
         while mark := next((mark for mark in self._ends if text[:kept].rstrip().endswith(mark)), ""):
             kept = len(text[:kept].rstrip()) - len(mark)
             is_marked = True
-        if is_marked or not ended:  # else the space at the end is the answer's
+        if is_marked or not ended:  # otherwise, the white space at the end belongs to the answer
             kept = len(text[:kept].rstrip())
         self._pending = "" if ended else text[kept:]
-        return self._say(text[:kept])
+        return self._add(text[:kept])
 
     def _answer_or_think(self, ended: bool) -> str:
-        """No thought at the beginning: an answer, if no mark shows that the reply has begun inside one."""
-        # The rest of a mark may come with this piece, or what shows that backticks enclose it.
+        """No opening mark: the answer, unless a closing mark shows that the reply began inside a thought."""
+        # This piece may complete a mark, or add the backtick after one.
         is_mark_near = any(mark in self._tail + self._pending for mark in _CLOSINGS)
-        passed_on, self._pending = self._say(self._pending), ""
+        passed_on, self._pending = self._add(self._pending), ""
         if is_mark_near and (end := _end_of_unopened(self.text, ended)) is not None:
             self._pending, self._parts = self.text[end:], []
             self._has_thought = self.began_inside = True
@@ -191,7 +191,7 @@ class ThoughtFilter:
             return passed_on
         return self.text if ended else ""
 
-    def _say(self, part: str) -> str:
+    def _add(self, part: str) -> str:
         if part:
             self._parts.append(part)
             self._tail = (self._tail + part)[-_LONGEST_CLOSING - 1 :]
@@ -199,17 +199,17 @@ class ThoughtFilter:
 
 
 def _is_quoted(text: str, at: int, mark: str) -> bool:
-    """Whether backticks enclose the mark that stands there."""
+    """Return whether backticks enclose the mark at this offset."""
     return at > 0 and text[at - 1] == "`" and text.startswith("`", at + len(mark))
 
 
 def _may_be_quoted(text: str, at: int, mark: str) -> bool:
-    """Whether the next character decides that."""
+    """Return whether `_is_quoted` depends on the next character."""
     return at > 0 and text[at - 1] == "`" and at + len(mark) == len(text)
 
 
 def _end_of_unopened(text: str, ended: bool) -> int | None:
-    """Find where the first closing mark ends that nothing has opened; None if there is none, or not for certain."""
+    """Return the end of the first closing mark without an opening one; None if there is none or it is uncertain."""
     in_code = False
     opened = 0
     for match in _MARKS.finditer(text):
@@ -228,5 +228,5 @@ def _end_of_unopened(text: str, ended: bool) -> int | None:
 
 
 def _overlap(text: str, mark: str) -> int:
-    """Count the characters at a text's end with which a mark begins."""
+    """Return the length of the longest proper prefix of a mark that the text ends with."""
     return next((n for n in range(len(mark) - 1, 0, -1) if text.endswith(mark[:n])), 0)

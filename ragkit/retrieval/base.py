@@ -1,4 +1,4 @@
-"""What a retriever, a query rewriter and a reranker are, and what they find."""
+"""The protocols of retrievers, query rewriters and rerankers, and their results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Scores = Mapping[int, float]
-"""Candidates: position of a passage in `Passages` -> score, higher is better."""
+"""Candidates: position of a passage in `Passages` -> score; higher is better."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,10 +28,10 @@ class Hit:
 
     Attributes:
         chunk: The passage with its offsets into the document.
-        document: The document that it stands in.
-        score: What it is ranked by: the retriever's score, that of `fused` rankings, or the reranker's; comparable
-            within one question only.
-        similarity: Cosine of question and passage embeddings; None if the retriever does not embed.
+        document: The document that contains it.
+        score: The score that determines the rank: the retriever's, that of `fused` rankings, or the reranker's.
+            Comparable only within one question.
+        similarity: Cosine similarity of question and passage; None if it was not computed.
         rank: 1 for the best.
     """
 
@@ -43,7 +43,7 @@ class Hit:
 
     @property
     def text(self) -> str:
-        """The passage's words: the document's ``text[chunk.start:chunk.end]``."""
+        """The passage's text: the document's ``text[chunk.start:chunk.end]``."""
         return self.chunk.text
 
     @property
@@ -58,21 +58,21 @@ class Hit:
 
     @property
     def place(self) -> str:
-        """Where the passage stands, for people: title, headings, page."""
+        """The passage's location, for display: title, headings, page."""
         return place_of(self.document.title, self.chunk.headings, self.page, default=self.document.id)
 
 
 def place_of(title: str, headings: Iterable[str], page: int | None, *, default: str) -> str:
-    """Write where a passage stands; ``default`` where neither title nor headings are known."""
+    """Format a passage's location, for display; ``default`` if neither title nor headings are known."""
     parts = [*dict.fromkeys(part for part in (title, *headings) if part)] or [default]
     return " › ".join(parts) + (f", p. {page}" if page is not None else "")
 
 
 class Hits(list[Hit]):
-    """The passages found for a query, best first: a list that shows itself as a table in a notebook."""
+    """The passages found for a query, best first: a list that is displayed as a table in a notebook."""
 
     def to_frame(self) -> pd.DataFrame:
-        """Return a row a hit: rank, score, similarity, document_id, title, headings, page, start, end, text.
+        """Return one row per hit: rank, score, similarity, document_id, title, headings, page, start, end, text.
 
         Raises:
             MissingExtraError: pandas is not installed.
@@ -111,14 +111,14 @@ class Retriever(Protocol):
     def name(self) -> str: ...
 
     def scores(self, query: SearchQuery, passages: Passages) -> Scores:
-        """Score candidate passages; what is not in the result is not a candidate.
+        """Score candidate passages. Passages that are not in the result are not candidates.
 
         Args:
-            query: The text to search with. It is a string; its language and its embedding come with it.
+            query: The query text: a string that also has a language and an embedding.
             passages: The corpus: ``passages.text(position)``, ``passages.cosines(query)`` and others.
 
         Returns:
-            Position in ``passages`` -> score, higher is better.
+            Position in ``passages`` -> score; higher is better.
         """
         ...
 
@@ -128,46 +128,46 @@ def _shortened(text: str, characters: int) -> str:
 
 
 class QueryRewriter(Protocol):
-    """Finds the texts to search with for a question: `ragkit.retrieval.rewriting` has two."""
+    """Writes the texts to search with for a question. `ragkit.retrieval.rewriting` has two implementations."""
 
     def rewrite(self, question: str, *, language: str, cancelled: Callable[[], bool] = ...) -> list[str]:
         """Return one or more texts, the question first unless it is replaced.
 
         Args:
-            question: As it was asked.
+            question: The question as asked.
             language: ISO 639-1 code of the question.
-            cancelled: Asked several times a second; True stops the work.
+            cancelled: Polled several times a second; True stops the work.
 
         Raises:
-            LLMError: A language model did not give any.
-            OperationCancelled: ``cancelled`` said so.
+            LLMError: A language model failed to write any.
+            OperationCancelled: ``cancelled`` returned True.
         """
         ...
 
 
 class Reranker(Protocol):
-    """Reads the best passages together with the question, and ranks them anew: `ragkit.retrieval.reranking` has two.
+    """Scores the best passages again, together with the question. `ragkit.retrieval.reranking` has two implementations.
 
     Attributes:
-        depth: How many passages it reads at most.
+        depth: Maximum number of passages to score.
     """
 
     @property
     def depth(self) -> int: ...
 
     def scores(self, question: str, texts: Sequence[str], *, cancelled: Callable[[], bool] = ...) -> Sequence[float]:
-        """Score passages, higher is better.
+        """Score passages; higher is better.
 
         Args:
-            question: As it was asked.
-            texts: n passages under their titles and headings, best first.
-            cancelled: Asked several times a second; True stops the work.
+            question: The question as asked.
+            texts: n passages with their titles and headings, best first.
+            cancelled: Polled several times a second; True stops the work.
 
         Returns:
-            A finite score for each, shape (n,); equal ones leave the passages in their order.
+            A finite score for each, shape (n,). Passages with equal scores keep their order.
 
         Raises:
             RerankingError, LLMError: The model failed.
-            OperationCancelled: ``cancelled`` said so.
+            OperationCancelled: ``cancelled`` returned True.
         """
         ...

@@ -1,7 +1,7 @@
-"""A corpus as retrievers see it: passages, their documents, BM25 over both, and vectors.
+"""The corpus as seen by retrievers: passages, their documents, BM25 over both, and vectors.
 
-`Passages` is read-only and builds what it needs when it is first asked. An index gives one of what it
-holds now; an experiment makes one for each way of cutting the same `Documents`.
+`Passages` is read-only and builds its data structures at first use. An index provides one for its current
+state; an experiment makes one for each chunking of the same `Documents`.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from ragkit.retrieval.query import QueryBatch, SearchQuery, guess_language
 
 
 class Searchable(Protocol):
-    """Where an index's vectors lie: a `ragkit.indexing.VectorStore`."""
+    """The part of `ragkit.indexing.VectorStore` that retrieval needs."""
 
     def get(self, ids: Sequence[str]) -> dict[str, Vectors]:
-        """Read vectors; ids that do not exist are left out."""
+        """Return the vectors of ids. Ids that do not exist are left out."""
         ...
 
     def search(self, vector: Vectors, *, k: int) -> list[tuple[str, float]]:
-        """Find up to k nearest (id, cosine similarity), nearest first; ``vector`` has shape (dimension,)."""
+        """Return up to k (id, cosine similarity), most similar first. ``vector`` has shape (dimension,)."""
         ...
 
 
 class Documents:
-    """The documents of a corpus, uncut."""
+    """The whole documents of a corpus."""
 
     def __init__(self, records: Iterable[DocumentRecord]) -> None:
         self.records = list(records)
@@ -48,16 +48,16 @@ class Documents:
 
 
 class Passages:
-    """Every passage of a corpus, with what retrievers need of them; built lazily, then read-only.
+    """All passages of a corpus, with the data structures for retrieval; built lazily, then read-only.
 
     Args:
         documents: The documents.
-        chunks: Of each document, its chunks with their vectors' ids.
-        embedder: What embedded them, and embeds questions.
-        vectors: Where the vectors are; or all of them, shape (passages, dimension), to be searched exactly; or what
-            makes these when they are first needed.
-        path: The index, for messages.
-        generation: The index's, when this was read.
+        chunks: The chunks of each document, with the ids of their vectors.
+        embedder: The embedder of the passages and of queries.
+        vectors: A vector store; or all vectors, shape (passages, dimension), for exact search; or a function that
+            returns all vectors, called at first use.
+        path: The index's path, for error messages.
+        generation: The index's generation when this was read.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Passages:
             self._make_vectors = vectors
         else:
             self._searchable = vectors
-        # What was found for queries, for as long as these live: exact cosines, and those that the store found.
+        # Caches per query batch: exact cosines, and those found by the store.
         self._cosines: WeakKeyDictionary[QueryBatch, Vectors] = WeakKeyDictionary()
         self._nearest: WeakKeyDictionary[QueryBatch, dict[str, dict[int, float]]] = WeakKeyDictionary()
 
@@ -108,15 +108,15 @@ class Passages:
         ]
 
     def query(self, text: str) -> SearchQuery:
-        """Return a text as a query in these passages: its language is guessed here, unless it is a query already."""
+        """Make a query from a text, detecting its language; a `SearchQuery` is returned unchanged."""
         if isinstance(text, SearchQuery):
             return text
         return SearchQuery(text, guess_language(text, self.languages), embedder=self.embedder)
 
     def language_of(self, query: str) -> str:
-        """Return which language of the corpus a query is searched in: its own, if at least 2 % of documents have it.
+        """Return the language for searching: the query's own if at least 2 % of the documents have it.
 
-        If not, the commonest: a short query is easily mistaken for another language.
+        Otherwise the corpus's most common language, because the language of short queries is often misdetected.
         """
         common = self._common_languages
         if len(common) < 2:
@@ -125,11 +125,11 @@ class Passages:
         return language if language in common else common[0]
 
     def members(self, document: int) -> range:
-        """The positions of a document's passages."""
+        """Return the positions of a document's passages."""
         return range(self._first[document], self._first[document + 1])
 
     def sections(self, document: int) -> list[tuple[str, tuple[str, ...]]]:
-        """List the (document id, headings) of a document's passages, in order, each once."""
+        """Return the distinct (document id, headings) of a document's passages, in order."""
         document_id = self.documents[document].id
         return list(dict.fromkeys((document_id, self.stored[p].chunk.headings) for p in self.members(document)))
 
@@ -152,22 +152,25 @@ class Passages:
             return self._make_vectors()
         assert self._searchable is not None
         found = self._searchable.get([s.vector_id for s in self.stored])
-        # Zero for what a writer has replaced since: similar to nothing, and gone in the next generation.
-        gone = np.zeros(self.embedder.dimension, dtype=np.float32)
-        return np.stack([found.get(s.vector_id, gone) for s in self.stored])
+        # Zero for vectors replaced since this was read: similar to nothing, and absent from the next generation.
+        zero = np.zeros(self.embedder.dimension, dtype=np.float32)
+        return np.stack([found.get(s.vector_id, zero) for s in self.stored])
 
     def cosines(self, query: str) -> Vectors:
-        """Cosine similarity of a query to every passage, shape (len(self),); of a batch of queries in one product."""
+        """Return the cosine similarities of a query to all passages, shape (len(self),).
+
+        For a batch of queries, all similarities are computed in one matrix product.
+        """
         query = self.query(query)
         if len(query.batch) == 1:
-            alone: Vectors = self.vectors @ query.embedded_by(self.embedder)
-            return alone
+            similarities: Vectors = self.vectors @ query.embedded_by(self.embedder)
+            return similarities
         if (cosines := self._cosines.get(query.batch)) is None:
             cosines = self._cosines[query.batch] = query.batch.embedded_by(self.embedder) @ self.vectors.T
         return query.row_of(cosines)
 
     def nearest(self, query: str, *, k: int) -> dict[int, float]:
-        """Find the passages nearest to a query by the store's own search: position -> cosine similarity."""
+        """Return the k passages most similar to a query, by the store's search: position -> cosine similarity."""
         query = self.query(query)
         if self._searchable is None:
             return best_of(self.cosines(query), k)
@@ -177,7 +180,7 @@ class Passages:
         return nearest
 
     def similarities(self, query: str, positions: Sequence[int]) -> dict[int, float]:
-        """Cosine similarity of a query to these passages."""
+        """Return the cosine similarities of a query to some passages: position -> cosine similarity."""
         query = self.query(query)
         if self._searchable is None:
             cosines = self.cosines(query)

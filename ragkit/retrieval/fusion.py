@@ -1,4 +1,4 @@
-"""Rankings made into one."""
+"""Fusion of rankings, and reranking."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ragkit.retrieval.base import Scores
 
 
 def best_first(scores: Scores) -> list[int]:
-    """Rank candidates; of two with the same score, the one that comes first in the corpus is first."""
+    """Return candidates by descending score. Ties keep the order of the corpus."""
     return sorted(scores, key=lambda p: (-scores[p], p))
 
 
 def weighted_fusion(views: Sequence[tuple[float, Scores]]) -> dict[int, float]:
-    """Add views after scaling each to 0..1 between its worst and best candidate (Bruch, Gai and Ingber 2023).
+    """Add the weighted scores of several views, each scaled to 0..1 (Bruch, Gai and Ingber 2023).
 
-    A candidate that a view does not know counts as that view's worst.
+    Scaling maps a view's worst candidate to 0 and its best to 1. A candidate that is missing from a view counts as 0.
     """
     total: dict[int, float] = {}
     for weight, scores in views:
@@ -40,41 +40,42 @@ def reciprocal_rank_fusion(views: Sequence[tuple[float, Scores]], *, k: int = 60
 
 
 def fused(rankings: Sequence[Scores]) -> dict[int, float]:
-    """Fuse one retriever's rankings for several texts by `reciprocal_rank_fusion`; one alone stays as it is.
+    """Fuse one retriever's rankings for several texts by `reciprocal_rank_fusion`. A single ranking is unchanged.
 
-    Ranks and not scores, because those of two texts are on no common scale: BM25 grows with the words of the query.
+    Ranks are fused and not scores, because the scores of two texts have no common scale: BM25 scores grow with the
+    number of words in the query.
     """
     if len(rankings) == 1:
         return dict(rankings[0])
     return reciprocal_rank_fusion([(1.0, scores) for scores in rankings])
 
 
-def reranked(scores: Scores, anew: Sequence[float], *, depth: int) -> dict[int, float]:
-    """Put the best candidates in a new order.
+def reranked(scores: Scores, new_scores: Sequence[float], *, depth: int) -> dict[int, float]:
+    """Reorder the best candidates by new scores.
 
     Args:
         scores: All candidates.
-        anew: New scores of the ``depth`` best, or of all if they are fewer, best first.
-        depth: The reranker's.
+        new_scores: New scores of the ``depth`` best candidates (or of all, if there are fewer), best first.
+        depth: The reranker's depth.
 
     Returns:
-        All candidates, best first: those with new scores by these, then the others in their order. Scores fall
-        strictly: of two equal ones, and for the others, the next is the nearest smaller number.
+        All candidates, best first: those with new scores in the order of these, then the others in their old order.
+        Scores decrease strictly: where they would not, the next score is the largest float below the one before.
 
     Raises:
-        InputError: The number of new scores is another, or one is not finite.
+        InputError: The number of new scores is wrong, or a score is not finite.
     """
     ranked = best_first(scores)
-    read, rest = ranked[:depth], ranked[depth:]
-    if len(anew) != len(read) or not all(map(math.isfinite, anew)):
+    top, rest = ranked[:depth], ranked[depth:]
+    if len(new_scores) != len(top) or not all(map(math.isfinite, new_scores)):
         raise InputError(
-            f"A reranker gave {len(anew)} scores for {len(read)} passages, or one that is not finite. Its scores() "
-            "must return a finite number for each text."
+            f"A reranker returned {len(new_scores)} scores for {len(top)} passages, or one that is not finite. Its "
+            "scores() must return a finite number for each text."
         )
-    new = dict(zip(read, map(float, anew), strict=True))
+    new = dict(zip(top, map(float, new_scores), strict=True))
     result: dict[int, float] = {}
-    below = math.inf
-    for candidate in [*sorted(read, key=lambda p: -new[p]), *rest]:
-        result[candidate] = min(new.get(candidate, math.inf), below)
-        below = math.nextafter(result[candidate], -math.inf)
+    limit = math.inf
+    for candidate in [*sorted(top, key=lambda p: -new[p]), *rest]:
+        result[candidate] = min(new.get(candidate, math.inf), limit)
+        limit = math.nextafter(result[candidate], -math.inf)
     return result

@@ -1,4 +1,4 @@
-"""What an index holds, as `Passages`; read again where it has changed."""
+"""The `Passages` of an index, reloaded when the index changes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ragkit.retrieval.corpus import Documents, Passages
 
 
 class IndexPassages:
-    """The newest `Passages` of an index; checks before each use whether any process has changed it."""
+    """The current `Passages` of an index. Each use checks whether any process has changed the index."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
@@ -18,11 +18,11 @@ class IndexPassages:
         self._passages: Passages | None = None
 
     def get(self) -> Passages:
-        """Return every passage as it is now.
+        """Return the current passages.
 
         Raises:
             EmptyIndexError: Nothing was indexed yet.
-            IndexMismatchError: The index was made with another embedder.
+            IndexMismatchError: The index was built with another embedder.
         """
         if not self._index.exists:
             raise EmptyIndexError(self._index.path)

@@ -1,4 +1,4 @@
-"""Text analysis for lexical search: from a text and its language to the terms that BM25 counts."""
+"""Text analysis for lexical search: index terms and BM25."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _SNOWBALL = {
 def tokenize(text: str, language: str) -> list[str]:
     """Split a text into index terms.
 
-    Lower case, accents folded, no stop words, Snowball stems (Porter 2001). Elided articles (l', d') go with
-    the stop words; other single letters stay, because of "permis B". Accents are folded before stemming although
-    the French stemmer knows them: a question typed without accents then finds as much as one with them, at no
-    measurable cost to the latter (``make bench-retrieval`` prints both).
+    Terms are lower-case Snowball stems (Porter 2001) without accents; stop words are removed. So are elided
+    articles (l', d'); other single letters stay, because of "permis B". Accents are removed before stemming,
+    although the French stemmer knows them: a question typed without accents then finds as much as one with
+    accents, and the latter loses nothing measurable (``make bench-retrieval`` prints both).
 
     Args:
         text: Any text.
@@ -42,9 +42,9 @@ def tokenize(text: str, language: str) -> list[str]:
 
 
 def is_same_question(terms: Set[str], others: Set[str]) -> bool:
-    """Whether two questions ask the same: they share over three quarters of the index terms of the shorter one.
+    """Return whether two questions are near-duplicates: their overlap coefficient is above 0.75.
 
-    That is the overlap coefficient of Szymkiewicz and Simpson.
+    The overlap coefficient (Szymkiewicz, Simpson) is the share of the shorter question's terms that both contain.
     """
     return len(terms & others) > 0.75 * min(len(terms), len(others))
 
@@ -69,7 +69,7 @@ def _fold(text: str) -> str:
 
 
 class BM25Scores:
-    """bm25s over token lists; asking costs one sparse product."""
+    """bm25s over token lists. A query costs one sparse matrix product."""
 
     def __init__(self, tokens: list[list[str]], *, k1: float = 1.2, b: float = 0.75) -> None:
         import bm25s
@@ -81,7 +81,7 @@ class BM25Scores:
         self._size = len(tokens)
 
     def scores(self, query: list[str]) -> npt.NDArray[np.float32]:
-        """Score every text, shape (n,)."""
+        """Return the scores of all texts, shape (n,)."""
         known = [] if self._empty else self._model.get_tokens_ids(query)
         if not known:
             return np.zeros(self._size, dtype=np.float32)
@@ -90,7 +90,7 @@ class BM25Scores:
 
 
 def best_of(scores: npt.NDArray[np.float32], depth: int, *, positive: bool = False) -> dict[int, float]:
-    """Return the depth best as {position: score}; with ``positive``, only those above zero."""
+    """Return the ``depth`` best as {position: score}; with ``positive``, only scores above zero."""
     depth = min(depth, len(scores))
     best = np.argpartition(scores, -depth)[-depth:] if depth else np.zeros(0, dtype=np.int64)
     if positive:

@@ -1,4 +1,4 @@
-"""A query with what is known of it: found once, and carried through retrieval, quoting and follow-up questions."""
+"""Queries that carry their language and embedding through retrieval, quoting and follow-up questions."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ragkit.errors import InputError
 
 
 class SearchQuery(str):
-    """A text to search with, its language and its embedding.
+    """A query text with its language and its embedding.
 
-    It is a string, so what reads only the text (a retriever of a notebook, a model) needs to know nothing else.
+    It is a string, so code that needs only the text (a notebook's own retriever, a model) can use it as one.
 
     Args:
-        text: In any words.
-        language: ISO 639-1 code of the text; "und" if it is not known.
-        vector: The text's embedding, shape (dimension,), if there is one already.
-        embedder: What embeds the text when its vector is first needed, and what made ``vector``.
+        text: The query text.
+        language: ISO 639-1 code of the text; "und" if unknown.
+        vector: The text's embedding, shape (dimension,), if already computed.
+        embedder: The embedder of ``vector``; embeds the text when its vector is first needed.
 
     Attributes:
         batch: The queries that are embedded and compared together with this one.
@@ -50,37 +50,37 @@ class SearchQuery(str):
         """The embedding, shape (dimension,).
 
         Raises:
-            InputError: There is none, and nothing to make it with.
+            InputError: There is neither an embedding nor an embedder.
             EmbeddingError: The embedder failed.
         """
         return self.embedded_by(self.batch.embedder)
 
     def embedded_by(self, embedder: Embedder | None) -> Vectors:
-        """Return the embedding by an embedder: the known one if that made it, shape (dimension,)."""
+        """Return the embedding by an embedder, shape (dimension,); the stored one if it is by this embedder."""
         row: Vectors = self.batch.embedded_by(embedder)[self._row]
         return row
 
     def row_of(self, table: Vectors) -> Vectors:
-        """Return this query's row of a table with a row for each query of its batch."""
+        """Return this query's row of a matrix with one row per query of its batch."""
         row: Vectors = table[self._row]
         return row
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SearchQuery:
-        return self  # it never changes
+        return self  # immutable
 
     def __reduce__(self) -> tuple[type[SearchQuery], tuple[str, str]]:
-        return SearchQuery, (self.text, self.language)  # an embedder may hold a model
+        return SearchQuery, (self.text, self.language)  # without the embedder, which may contain a model
 
 
 class QueryBatch:
-    """Queries that are embedded in one call, when the first of them needs its vector.
+    """Queries that are embedded in one call, when a vector is first needed.
 
     Args:
         texts: n texts.
-        embedder: What embeds them; whoever asks for the first vector names it if None.
+        embedder: Embeds them; if None, the argument of the first `embedded_by` is used.
 
     Attributes:
-        vectors: Their embeddings, shape (n, dimension); None while nothing has asked for one.
+        vectors: Their embeddings, shape (n, dimension); None until first needed.
     """
 
     def __init__(self, texts: Sequence[str], embedder: Embedder | None) -> None:
@@ -93,9 +93,9 @@ class QueryBatch:
         return len(self.texts)
 
     def embedded_by(self, embedder: Embedder | None) -> Vectors:
-        """Return the embeddings by an embedder, shape (n, dimension); those of another are not kept."""
+        """Return the embeddings by an embedder, shape (n, dimension). Only those by `embedder` are stored."""
         if embedder is None and self.vectors is None:
-            raise InputError("This query has no embedding. Make it with one: SearchQuery(text, embedder=...).")
+            raise InputError("This query has no embedder. Give it one: SearchQuery(text, embedder=...).")
         if self.embedder is not None and embedder is not None and _bare(self.embedder) is not _bare(embedder):
             return embedder.embed(self.texts, kind="query")
         with self._lock:
@@ -107,7 +107,7 @@ class QueryBatch:
 
 
 def _bare(embedder: Embedder) -> Any:
-    return getattr(embedder, "inner", embedder)  # a cache in front of an embedder changes no vector
+    return getattr(embedder, "inner", embedder)  # a cache does not change vectors
 
 
 def search_queries(
@@ -117,9 +117,9 @@ def search_queries(
 
     Args:
         texts: n texts.
-        languages: The ISO 639-1 code of each.
-        embedder: Embeds them, when the first vector is needed.
-        vectors: What it made of them before, shape (n, dimension), if it did.
+        languages: The ISO 639-1 code of each text.
+        embedder: Embeds the texts when a vector is first needed.
+        vectors: The texts' embeddings by this embedder, shape (n, dimension), if already computed.
     """
     batch = QueryBatch([str(text) for text in texts], embedder)
     batch.vectors = vectors
@@ -130,11 +130,11 @@ def search_queries(
 
 
 def guess_language(text: str, languages: Mapping[str, int]) -> str:
-    """Guess a query's language: English, French, or one of the five commonest of a corpus.
+    """Guess a query's language: English, French, or one of the five most common of a corpus.
 
     Args:
-        text: In any words.
-        languages: ISO 639-1 code -> number of documents; ``"und"`` is none.
+        text: The query text.
+        languages: ISO 639-1 code -> number of documents; ``"und"`` is not a language.
     """
     common = sorted(languages, key=lambda code: -languages[code])[:5]
     known = [language for language in common if language != "und"]

@@ -1,9 +1,9 @@
-"""The best passages of a ranking, read again together with the question.
+"""Rerankers: score the best passages of a ranking again, together with the question.
 
-A retriever compares what it knows of the question with what it knows of each passage; a reranker reads both at once,
-which is better and slower, so it is given only the first ones. `CrossEncoderReranker` is a small model on this
-machine that scores one passage at a time (Nogueira and Cho 2019). `LLMReranker` shows them all to a language model
-and asks for an order (RankGPT, Sun et al. 2023). `ragkit.retrieval.fusion.reranked` makes a ranking of the scores.
+A retriever represents question and passages separately; a reranker reads both together. This is more accurate and
+slower, so it reads only the best passages. `CrossEncoderReranker` is a small local model that scores one passage at
+a time (Nogueira and Cho 2019). `LLMReranker` shows all passages to a language model and asks for an order (RankGPT,
+Sun et al. 2023). `ragkit.retrieval.fusion.reranked` turns the scores into a ranking.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ragkit.space import has_choices
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
-_LONGEST = 2_000  # characters of a passage that a language model is shown
+_LONGEST = 2_000  # characters of a passage shown to a language model
 _ORDER = re.compile(rf"{PASSAGE_NUMBER}(?:[\s>,;]{{0,9}}{PASSAGE_NUMBER})*|\d{{1,4}}(?:\s{{0,3}}>\s{{0,3}}\d{{1,4}})+")
 
 _REQUEST = {
@@ -51,17 +51,17 @@ rang qu'il se donne.""",
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CrossEncoderReranker:
-    """A sentence-transformers cross-encoder on this machine, such as ``cross-encoder/ms-marco-MiniLM-L6-v2``.
+    """A local sentence-transformers cross-encoder, such as ``cross-encoder/ms-marco-MiniLM-L6-v2``.
 
     Attributes:
-        model: A name or a folder. A name is fetched from a hub at first use.
-        depth: How many passages it reads at most.
-        device: ``"cpu"``, ``"cuda"``, ...; None takes a GPU if there is one.
-        batch_size: Passages in one forward pass; None takes 16 on a CPU and 256 on a GPU.
+        model: A name or a folder. A name is downloaded from a hub at first use.
+        depth: Maximum number of passages to score.
+        device: ``"cpu"``, ``"cuda"``, ...; None uses a GPU if there is one.
+        batch_size: Passages in one forward pass; None means 16 on a CPU and 256 on a GPU.
 
-    The model is loaded at first use and shared by all rerankers that name it; the last two are kept. It computes in the
-    precision of its weights, and its scores are logits: squeezed into 0..1, those of the best passages would be equal.
-    It is blind to what is beyond its own longest input. Safe to use from several threads.
+    The model is loaded at first use and shared by all rerankers with the same model; the last two models stay loaded.
+    It computes in the precision of its weights. Its scores are logits: after a sigmoid, those of the best passages
+    would be equal. It ignores text beyond its maximum input length. Thread-safe.
 
     Raises:
         InputError: A number is less than 1.
@@ -79,24 +79,24 @@ class CrossEncoderReranker:
                 require_count("batch_size", self.batch_size)
 
     def identity(self) -> dict[str, Any]:
-        """Say what its scores depend on, for keys of caches. Loads the model. Raises `RerankingError`."""
+        """Return what its scores depend on, for cache keys. Loads the model. Raises `RerankingError`."""
         loaded = _loaded(str(self.model), self.device)
         return {"model": str(self.model), "weights": loaded.revision, "depth": self.depth}
 
     def scores(self, question: str, texts: Sequence[str], *, cancelled: Callable[[], bool] = never) -> list[float]:
-        """Score passages by themselves; see `ragkit.retrieval.Reranker`.
+        """Score each passage independently; see `ragkit.retrieval.Reranker`.
 
         Args:
-            question: As it was asked.
+            question: The question as asked.
             texts: n passages.
-            cancelled: Asked before each forward pass.
+            cancelled: Polled before each forward pass.
 
         Returns:
             n logits.
 
         Raises:
-            RerankingError: There is no such model, it is no cross-encoder, or it failed.
-            OperationCancelled: ``cancelled`` said so.
+            RerankingError: There is no such model, it is not a cross-encoder, or it failed.
+            OperationCancelled: ``cancelled`` returned True.
         """
         found = [0.0] * len(texts)
         longest_first = sorted(range(len(texts)), key=lambda at: -len(texts[at]))
@@ -112,7 +112,7 @@ class CrossEncoderReranker:
 
 
 class _Loaded:
-    """A cross-encoder that is in memory."""
+    """A cross-encoder in memory."""
 
     def __init__(self, name: str, device: str | None) -> None:
         load_quietly()
@@ -120,7 +120,7 @@ class _Loaded:
         from torch.nn import Identity
 
         self._name = name
-        self._lock = threading.Lock()  # one batch at a time: padding is a state of its tokenizer
+        self._lock = threading.Lock()  # one batch at a time: its tokenizer stores the padding
         try:
             self._model: CrossEncoder = CrossEncoder(name, device=device, activation_fn=Identity())
         except (OSError, ValueError, RuntimeError) as error:  # no such name, folder or device
@@ -128,18 +128,18 @@ class _Loaded:
             raise RerankingError(
                 name,
                 f"The cross-encoder '{name}' could not be loaded: {reason[0]}. Check the name; a model that is not on "
-                "this machine is fetched from a hub, so the hub must be reachable.",
+                "this machine is downloaded from a hub, so the hub must be reachable.",
             ) from error
         if not self._is_trained() or self._model.num_labels != 1:
             raise RerankingError(
                 name,
-                f"'{name}' does not score pairs of texts with one number, as a cross-encoder for reranking does. Take "
-                "one that was trained for it, for example 'cross-encoder/ms-marco-MiniLM-L6-v2'.",
+                f"'{name}' is not a cross-encoder for reranking: it does not score a pair of texts with one number. "
+                "Use a model trained for reranking, for example 'cross-encoder/ms-marco-MiniLM-L6-v2'.",
             )
         self.on_gpu = self._model.device.type == "cuda"
 
     def _is_trained(self) -> bool:
-        """Whether it has a head that scores. An embedding model would be given one of random numbers."""
+        """Return whether the model has a classification head. An embedding model would get one with random weights."""
         first: Any = self._model[0]
         kind = str((getattr(first.auto_model.config, "architectures", None) or [""])[0])
         return first.transformer_task != "sequence-classification" or kind.endswith("ForSequenceClassification")
@@ -158,7 +158,7 @@ class _Loaded:
             ) from error
         found = [float(score) for score in scores]
         if not all(map(math.isfinite, found)):
-            raise RerankingError(self._name, f"'{self._name}' gave a score that is no number. Take another model.")
+            raise RerankingError(self._name, f"'{self._name}' returned a score that is not finite. Use another model.")
         return found
 
 
@@ -166,25 +166,25 @@ _loading = threading.Lock()
 
 
 @functools.lru_cache(maxsize=2)
-def _kept(name: str, device: str | None) -> _Loaded:
+def _cached(name: str, device: str | None) -> _Loaded:
     return _Loaded(name, device)
 
 
 def _loaded(name: str, device: str | None) -> _Loaded:
-    with _loading:  # two threads that ask for a model at once load it once
-        return _kept(name, device)
+    with _loading:  # concurrent threads load a model only once
+        return _cached(name, device)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LLMReranker:
-    """A language model that is shown all passages at once and replies with their order (Sun et al. 2023).
+    """A language model that reads all passages together and replies with their order (Sun et al. 2023).
 
     Attributes:
-        llm: Ranks them. A small model orders a few passages better than many.
-        depth: How many passages it is shown at most, each up to 2,000 characters: 20 fill about 10,000 tokens.
+        llm: Ranks the passages. A small model ranks a few passages better than many.
+        depth: Maximum number of passages, each up to 2,000 characters: 20 take about 10,000 tokens.
 
     Raises:
-        InputError: The model can only answer prompts, or ``depth`` is less than 1.
+        InputError: The model is not generative, or ``depth`` is less than 1.
     """
 
     llm: LLM
@@ -196,7 +196,7 @@ class LLMReranker:
             require_count("depth", self.depth)
 
     def messages(self, question: str, texts: Sequence[str]) -> list[dict[str, str]]:
-        """Return the chat messages for the model; question and passages are untrusted, and fenced as in a `Prompt`."""
+        """Return the chat messages for the model. Question and passages are untrusted, and fenced as in a `Prompt`."""
         passages = [(f"PASSAGE [{n}]", text[:_LONGEST]) for n, text in enumerate(texts, start=1)]
         content, mark = fenced([*passages, ("QUESTION", question)])
         request = _REQUEST[detect_language(question, among=_REQUEST, default="en")]
@@ -206,20 +206,20 @@ class LLMReranker:
         ]
 
     def scores(self, question: str, texts: Sequence[str], *, cancelled: Callable[[], bool] = never) -> list[float]:
-        """Score passages by their place in the model's order; see `ragkit.retrieval.Reranker`.
+        """Score passages by their rank in the model's order; see `ragkit.retrieval.Reranker`.
 
         Args:
-            question: As it was asked.
-            texts: n passages, best first. Those that the model leaves out follow the others in this order.
-            cancelled: Asked many times a second.
+            question: The question as asked.
+            texts: n passages, best first. Passages that the model leaves out follow the others in this order.
+            cancelled: Polled many times a second.
 
         Returns:
             1 / rank of each.
 
         Raises:
-            LLMResponseError: The reply holds no order of these passages.
+            LLMResponseError: The reply contains no order of these passages.
             LLMError: There is no reply.
-            OperationCancelled: ``cancelled`` said so.
+            OperationCancelled: ``cancelled`` returned True.
         """
         if not texts:
             return []
@@ -227,7 +227,7 @@ class LLMReranker:
         messages = self.messages(question, texts)
         reply = read(ask(self.llm, messages, asker="LLMReranker", max_tokens=most, cancelled=cancelled).text)
         orders = [[int(n) for n in re.findall(r"\d+", order)] for order in _ORDER.findall(reply)]
-        longest: list[int] = max(reversed(orders), key=len, default=[])  # the last, if it thought of several
+        longest: list[int] = max(reversed(orders), key=len, default=[])  # of equal lengths, the last
         named = [n - 1 for n in longest if 1 <= n <= len(texts)]
         if not named:
             raise unreadable(self.llm, reply, f"an order of {len(texts)} passages")

@@ -1,4 +1,4 @@
-"""Retrievers: by words, by meaning, by both."""
+"""Retrievers: lexical, dense and hybrid."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ragkit.space import has_choices
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BM25:
-    """Okapi BM25 (Robertson and Zaragoza 2009) in Lucene's form, stemmed by each document's language.
+    """Okapi BM25 (Robertson and Zaragoza 2009) in Lucene's form, stemmed in each document's language.
 
     Args:
-        over: Score each passage by itself, or by the whole document that it stands in.
-        depth: How many candidates.
+        over: Score each passage, or the whole document that contains it.
+        depth: Number of candidates.
     """
 
     over: Literal["passages", "documents"] = "passages"
@@ -46,8 +46,8 @@ class Dense:
     """Cosine similarity of embeddings.
 
     Args:
-        exact: Compare with every vector, in memory, instead of asking the store's approximate graph.
-        depth: How many candidates.
+        exact: Compare with all vectors, in memory, instead of using the store's approximate search.
+        depth: Number of candidates.
     """
 
     exact: bool = False
@@ -68,13 +68,13 @@ class Hybrid:
     """BM25 and dense similarity, fused.
 
     Args:
-        dense_weight: Share of the dense view where the embedder knows the question's language; BM25 has the rest.
-        foreign_dense_weight: The same where it does not.
+        dense_weight: Weight of the dense view if the embedder knows the question's language; BM25 has the rest.
+        foreign_dense_weight: The same if the embedder does not know the language.
         exact: See `Dense`.
-        depth: How many candidates each view gives.
-        fusion: ``"weighted"`` adds scaled scores of three views, BM25 over passages and over documents sharing a
-            weight. ``"rrf"`` is reciprocal rank fusion of two, BM25 over passages and dense; with the default
-            dense_weight both count alike, as in Cormack, Clarke and Büttcher (2009).
+        depth: Number of candidates of each view.
+        fusion: ``"weighted"`` adds the scaled scores of three views; BM25 over passages and over documents share
+            their weight equally. ``"rrf"`` is reciprocal rank fusion of two views, BM25 over passages and dense; with
+            the default dense_weight both have the same weight, as in Cormack, Clarke and Büttcher (2009).
     """
 
     dense_weight: float = 0.5
@@ -90,7 +90,7 @@ class Hybrid:
             raise InputError(f"fusion must be 'weighted' or 'rrf', not {self.fusion!r}.")
         for weight in (self.dense_weight, self.foreign_dense_weight):
             if not 0 <= weight <= 1:
-                raise InputError(f"A weight lies between 0 and 1, not {weight}.")
+                raise InputError(f"Weights must be between 0 and 1, not {weight}.")
 
     @property
     def name(self) -> str:

@@ -1,10 +1,10 @@
-"""Other texts to search with for a question, written by a language model.
+"""Query rewriters: a language model writes additional texts to search with.
 
-`HyDE` searches with an imagined answer as well, `MultiQuery` with the question in other words. The rankings of all
-texts are fused by rank (`ragkit.retrieval.fusion.fused`). Gao et al. (2022) average the vectors of HyDE's passages and
-the question instead; ranks serve retrievers that do not embed, too, and fusions of both.
+`HyDE` adds hypothetical answers, `MultiQuery` adds paraphrases of the question. The rankings of all texts are fused by
+rank (`ragkit.retrieval.fusion.fused`). Gao et al. (2022) average the vectors of HyDE's passages and the question
+instead; rank fusion also works for lexical and hybrid retrievers.
 
-What a model writes is only searched with: it is never shown as something that the documents say.
+The model's texts are used for search only. They are never shown as content of the documents.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ragkit.space import has_choices
 _MOST = 10  # texts to search with besides the question
 _LONGEST_PASSAGE = 1_000  # characters
 _LONGEST_QUERY = 300
-_TOKENS = 1_024  # of a reply, for one text; a model that thinks first needs most of them
-_TOKENS_MORE = 256  # for each further one
+_TOKENS = 1_024  # of a reply with one text; most of them are for a reasoning model's thoughts
+_TOKENS_MORE = 256  # for each additional text
 
 _RULE = re.compile(r"^[ \t]*-{3,}[ \t]*$", re.MULTILINE)
 _LABEL = re.compile(r"^\s*(?:[-*•–—#]+|\(?\d{1,2}[.):]|passage(?:\s+\d+)?\s*:)\s+", re.IGNORECASE)
@@ -55,14 +55,14 @@ _MULTI_QUERY = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HyDE:
-    """Search with imagined passages that answer the question, beside the question (Gao et al. 2022).
+    """Search with the question and with hypothetical passages that answer it (Gao et al. 2022).
 
     Attributes:
         llm: Writes the passages.
-        passages: How many, at most 10; they are asked for in one request.
+        passages: Number of passages, at most 10, all written in one reply.
 
     Raises:
-        InputError: The model can only answer prompts, or ``passages`` is out of range.
+        InputError: The model is not generative, or ``passages`` is out of range.
     """
 
     llm: LLM
@@ -82,9 +82,9 @@ class HyDE:
         """Return the question and the passages; see `ragkit.retrieval.QueryRewriter`.
 
         Raises:
-            LLMResponseError: The reply holds no passage.
+            LLMResponseError: The reply contains no passage.
             LLMError: There is no reply.
-            OperationCancelled: ``cancelled`` said so.
+            OperationCancelled: ``cancelled`` returned True.
         """
         reply = _reply(self.llm, "HyDE", self.messages(question, language=language), self.passages, cancelled)
         passages = _RULE.split(reply) if self.passages > 1 else [reply]
@@ -96,14 +96,14 @@ class HyDE:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MultiQuery:
-    """Search with the question in other words, beside the question.
+    """Search with the question and with paraphrases of it.
 
     Attributes:
-        llm: Words them.
-        queries: How many besides the question, at most 10.
+        llm: Writes the paraphrases.
+        queries: Number of paraphrases, at most 10.
 
     Raises:
-        InputError: The model can only answer prompts, or ``queries`` is out of range.
+        InputError: The model is not generative, or ``queries`` is out of range.
     """
 
     llm: LLM
@@ -119,12 +119,12 @@ class MultiQuery:
         return _messages(_in(_MULTI_QUERY, language).format(n=self.queries), question)
 
     def rewrite(self, question: str, *, language: str, cancelled: Callable[[], bool] = never) -> list[str]:
-        """Return the question and its other wordings; see `ragkit.retrieval.QueryRewriter`.
+        """Return the question and its paraphrases; see `ragkit.retrieval.QueryRewriter`.
 
         Raises:
-            LLMResponseError: The reply holds no wording.
+            LLMResponseError: The reply contains no paraphrase.
             LLMError: There is no reply.
-            OperationCancelled: ``cancelled`` said so.
+            OperationCancelled: ``cancelled`` returned True.
         """
         reply = _reply(self.llm, "MultiQuery", self.messages(question, language=language), self.queries, cancelled)
         lines = (line for line in reply.splitlines() if not line.rstrip(_MARKS).endswith(":"))  # "Here are three:"
@@ -148,7 +148,7 @@ def _reply(llm: LLM, asker: str, messages: list[dict[str, str]], texts: int, can
 
 
 def _distinct(question: str, written: Iterable[str], longest: int, most: int) -> list[str]:
-    """The question, then texts that differ from it and from each other; empty if nothing was written."""
+    """Return the question, then texts that differ from it and from each other; empty if there is no usable text."""
     found = {_key(question): question}
     texts = [text for text in (_cleaned(text, longest) for text in written) if any(map(str.isalnum, text))]
     for text in texts:

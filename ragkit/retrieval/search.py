@@ -1,17 +1,16 @@
 """From a question to ranked passages.
 
-    question ─ rewriting ─ texts ─ retriever ─ fused ─ reranker ─ hits
+    question ─ rewriter ─ texts ─ retriever ─ fused ─ reranker ─ hits
 
-The retriever alone is needed. `Hybrid`, the default, fuses three views of relevance: BM25 over passages, BM25
-over whole documents (a passage of the right document beats an equal passage of another), and cosine
-similarity of embeddings. Scores are scaled to 0..1 over each view's best candidates and added with weights,
-the convex combination of Bruch, Gai and Ingber (2023), which kept a weak view from dragging a strong one down
-where reciprocal rank fusion did not; ``make bench-retrieval`` prints both. An embedder that does not know the
-question's language gets a small weight.
+Only the retriever is required. `Hybrid`, the default, fuses three views of relevance: BM25 over passages, BM25
+over whole documents (of two equal passages, the one in the more relevant document ranks higher), and cosine
+similarity of embeddings. The scores of each view's best candidates are scaled to 0..1 and added with weights: the
+convex combination of Bruch, Gai and Ingber (2023). With it, a weak view did not lower the quality of a strong one,
+as it did with reciprocal rank fusion; ``make bench-retrieval`` prints both. If the embedder does not know the
+question's language, the dense view gets a small weight.
 
-A rewriting (`ragkit.retrieval.rewriting`) finds other texts to search with, a reranker (`ragkit.retrieval.reranking`)
-reads the best
-passages again. Both are seen here only as protocols, so that a retriever is the same whatever becomes of them.
+A rewriter (`ragkit.retrieval.rewriting`) adds texts to search with, a reranker (`ragkit.retrieval.reranking`) scores
+the best passages again. This module knows both only as protocols.
 """
 
 from __future__ import annotations
@@ -61,25 +60,25 @@ def retrieve(
     similarities: bool = True,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Hits | list[Hits]:
-    """Rank the k best passages for a query, or for each of several, which are embedded together.
+    """Return the k best passages for one query, or for each of several queries, which are embedded together.
 
     Args:
         queries: One query or several: texts, or `SearchQuery` objects, whose language and embedding are used.
         passages: The corpus.
-        retriever: Ranks passages.
-        rewriter: Finds other texts to search with.
-        reranker: Reads the best passages with the query, and ranks them again.
-        k: How many passages.
-        similarities: Whether to look up each hit's cosine with the query, whatever it is ranked by.
-        cancelled: Asked while a model rewrites or reranks; True stops the work.
+        retriever: Scores passages.
+        rewriter: Adds texts to search with.
+        reranker: Scores the best passages again.
+        k: Number of passages.
+        similarities: Whether to compute each hit's cosine similarity to the query, even if the score is another.
+        cancelled: Polled while a model rewrites or reranks; True stops the work.
 
     Returns:
-        The hits of the query; of several queries, the hits of each.
+        The hits of the query; for several queries, a list of the hits of each.
 
     Raises:
         EmptyQuestionError: A query has no words.
         InputError: k is less than 1.
-        EmptyIndexError: There is nothing to search.
+        EmptyIndexError: There are no passages.
         EmbeddingError, LLMError, RerankingError: A model failed.
         OperationCancelled: ``cancelled`` returned True.
     """

@@ -26,7 +26,7 @@ def answered(text: str, *hits: Hit, language: str = "en") -> Answer:
     return cite("What is k1?", text, hits or (hit(),), language=language, model="test", seconds=0.1)
 
 
-def test_cites_only_what_the_text_names_and_only_what_exists() -> None:
+def test_citations_are_those_in_the_text_that_exist() -> None:
     answer = answered("One thing [2]. Another [1][9], a third [1, 2] and [0].", hit(), hit("Second passage."))
     assert answer.text == "One thing [1]. Another [2], a third [2][1] and."
     assert [(c.number, c.text) for c in answer.citations] == [(1, "Second passage."), (2, TEXT)]
@@ -34,7 +34,7 @@ def test_cites_only_what_the_text_names_and_only_what_exists() -> None:
     assert not answer.abstained
 
 
-def test_a_quote_is_found_at_its_exact_offsets_whatever_its_white_space() -> None:
+def test_a_quote_is_found_at_its_exact_offsets_despite_white_space() -> None:
     answer = answered("The usual k1 is 1.2. The usual b is 0.75. [1]", hit(start=10))
     ((start, end),) = answer.citations[0].quotes
     document = answer.hits[0].document
@@ -42,20 +42,20 @@ def test_a_quote_is_found_at_its_exact_offsets_whatever_its_white_space() -> Non
     assert answer.citations[0].start == 10
 
 
-def test_a_model_that_writes_without_end_takes_no_quadratic_time() -> None:
-    """One that did took minutes for the first of these, which ends as a test that hangs."""
+def test_a_very_long_answer_takes_no_quadratic_time() -> None:
+    """With quadratic time, the first of these takes minutes."""
     for text in ("The usual b is. " * 20_000 + "[1]", "The usual b is not. [1] " * 5_000, "x " * 200_000 + "[1]"):
         assert answered(text).cited
 
 
-def test_words_around_a_quote_do_not_hide_it() -> None:
+def test_a_quote_is_found_within_other_words() -> None:
     answer = answered("According to the handbook: it depends. The usual k1 is 1.2. [1]")
     ((start, end),) = answer.citations[0].quotes
     assert TEXT[start:end] == "The usual k1 is 1.2."
     assert answered("Nothing of this stands there word for word. [1]").citations[0].quotes == ()
 
 
-def test_indices_in_code_are_no_citations() -> None:
+def test_indices_in_code_are_not_citations() -> None:
     text = "Take `x[1]`:\n\n```python\nfirst = x[0]\n```\n\nThe usual k1 is 1.2. [1]"
     answer = answered(text)
     assert answer.text == text
@@ -73,7 +73,7 @@ def test_a_table_row_is_found_without_its_header() -> None:
     assert table[start:end] == "| b | the usual is 0.75 |"
 
 
-def test_a_model_that_cites_nothing_is_shown_with_all_it_was_given() -> None:
+def test_an_answer_without_citations_shows_all_passages() -> None:
     answer = answered("I simply know.", hit(), hit("Second."))
     assert not answer.cited
     assert [c.number for c in answer.citations] == [1, 2]
@@ -100,7 +100,7 @@ def test_passages_are_numbered_from_one() -> None:
 
 
 class Elements(HTMLParser):
-    """Every element and attribute of a page, to see what a browser would see."""
+    """Collect every element and attribute of a page, as a browser would parse it."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -135,11 +135,11 @@ def test_hostile_documents_and_models_are_shown_as_text(evil: str) -> None:
     names = {name for _, attributes in page.tags for name in attributes}
     assert names <= {"class", "lang", "title", "value"}
     assert evil in page.text
-    # MathJax must keep away from what documents say.
+    # MathJax must not process text of documents.
     assert "mathjax_ignore" in str(page.tags[1])
 
 
-def test_documents_cannot_command_the_terminal() -> None:
+def test_control_characters_in_documents_are_escaped() -> None:
     text = str(
         answered("\x1b[2J Gone. [1]", hit("\x1b]0;title\x07 Gone.", title="a\x1b[31m", source="x\nfake source.md"))
     )
@@ -154,7 +154,7 @@ def test_a_marker_opens_the_quoted_passage() -> None:
     )
 
 
-def test_follow_ups_wait_and_tell(capsys: pytest.CaptureFixture[str]) -> None:
+def test_follow_ups_waits_and_raises_errors(capsys: pytest.CaptureFixture[str]) -> None:
     answer = answered("The usual k1 is 1.2. [1]")
     with pytest.raises(TimeoutError):
         answer.follow_ups(timeout_seconds=0.01)
@@ -168,7 +168,7 @@ def test_follow_ups_wait_and_tell(capsys: pytest.CaptureFixture[str]) -> None:
         failed.follow_ups()
 
 
-def test_french_answers_speak_french() -> None:
+def test_french_answers_have_french_labels() -> None:
     answer = answered("Rien de cité.", language="fr")
     assert "n'a cité aucun passage" in str(answer)
     answer.pending_follow_ups.set_result(("Et ensuite ?",))

@@ -58,7 +58,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def publisher(tmp_path: Path) -> Iterator[Publisher]:
-    """One that finds no server: what it publishes goes to a journal of its own."""
+    """A publisher that finds no server and writes to its own journal."""
     publisher = Publisher(
         server=HubServer("http://127.0.0.1:9/", TOKEN, None, "test"), journal_folder=tmp_path / "journal"
     )
@@ -99,14 +99,14 @@ def test_index_ask_and_follow_up(engine: RAGEngine) -> None:
     assert 1 <= len(answer.follow_ups(timeout_seconds=DEADLINE_SECONDS)) <= 3
 
 
-def test_plain_calls_work_inside_a_running_loop_and_coroutines_beside_it(
+def test_synchronous_calls_work_inside_a_running_loop_and_coroutines_do_not_block_it(
     tmp_path: Path, folder: Path, publisher: Publisher
 ) -> None:
     engine = make(tmp_path, publisher, llm=ScriptedLLM(["Slowly. ", "[1]"], delay_seconds=0.3))
     engine.index(folder)
 
     async def notebook() -> None:
-        assert engine.ask(QUESTION).citations  # as in a cell: the loop is running, the call blocks it, and works
+        assert engine.ask(QUESTION).citations  # as in a cell: the loop is running, and the call blocks it
         ticks = 0
 
         async def clock() -> None:
@@ -123,7 +123,7 @@ def test_plain_calls_work_inside_a_running_loop_and_coroutines_beside_it(
         assert answer.citations
         assert report.unchanged == 4
         assert len(hits) == 2
-        assert ticks > 3  # the loop went on while the model took its 0.6 seconds
+        assert ticks > 3  # the loop ran while the model took 0.6 seconds
 
     asyncio.run(notebook())
 
@@ -148,7 +148,7 @@ def test_cancelling_aask_stops_the_model(tmp_path: Path, folder: Path, publisher
     assert len(pieces) <= seen + 1
 
 
-def test_bad_input_is_named(engine: RAGEngine, tmp_path: Path, publisher: Publisher) -> None:
+def test_bad_input_is_rejected(engine: RAGEngine, tmp_path: Path, publisher: Publisher) -> None:
     with pytest.raises(EmptyQuestionError):
         engine.ask("   ")
     with pytest.raises(SourceNotFoundError):
@@ -170,9 +170,7 @@ def test_a_failing_model_is_an_error_not_an_answer(tmp_path: Path, folder: Path,
         engine.ask(QUESTION)
 
 
-def test_what_a_model_thinks_is_no_answer_no_citation_and_no_follow_up(
-    tmp_path: Path, folder: Path, publisher: Publisher
-) -> None:
+def test_thoughts_are_in_no_answer_citation_or_follow_up(tmp_path: Path, folder: Path, publisher: Publisher) -> None:
     class Thinker(ScriptedLLM):
         def complete(self, messages: Any, *, max_tokens: int = 1024, cancelled: Any = None) -> str:
             return "<think>\nHow do I choose between BM25 and embeddings?\n</think>\nWhat is reciprocal rank fusion?"
@@ -191,9 +189,7 @@ def test_what_a_model_thinks_is_no_answer_no_citation_and_no_follow_up(
         engine.ask(QUESTION)
 
 
-def test_rewriting_and_reranking_serve_retrieval_and_answers(
-    tmp_path: Path, folder: Path, publisher: Publisher
-) -> None:
+def test_retrieve_and_ask_use_rewriter_and_reranker(tmp_path: Path, folder: Path, publisher: Publisher) -> None:
     imagined = HyDE(ScriptedLLM(["Start with k1 = 1.2 and b = 0.75."]))
     plain = make(tmp_path, publisher)
     plain.index(folder)
@@ -228,12 +224,12 @@ def test_a_failing_or_cancelled_stage_fails_the_answer(
 
     began = threading.active_count()
     with pytest.raises(TimeoutError):
-        asyncio.run(retrieve())  # which waits for the thread: it has stopped
+        asyncio.run(retrieve())  # waits until the thread has stopped
     assert threading.active_count() <= began
 
 
 class Sleeping:
-    """A follow-up generator that takes its time."""
+    """A slow follow-up generator."""
 
     def __init__(self) -> None:
         self.started, self.release = threading.Event(), threading.Event()
@@ -249,7 +245,7 @@ class Raising:
         raise RuntimeError("no questions today")
 
 
-def test_the_answer_comes_first(engine: RAGEngine) -> None:
+def test_an_answer_does_not_wait_for_its_follow_ups(engine: RAGEngine) -> None:
     plain = engine.ask(QUESTION)
     sleeping = Sleeping()
     engine.llm_interface = sleeping  # type: ignore[assignment]
@@ -258,7 +254,7 @@ def test_the_answer_comes_first(engine: RAGEngine) -> None:
     assert sleeping.started.wait(DEADLINE_SECONDS)
     with pytest.raises(TimeoutError):
         answer.follow_ups(timeout_seconds=0)
-    assert engine.ask(QUESTION).text == plain.text  # nor does it hold up the next one
+    assert engine.ask(QUESTION).text == plain.text  # the next answer does not wait either
     sleeping.release.set()
     assert answer.follow_ups(timeout_seconds=DEADLINE_SECONDS) == ("At last?",)
 
@@ -279,7 +275,7 @@ class Nothing:
         return None
 
 
-def test_follow_ups_of_a_wrong_type_are_told_to_whoever_asks_for_them(engine: RAGEngine) -> None:
+def test_follow_ups_of_a_wrong_type_raise_an_error(engine: RAGEngine) -> None:
     engine.llm_interface = Nothing()  # type: ignore[assignment]
     answer = engine.ask(QUESTION)
     with pytest.raises(TypeError):
@@ -306,14 +302,14 @@ class Hanging(ExtractiveLLM):
         entered.set()
         time.sleep(600)
 
-class Telling(Publisher):
+class PrintingPublisher(Publisher):
     def publish(self, event):
         if isinstance(event, messages.FollowUpQuestions):
             print(event.questions, flush=True)
 
 where, kind = Path(sys.argv[1]), {"hangs": Hanging, "works": ExtractiveLLM}[sys.argv[2]]
 embedder = HashEmbedder()
-publisher = Telling(server=Server("http://127.0.0.1:9/", "", None, "test"), journal_folder=where / "journal")
+publisher = PrintingPublisher(server=Server("http://127.0.0.1:9/", "", None, "test"), journal_folder=where / "journal")
 llm = kind(embedder, min_relevance=0.5)
 engine = RAGEngine(where / "index", embedder=embedder, llm=llm, publisher=publisher, progress=False)
 engine.index(write_pages(where / "docs"))
@@ -323,7 +319,7 @@ kind is Hanging and entered.wait(30)
 
 
 @pytest.mark.parametrize("kind", ["works", "hangs"])
-def test_a_script_that_ends_sends_its_follow_ups_and_waits_for_no_hanging_ones(tmp_path: Path, kind: str) -> None:
+def test_at_exit_follow_ups_are_sent_and_hanging_ones_abandoned(tmp_path: Path, kind: str) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
     command = [sys.executable, "-c", SCRIPT, str(tmp_path), kind]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
@@ -350,7 +346,7 @@ def connected(server: Server, tmp_path: Path) -> Publisher:
 
 
 def receive(socket: ClientConnection, *types: str, **fields: Any) -> dict[str, Any]:
-    """The next message of one of these types with these fields."""
+    """Return the next message of one of these types with these fields."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     while True:
         message: dict[str, Any] = json.loads(socket.recv(timeout=max(0.0, deadline - time.monotonic())))
@@ -443,7 +439,7 @@ def test_errors_and_cancelling_over_the_socket(server: Server, tmp_path: Path, f
 
 @pytest.fixture
 def guesses(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The texts whose language is guessed."""
+    """Record the texts whose language is guessed."""
     from ragkit.documents import language
 
     guessed: list[str] = []
@@ -462,7 +458,7 @@ def guesses(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_one_ask_guesses_one_language_and_embeds_the_question_once(
     tmp_path: Path, folder: Path, publisher: Publisher, guesses: list[str], wanted: bool
 ) -> None:
-    """Follow-up questions cost one more of each for each candidate that is tried, and nothing for the question."""
+    """Each follow-up candidate costs one more of each; the question costs nothing more."""
     embedder = Counting()
     llm = ExtractiveLLM(embedder, min_relevance=0.5)
     engine = RAGEngine(
@@ -489,7 +485,7 @@ def test_one_ask_guesses_one_language_and_embeds_the_question_once(
     assert bool(questions) == (len(queries) > 1) == wanted
 
 
-def test_an_exchanged_model_answers_and_drafts_from_then_on(engine: RAGEngine) -> None:
+def test_a_replaced_model_answers_and_drafts_follow_ups(engine: RAGEngine) -> None:
     engine.ask(QUESTION)
     drafting = ScriptedLLM(["How are documents cut into passages?"])
     drafting.name = "exchanged"
@@ -501,7 +497,7 @@ def test_an_exchanged_model_answers_and_drafts_from_then_on(engine: RAGEngine) -
     assert engine.describe().llm == "exchanged"
 
 
-def test_an_exchanged_retriever_is_the_follow_ups_too(engine: RAGEngine) -> None:
+def test_a_replaced_retriever_serves_follow_ups_too(engine: RAGEngine) -> None:
     asked: list[str] = []
 
     class Noting:
@@ -518,7 +514,7 @@ def test_an_exchanged_retriever_is_the_follow_ups_too(engine: RAGEngine) -> None
     assert len(asked) > 2
 
 
-def test_an_engine_of_a_system(tmp_path: Path, folder: Path, publisher: Publisher) -> None:
+def test_an_engine_from_a_system(tmp_path: Path, folder: Path, publisher: Publisher) -> None:
     system = System(
         embedder=HashEmbedder(), retriever=BM25(), chunker=StructureChunker(max_tokens=50), k=2, llm=ScriptedLLM(["a"])
     )
@@ -531,7 +527,7 @@ def test_an_engine_of_a_system(tmp_path: Path, folder: Path, publisher: Publishe
             RAGEngine.from_system(tmp_path / "other", wrong)
 
 
-def test_a_closed_engine_serves_and_watches_no_more_and_opens_again(
+def test_a_closed_engine_stops_serving_and_watching_and_can_be_reopened(
     tmp_path: Path, folder: Path, publisher: Publisher
 ) -> None:
     with make(tmp_path, publisher) as engine:
@@ -539,7 +535,7 @@ def test_a_closed_engine_serves_and_watches_no_more_and_opens_again(
         engine.serve()
     assert not watcher._thread.is_alive()
     engine.close()
-    assert engine.retrieve(QUESTION), "what is used is opened again"
+    assert engine.retrieve(QUESTION), "the index is opened again"
 
 
 def test_hits_are_a_list_a_table_and_a_frame(engine: RAGEngine) -> None:
@@ -557,10 +553,10 @@ def test_hits_are_a_list_a_table_and_a_frame(engine: RAGEngine) -> None:
 
 
 @pytest.mark.parametrize("chunker", [SentenceChunker(max_tokens=200), StructureChunker(max_tokens=8), None], ids=repr)
-def test_a_document_whose_text_the_sentence_splitter_panics_at(
+def test_a_document_that_makes_the_sentence_splitter_panic(
     tmp_path: Path, publisher: Publisher, chunker: Chunker | None
 ) -> None:
-    """A capital letter, a no-break space and a full stop: sentencex panics there, with no Exception."""
+    """A capital letter, a no-break space and a full stop: sentencex panics there, with a BaseException."""
     folder = tmp_path / "docs"
     folder.mkdir()
     text = "# Vitamins\n\nOranges are rich in vitamin C\u00a0. They also hold potassium and fibre. Eat two a day.\n"

@@ -1,4 +1,4 @@
-"""What can be quoted, and what is quoted."""
+"""Splitting passages into pieces, and selecting quotes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_french_sentences() -> None:
 
 
 @pytest.mark.parametrize("language", ["en", "fr", "und", "ja", "xx", ""])
-def test_any_language(language: str) -> None:
+def test_sentences_are_split_in_any_language(language: str) -> None:
     assert quotable("One short sentence. Another short one.", language=language)
 
 
@@ -60,7 +60,7 @@ def test_headings_and_questions_are_not_quoted() -> None:
     assert quotable("# Only a heading") == []
 
 
-def test_a_heading_by_its_looks_in_plain_text_is_not_quoted() -> None:
+def test_a_line_that_looks_like_a_heading_in_plain_text_is_not_quoted() -> None:
     text = "Obligation de délivrer une facture\nL'hôtelier remet une facture à chaque client qui le demande.\nContenu"
     assert quotable(text, language="fr")[0] == "L'hôtelier remet une facture à chaque client qui le demande."
     assert "Obligation de délivrer une facture" not in quotable(text, language="fr")
@@ -71,7 +71,7 @@ def test_fragments_are_quoted_when_there_is_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("blank", ["", "\n"])
-def test_code_comes_with_its_lead_in(blank: str) -> None:
+def test_code_is_quoted_with_its_introduction(blank: str) -> None:
     text = f"Install it first. Then run this:\n{blank}```bash\nragkit index docs\n```\n\nThat is all there is."
     assert quotable(text) == [
         "Install it first.",
@@ -80,12 +80,12 @@ def test_code_comes_with_its_lead_in(blank: str) -> None:
     ]
 
 
-def test_a_short_list_comes_whole_with_its_lead_in() -> None:
+def test_a_short_list_is_quoted_whole_with_its_introduction() -> None:
     text = "The defaults are:\n\n- k1 is 1.2\n- b is 0.75\n\nBoth can be set."
     assert quotable(text) == ["The defaults are:\n\n- k1 is 1.2\n- b is 0.75", "Both can be set."]
 
 
-def test_an_item_of_a_long_list_comes_with_the_lead_in() -> None:
+def test_an_item_of_a_long_list_is_quoted_with_the_introduction() -> None:
     items = [f"- item number {n} says something that takes some room on the page" for n in range(12)]
     found = quotable("The rules are:\n\n" + "\n".join(items))
     assert found == [f"The rules are:\n{item}" for item in items]
@@ -102,7 +102,7 @@ def test_a_list_in_plain_text_ends_with_its_full_stop() -> None:
     ]
 
 
-def test_a_table_row_comes_with_its_header() -> None:
+def test_a_table_row_is_quoted_with_its_header() -> None:
     text = "| name | default |\n|---|---|\n| k1 | 1.2 |\n| b | 0.75 |"
     assert quotable(text) == [
         "| name | default |\n|---|---|\n| k1 | 1.2 |",
@@ -174,14 +174,14 @@ def test_near_duplicates_are_quoted_once_but_not_those_that_differ_in_a_number()
     assert [quote.text for quote in chosen(question, first, again, other)] == [first, other]
 
 
-def test_nothing_is_relevant_enough() -> None:
+def test_without_a_relevant_piece_there_are_no_quotes() -> None:
     assert chosen("Who painted the Mona Lisa?", "Boil pasta for nine minutes.", min_relevance=0.5) == []
     assert chosen("Anything?") == []
     assert chosen("", "Boil pasta for nine minutes.", min_relevance=0.9) == []
 
 
-def test_headings_count() -> None:
-    """Their words, and what they mean: a sentence under a heading rarely repeats it."""
+def test_headings_add_to_relevance() -> None:
+    """Both by shared words and by the embedding: a sentence rarely repeats the heading above it."""
     passages = ["It does sixty an hour.", "It does sixty in an hour."]
     for question, topic in (("How fast is a sports car?", "Cars"), ("How fast is an automobile?", "Cars")):
         for contexts in (["Bakeries", topic], [topic, "Bakeries"]):
@@ -197,7 +197,7 @@ def test_headings_count() -> None:
             assert contexts[quote.passage] == topic
 
 
-def test_citations_of_the_source_are_not_ours() -> None:
+def test_bracketed_numbers_in_the_source_are_not_citations() -> None:
     quote = Quote(passage=0, text="It was shown [12, 13] in 1994 [a].", block=False, relevance=1.0)
     assert quote.cited(2) == "It was shown (12, 13) in 1994 [a]. [2]"
 

@@ -33,7 +33,7 @@ def maker(passages: Passages, llm: object = None) -> FollowUps:
     )
 
 
-def test_they_come_from_headings_and_the_corpus_answers_each(passages: Passages) -> None:
+def test_follow_ups_come_from_headings_and_the_corpus_answers_each(passages: Passages) -> None:
     questions = maker(passages).generate("How does BM25 weigh words?", "By their frequency.")
     assert 1 <= len(questions) <= 3
     for question in questions:
@@ -41,7 +41,7 @@ def test_they_come_from_headings_and_the_corpus_answers_each(passages: Passages)
         assert any(heading.rstrip(" ?").lower() in question.lower() for heading in sections)
 
 
-def test_a_french_question_gets_french_ones(passages: Passages) -> None:
+def test_a_french_question_gets_french_follow_ups(passages: Passages) -> None:
     questions = maker(passages).generate("Comment découper mes documents en passages ?", "En passages courts.")
     assert questions
     for question in questions:
@@ -70,7 +70,7 @@ def test_a_models_drafts_are_checked_before_they_are_shown(passages: Passages) -
     assert questions == ["What is reciprocal rank fusion?"]
 
 
-def test_the_name_that_existing_code_awaits(passages: Passages) -> None:
+def test_the_coroutine_that_existing_code_awaits(passages: Passages) -> None:
     questions = asyncio.run(maker(passages).generate_follow_up_questions("What is rank fusion?", "It joins rankings."))
     assert isinstance(questions, list)
     assert all(isinstance(question, str) for question in questions)

@@ -1,4 +1,4 @@
-"""The transactional index: whatever interrupts it, it ends as an undisturbed run would."""
+"""The transactional index: after any interruption, the next run completes it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from ragkit.retrieval.index_passages import IndexPassages
 
 
 class CountingEmbedder(HashEmbedder):
-    """Counts what it embeds, and fails when it is told to."""
+    """Counts what it embeds, and can be made to fail."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class CountingEmbedder(HashEmbedder):
         self.embedded: list[str] = []
         self.fail_after = fail_after
         self.wait = wait
-        self.error = error or EmbeddingError("test", "told to fail")
+        self.error = error or EmbeddingError("test", "made to fail")
 
     def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Vectors:
         if self.fail_after is not None and len(self.embedded) + len(texts) > self.fail_after:
@@ -92,7 +92,7 @@ def index_at(path: Path, embedder: Any = None) -> Index:
 
 
 def state(index: Index) -> dict[str, list[tuple[int, int, str]]]:
-    """What the index holds, by document; and every record has its vector and every vector its record."""
+    """Return the chunks by document; check that records and vectors correspond one to one."""
     stored = index.records.snapshot().chunks
     ids = {s.vector_id for chunks in stored.values() for s in chunks}
     index.vector_store.refresh()
@@ -134,7 +134,7 @@ def test_documents_and_offsets_are_kept_exactly(tmp_path: Path, folder: Path) ->
             assert document.text[start:end] == text
 
 
-def test_reopened_by_another_object_it_goes_on(tmp_path: Path, folder: Path) -> None:
+def test_another_object_resumes(tmp_path: Path, folder: Path) -> None:
     index_at(tmp_path / "index").update(folder)
     embedder = CountingEmbedder()
     assert index_at(tmp_path / "index", embedder).update(folder).unchanged == 7
@@ -142,16 +142,16 @@ def test_reopened_by_another_object_it_goes_on(tmp_path: Path, folder: Path) -> 
 
 
 @pytest.mark.parametrize("error", [EmbeddingError("test", "broken"), KeyboardInterrupt()], ids=["error", "ctrl-c"])
-def test_stopped_in_the_middle_it_stays_usable_and_goes_on(tmp_path: Path, folder: Path, error: BaseException) -> None:
+def test_a_stopped_run_leaves_a_usable_index_and_is_resumed(tmp_path: Path, folder: Path, error: BaseException) -> None:
     for number in range(100, 160):
         write(folder / f"page{number}.md", number)
     failing = CountingEmbedder(fail_after=200, error=error)
     index = index_at(tmp_path / "index", failing)
     failing.wait = lambda: index.counts()[0] > 0  # the writer may be slower
-    told: list[IndexProgress] = []
+    events: list[IndexProgress] = []
     with pytest.raises(type(error)):
-        index.update(folder, on_progress=told.append)
-    assert told[-1].state == ("failed" if isinstance(error, EmbeddingError) else "cancelled")
+        index.update(folder, on_progress=events.append)
+    assert events[-1].state == ("failed" if isinstance(error, EmbeddingError) else "cancelled")
     documents, chunks = index.counts()
     assert 0 < documents < 67  # what was committed is there ...
     embedder = CountingEmbedder()
@@ -164,7 +164,7 @@ def test_stopped_in_the_middle_it_stays_usable_and_goes_on(tmp_path: Path, folde
     assert state(again) == state(fresh)
 
 
-def test_killed_at_any_moment_the_next_run_ends_as_an_undisturbed_one(tmp_path: Path, folder: Path) -> None:
+def test_after_a_kill_at_any_moment_the_next_run_completes_the_index(tmp_path: Path, folder: Path) -> None:
     for number in range(100, 400):
         write(folder / f"page{number}.md", number)
     program = textwrap.dedent(
@@ -184,7 +184,7 @@ def test_killed_at_any_moment_the_next_run_ends_as_an_undisturbed_one(tmp_path: 
         process.send_signal(signal.SIGKILL)
         process.wait(30)
         process.stdout.close()
-        write(folder / f"page{100 + moment}.md", 5000 + moment)  # and documents go on changing between runs
+        write(folder / f"page{100 + moment}.md", 5000 + moment)  # documents keep changing between runs
     again = index_at(tmp_path / "index")
     again.update(folder)
     fresh = index_at(tmp_path / "fresh")
@@ -192,7 +192,7 @@ def test_killed_at_any_moment_the_next_run_ends_as_an_undisturbed_one(tmp_path: 
     assert state(again) == state(fresh)
 
 
-def test_a_crash_between_any_two_steps_leaves_nothing_behind(tmp_path: Path, folder: Path) -> None:
+def test_after_a_crash_between_any_two_steps_no_vectors_are_orphaned(tmp_path: Path, folder: Path) -> None:
     """The four steps of a replacement, interrupted before each write to either side."""
     index_at(tmp_path / "index").update(folder)
     steps = ["records.reserve", "vector_store.add", "records.commit", "vector_store.delete", "records.sweep"]
@@ -223,7 +223,7 @@ def test_a_crash_between_any_two_steps_leaves_nothing_behind(tmp_path: Path, fol
 
 
 class Interrupted:
-    """Passes everything on, but for one method."""
+    """Pass all calls on, except for one method."""
 
     def __init__(self, target: Any, name: str, crash: Any) -> None:
         self._target, self._name, self._crash = target, name, crash
@@ -232,12 +232,12 @@ class Interrupted:
         return self._crash if name == self._name else getattr(self._target, name)
 
 
-def test_cancelled_it_says_so_and_keeps_what_was_done(tmp_path: Path, folder: Path) -> None:
-    told: list[IndexProgress] = []
+def test_a_cancelled_run_reports_it_and_keeps_what_was_committed(tmp_path: Path, folder: Path) -> None:
+    events: list[IndexProgress] = []
     index = index_at(tmp_path / "index")
     with pytest.raises(OperationCancelled, match="run it again"):
-        index.update(folder, on_progress=told.append, cancelled=lambda: True)
-    assert told[-1].state == "cancelled"
+        index.update(folder, on_progress=events.append, cancelled=lambda: True)
+    assert events[-1].state == "cancelled"
     assert index.update(folder).added == 7
 
 
@@ -246,20 +246,20 @@ def test_progress_ends_with_the_right_numbers(tmp_path: Path, folder: Path) -> N
         "".join(json.dumps({"_id": str(i), "text": f"row {i}"}) + "\n" for i in range(9))
     )
     (folder / "broken.pdf").write_bytes(b"%PDF-1.4 nothing more")
-    told: list[IndexProgress] = []
+    events: list[IndexProgress] = []
     index = index_at(tmp_path / "index")
-    report = index.update(folder, on_progress=told.append)
-    assert told[0].state == "running"
-    end = told[-1]
+    report = index.update(folder, on_progress=events.append)
+    assert events[0].state == "running"
+    end = events[-1]
     assert (end.state, end.chunks_done, end.chunks_total) == ("done", report.chunks, report.chunks)
     assert (end.documents_done, end.documents_total) == (17, 17)
     assert [f.source for f in end.failures] == [f.source for f in report.failed]
-    for earlier, later in itertools.pairwise(told):
+    for earlier, later in itertools.pairwise(events):
         assert later.chunks_done >= earlier.chunks_done
         assert later.documents_done >= earlier.documents_done
 
 
-def test_a_damaged_file_is_reported_each_time_and_stops_nobody(tmp_path: Path, folder: Path) -> None:
+def test_a_damaged_file_is_reported_each_time_and_does_not_affect_others(tmp_path: Path, folder: Path) -> None:
     (folder / "broken.pdf").write_bytes(b"%PDF-1.4 nothing more")
     (folder / "empty.md").write_text("")
     index = index_at(tmp_path / "index")
@@ -281,7 +281,7 @@ def test_a_file_that_is_damaged_later_keeps_its_last_good_state(tmp_path: Path, 
     assert "page0.md" in state(index)
 
 
-def test_a_file_that_becomes_a_pipe_is_reported_and_not_waited_for(tmp_path: Path, folder: Path) -> None:
+def test_a_file_that_becomes_a_pipe_is_reported_and_does_not_block(tmp_path: Path, folder: Path) -> None:
     index = index_at(tmp_path / "index")
     write(folder / "z.md", 26)
 
@@ -299,7 +299,7 @@ def test_one_file_its_folder_and_the_folder_above(tmp_path: Path, folder: Path) 
     index = index_at(tmp_path / "index")
     assert index.update(folder / "page0.md").added == 1
     assert index.update(folder / "page1.md").added == 1
-    assert set(state(index)) == {"page0.md", "page1.md"}  # a file says nothing about its neighbours
+    assert set(state(index)) == {"page0.md", "page1.md"}  # indexing one file does not delete its neighbours
     assert index.update(folder / "sub").added == 1
     report = index.update(folder)
     assert report.deleted == 0
@@ -307,7 +307,7 @@ def test_one_file_its_folder_and_the_folder_above(tmp_path: Path, folder: Path) 
     assert index.update(tmp_path / "docs").unchanged == 7
 
 
-def test_two_folders_with_the_same_file_names_live_together(tmp_path: Path) -> None:
+def test_two_folders_may_have_the_same_file_names(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "README.md").write_text(f"# {name}\n\nThis is folder {name}.\n")
@@ -321,7 +321,7 @@ def test_two_folders_with_the_same_file_names_live_together(tmp_path: Path) -> N
     assert set(state(index)) == {"README.md", "two//other.md"}
 
 
-def test_a_folder_named_like_a_part_of_another_takes_nobodys_ids(tmp_path: Path) -> None:
+def test_ids_of_a_folder_named_like_a_subfolder_of_another_differ(tmp_path: Path) -> None:
     write_one(tmp_path / "one" / "notes" / "x.md", "first")
     write_one(tmp_path / "notes" / "x.md", "second")
     index = index_at(tmp_path / "index")
@@ -331,7 +331,7 @@ def test_a_folder_named_like_a_part_of_another_takes_nobodys_ids(tmp_path: Path)
     assert index.update(tmp_path / "one").unchanged == 1
 
 
-def test_one_file_leaves_the_folders_beside_it(tmp_path: Path, folder: Path) -> None:
+def test_indexing_one_file_keeps_other_folders(tmp_path: Path, folder: Path) -> None:
     index = index_at(tmp_path / "index")
     index.update(folder / "sub")
     index.update(folder / "page0.md")
@@ -340,7 +340,7 @@ def test_one_file_leaves_the_folders_beside_it(tmp_path: Path, folder: Path) -> 
     assert index.counts()[0] == 7
 
 
-def test_one_file_that_cannot_be_read_deletes_no_other(tmp_path: Path, folder: Path) -> None:
+def test_an_unreadable_file_deletes_no_other(tmp_path: Path, folder: Path) -> None:
     index = index_at(tmp_path / "index")
     index.update(folder)
     os.mkfifo(folder / "pipe.md")
@@ -349,7 +349,7 @@ def test_one_file_that_cannot_be_read_deletes_no_other(tmp_path: Path, folder: P
     assert len(state(index)) == 7
 
 
-def test_what_is_passed_over_keeps_its_last_good_state(tmp_path: Path, folder: Path) -> None:
+def test_unreadable_files_and_folders_keep_their_last_good_state(tmp_path: Path, folder: Path) -> None:
     index = index_at(tmp_path / "index")
     index.update(folder)
     (folder / "page0.md").unlink()
@@ -359,7 +359,7 @@ def test_what_is_passed_over_keeps_its_last_good_state(tmp_path: Path, folder: P
     assert "page0.md" in state(index)
 
 
-def test_a_folder_swallowed_by_the_one_above_is_there_once_also_after_a_stop(tmp_path: Path, folder: Path) -> None:
+def test_a_folder_replaced_by_its_parent_is_indexed_once_even_after_a_stop(tmp_path: Path, folder: Path) -> None:
     index = index_at(tmp_path / "index")
     index.update(folder / "sub")
     with pytest.raises(OperationCancelled):
@@ -368,7 +368,7 @@ def test_a_folder_swallowed_by_the_one_above_is_there_once_also_after_a_stop(tmp
     assert len(state(index)) == 7
 
 
-def test_a_hidden_folder_that_was_asked_for_stays(tmp_path: Path, folder: Path) -> None:
+def test_a_hidden_folder_that_was_indexed_explicitly_is_kept(tmp_path: Path, folder: Path) -> None:
     write_one(folder / ".hidden" / "x.md", "hidden")
     index = index_at(tmp_path / "index")
     index.update(folder / ".hidden")
@@ -376,22 +376,22 @@ def test_a_hidden_folder_that_was_asked_for_stays(tmp_path: Path, folder: Path) 
     assert len(state(index)) == 8
 
 
-def test_progress_never_shows_more_done_than_there_is(tmp_path: Path, folder: Path) -> None:
+def test_done_never_exceeds_total(tmp_path: Path, folder: Path) -> None:
     rows = (json.dumps({"_id": str(i), "text": f"row {i}"}) + "\n" for i in range(50))
     (folder / "a.jsonl").write_text("".join(rows))
     index = index_at(tmp_path / "index")
     index.update(folder)
-    told: list[IndexProgress] = []
+    events: list[IndexProgress] = []
     now = itertools.count()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "ragkit.indexing.update.time.monotonic", lambda: float(next(now))
-        )  # so that nothing is left untold
-        index.update(folder, on_progress=told.append)
-    assert all(p.documents_total is None or p.documents_done <= p.documents_total for p in told)
+        )  # so that nothing is left unreported
+        index.update(folder, on_progress=events.append)
+    assert all(p.documents_total is None or p.documents_done <= p.documents_total for p in events)
 
 
-def test_another_embedder_or_chunker_is_refused_with_the_way_out(tmp_path: Path, folder: Path) -> None:
+def test_another_embedder_or_chunker_is_rejected_with_a_remedy(tmp_path: Path, folder: Path) -> None:
     index_at(tmp_path / "index").update(folder)
     foreign = Index(tmp_path / "index", embedder=HashEmbedder(dimension=32), chunker=StructureChunker(max_tokens=40))
     for use in (foreign.check, lambda: foreign.update(folder), IndexPassages(foreign).get):
@@ -403,7 +403,7 @@ def test_another_embedder_or_chunker_is_refused_with_the_way_out(tmp_path: Path,
         other.update(folder)
     assert other.update(folder, rebuild=True).added == 7
     assert len(state(other)) == 7
-    # The way out that the message names is one, also for another dimension.
+    # The remedy in the message works, also for another dimension.
     third = Index(tmp_path / "index", embedder=HashEmbedder(dimension=32), chunker=StructureChunker(max_tokens=40))
     assert third.update(folder, rebuild=True).added == 7
     assert len(state(third)) == 7
@@ -414,7 +414,7 @@ class SameNameOtherSize(CountingEmbedder):
         return super().embed(texts, kind=kind)[:, :16]
 
 
-def test_an_embedder_that_changed_its_dimension_is_refused(tmp_path: Path, folder: Path) -> None:
+def test_an_embedder_that_changed_its_dimension_is_rejected(tmp_path: Path, folder: Path) -> None:
     index_at(tmp_path / "index").update(folder)
     write(folder / "page0.md", 5)
     before = state(index_at(tmp_path / "index"))
@@ -424,14 +424,14 @@ def test_an_embedder_that_changed_its_dimension_is_refused(tmp_path: Path, folde
     assert set(state(index_at(tmp_path / "index"))) == set(before)
 
 
-def test_two_writers_do_not_meet(tmp_path: Path, folder: Path) -> None:
+def test_a_second_writer_is_locked_out(tmp_path: Path, folder: Path) -> None:
     index = index_at(tmp_path / "index")
     index.update(folder)
     with filelock.FileLock(tmp_path / "index" / "lock"), pytest.raises(IndexLockedError, match="Another process"):
         index_at(tmp_path / "index").update(folder)
 
 
-def test_bad_paths_are_named(tmp_path: Path, folder: Path) -> None:
+def test_bad_paths_are_rejected(tmp_path: Path, folder: Path) -> None:
     index = index_at(tmp_path / "index")
     with pytest.raises(SourceNotFoundError, match="no file or folder"):
         index.update(tmp_path / "nowhere")
@@ -441,11 +441,11 @@ def test_bad_paths_are_named(tmp_path: Path, folder: Path) -> None:
     assert not index.exists
     with pytest.raises(InputError, match="is a file"):
         index_at(folder / "page0.md")
-    with pytest.raises(InputError, match="folder of its own"):
+    with pytest.raises(InputError, match="its own folder"):
         index_at(folder)
 
 
-def test_a_folder_that_was_emptied_is_not_mistaken_for_an_instruction_to_delete(tmp_path: Path, folder: Path) -> None:
+def test_an_emptied_folder_does_not_delete_its_documents(tmp_path: Path, folder: Path) -> None:
     index = index_at(tmp_path / "index")
     index.update(folder)
     for path in sorted(folder.rglob("*.md")):
@@ -455,7 +455,7 @@ def test_a_folder_that_was_emptied_is_not_mistaken_for_an_instruction_to_delete(
     assert len(state(index)) == 7
 
 
-def test_a_damaged_index_says_how_to_make_it_anew(tmp_path: Path, folder: Path) -> None:
+def test_the_error_of_a_damaged_index_says_how_to_rebuild_it(tmp_path: Path, folder: Path) -> None:
     index_at(tmp_path / "index").update(folder)
     for path in (tmp_path / "index").glob("index.db*"):
         path.write_bytes(b"this is not a database" * 100)
@@ -464,7 +464,7 @@ def test_a_damaged_index_says_how_to_make_it_anew(tmp_path: Path, folder: Path) 
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path, folder: Path) -> None:
-    """A real limit on the size of files: SQLite and Chroma hit it as they would hit the end of a disk."""
+    """A real limit on the size of files: SQLite and Chroma hit it as they would on a full disk."""
     index_at(tmp_path / "index").update(folder)
     before = state(index_at(tmp_path / "index"))
     for number in range(1000, 1400):
@@ -510,7 +510,7 @@ def test_context_is_embedded_but_not_quoted(tmp_path: Path, folder: Path) -> Non
     assert text.startswith("Page 3")
 
 
-def test_an_index_deleted_under_an_open_object_is_made_anew(tmp_path: Path, folder: Path) -> None:
+def test_an_index_deleted_under_an_open_object_is_recreated(tmp_path: Path, folder: Path) -> None:
     index = index_at(tmp_path / "index")
     index.update(folder)
     remove_index(tmp_path / "index")
@@ -552,5 +552,5 @@ def test_a_page_from_the_web_is_indexed_again_only_when_it_has_changed(tmp_path:
     (document,) = (d for d in index.records.snapshot().documents.values() if "héron" in d.text)
     assert document.source == address
     assert document.title == "Birds"
-    assert index.update(folder).unchanged == 7  # neither knows of the other
+    assert index.update(folder).unchanged == 7  # each keeps its own documents
     assert index.verify().is_current

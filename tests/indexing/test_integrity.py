@@ -1,4 +1,4 @@
-"""What ragkit cannot see to is found and mended: lost vectors, vectors of nobody, files that have changed."""
+"""Verifying and repairing an index: lost and orphaned vectors, changed files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_an_index_that_only_ragkit_wrote_is_sound_and_current(index: Index) -> N
     assert "agree" in str(check)
 
 
-def test_lost_damaged_and_surplus_vectors_are_found_and_mended(index: Index) -> None:
+def test_lost_damaged_and_surplus_vectors_are_found_and_repaired(index: Index) -> None:
     before = state(index)
     chunks = index.records.snapshot().chunks
     lost, damaged = chunks["page0.md"][0].vector_id, chunks["page1.md"][1].vector_id
@@ -49,12 +49,12 @@ def test_lost_damaged_and_surplus_vectors_are_found_and_mended(index: Index) -> 
     assert after.is_current, str(after)
     assert len(embedder.embedded) == 2
     assert state(index) == before
-    mended = index.vector_store.get([lost, damaged])
+    repaired = index.vector_store.get([lost, damaged])
     for id_, vector in good.items():
-        assert np.allclose(mended[id_], vector, atol=1e-6)
+        assert np.allclose(repaired[id_], vector, atol=1e-6)
 
 
-def test_a_vector_database_that_cannot_be_opened_is_made_anew(tmp_path: Path, index: Index) -> None:
+def test_a_vector_database_that_cannot_be_opened_is_rebuilt(tmp_path: Path, index: Index) -> None:
     before = state(index)
     index.vector_store.refresh()
     (tmp_path / "index" / "vectors" / "chroma.sqlite3").write_bytes(b"no database " * 1_000)
@@ -65,7 +65,7 @@ def test_a_vector_database_that_cannot_be_opened_is_made_anew(tmp_path: Path, in
     assert state(again) == before
 
 
-def test_a_vector_database_that_is_gone_is_made_anew(tmp_path: Path, index: Index) -> None:
+def test_a_missing_vector_database_is_rebuilt(tmp_path: Path, index: Index) -> None:
     before = state(index)
     index.vector_store.refresh()
     shutil.rmtree(tmp_path / "index" / "vectors")
@@ -75,13 +75,13 @@ def test_a_vector_database_that_is_gone_is_made_anew(tmp_path: Path, index: Inde
     assert state(again) == before
 
 
-def test_records_that_cannot_be_read_are_said_to_be_so(tmp_path: Path, index: Index) -> None:
+def test_unreadable_records_are_reported(tmp_path: Path, index: Index) -> None:
     (tmp_path / "index" / "index.db").write_bytes(b"no database " * 1_000)
     with pytest.raises(IndexCorruptError, match="rebuild"):
         index_at(tmp_path / "index").verify()
 
 
-def test_files_that_changed_or_went_are_named(index: Index, folder: Path) -> None:  # noqa: F811
+def test_changed_and_deleted_files_are_reported(index: Index, folder: Path) -> None:  # noqa: F811
     write(folder / "page0.md", 77)
     (folder / "page1.md").unlink()
     (folder / "sub" / "deep.md").chmod(0o600)  # no change
@@ -89,7 +89,7 @@ def test_files_that_changed_or_went_are_named(index: Index, folder: Path) -> Non
     assert (check.changed, check.gone) == (("page0.md",), ("page1.md",))
     assert check.is_sound
     assert not check.is_current
-    assert index.repair().changed == ("page0.md",)  # which is for update() to do
+    assert index.repair().changed == ("page0.md",)  # update() handles changed files
     index.update(folder)
     assert index.verify().is_current
 
@@ -101,14 +101,14 @@ def test_names_that_are_not_utf8_are_found_again(index: Index, folder: Path) -> 
     assert index.verify().is_current
 
 
-def test_vectors_of_an_interrupted_run_are_told(index: Index) -> None:
+def test_vectors_of_an_interrupted_run_are_reported(index: Index) -> None:
     index.records.reserve(["half", "done"])
     check = index.verify()
     assert (check.interrupted, check.is_sound, check.is_current) == (2, True, False)
     assert index.repair().is_current
 
 
-def test_nothing_indexed_nothing_to_verify(tmp_path: Path) -> None:
+def test_verifying_an_empty_index_raises(tmp_path: Path) -> None:
     with pytest.raises(EmptyIndexError):
         index_at(tmp_path / "none").verify()
 
@@ -145,7 +145,7 @@ def test_a_folder_that_was_moved_is_the_same_folder(tmp_path: Path, index: Index
     assert index.verify().is_current
 
 
-def test_a_folder_of_the_same_kind_is_not_a_moved_one(tmp_path: Path, index: Index, folder: Path) -> None:  # noqa: F811
+def test_a_folder_with_some_of_the_files_is_not_moved(tmp_path: Path, index: Index, folder: Path) -> None:  # noqa: F811
     (tmp_path / "other").mkdir()
     for n in range(3):
         write(tmp_path / "other" / f"page{n}.md", n + 40)

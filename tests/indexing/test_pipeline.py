@@ -1,4 +1,4 @@
-"""Reading, cutting, embedding and writing at the same time: what it makes is what one after the other would make."""
+"""The concurrent pipeline: its result equals that of sequential indexing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def many(folder: Path) -> Path:  # noqa: F811
 
 
 def test_every_text_gets_its_own_vector(tmp_path: Path, many: Path) -> None:
-    """They are embedded in the order of their lengths, in windows, and each once."""
+    """Texts are embedded in windows, in order of length, each once."""
     embedder = CountingEmbedder()
     index = index_at(tmp_path / "index", embedder)
     report = index.update(many)
@@ -65,7 +65,7 @@ def test_texts_are_embedded_in_the_order_of_their_lengths(tmp_path: Path, many: 
     assert turns < 12  # one where each window begins
 
 
-def test_in_an_executor_it_is_the_same(tmp_path: Path, many: Path) -> None:
+def test_an_executor_gives_the_same_vectors(tmp_path: Path, many: Path) -> None:
     index_at(tmp_path / "here", HashEmbedder(dimension=64)).update(many)
     here = state(index_at(tmp_path / "here", HashEmbedder(dimension=64)))
     context = multiprocessing.get_context("spawn")
@@ -82,7 +82,7 @@ def test_in_an_executor_it_is_the_same(tmp_path: Path, many: Path) -> None:
 
 class Broken(HashEmbedder):
     def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Vectors:
-        raise EmbeddingError("broken", "told to fail")
+        raise EmbeddingError("broken", "made to fail")
 
 
 class Unpicklable(HashEmbedder):
@@ -91,9 +91,9 @@ class Unpicklable(HashEmbedder):
         self.lock = threading.Lock()
 
 
-def test_what_fails_in_an_executor_fails_here(tmp_path: Path, many: Path) -> None:
+def test_errors_in_an_executor_are_raised(tmp_path: Path, many: Path) -> None:
     with ThreadPoolExecutor(2) as executor:
-        with pytest.raises(EmbeddingError, match="told to fail"):
+        with pytest.raises(EmbeddingError, match="made to fail"):
             index_at(tmp_path / "a", Broken(dimension=8)).update(many, executor=executor)
         with pytest.raises(InputError, match="__getstate__"):
             index_at(tmp_path / "b", Unpicklable()).update(many, executor=executor)
@@ -114,7 +114,7 @@ def test_only_the_changed_chunks_of_a_document_are_embedded(tmp_path: Path, many
 
 
 def test_what_was_embedded_before_a_stop_is_not_embedded_again(tmp_path: Path, many: Path) -> None:
-    """Also of the window that was not committed."""
+    """Not even texts of the window that was not committed."""
     cache = EmbeddingCache(tmp_path / "cache.db")
     first, second = Cached(fail_after=400), Cached()
     chunker = StructureChunker(max_tokens=40)
@@ -127,7 +127,7 @@ def test_what_was_embedded_before_a_stop_is_not_embedded_again(tmp_path: Path, m
     assert state(index) == state(index_at(tmp_path / "fresh"))
 
 
-def test_another_index_with_other_chunks_takes_the_texts_it_shares(tmp_path: Path, many: Path) -> None:
+def test_another_index_uses_the_cached_embeddings_of_shared_texts(tmp_path: Path, many: Path) -> None:
     cache = EmbeddingCache(tmp_path / "cache.db")
     seen: set[str] = set()
     for name, size in (("small", 20), ("large", 60), ("small again", 20)):
@@ -138,20 +138,22 @@ def test_another_index_with_other_chunks_takes_the_texts_it_shares(tmp_path: Pat
     assert embedder.embedded == []
 
 
-def test_totals_are_known_early_and_meet_the_truth(tmp_path: Path, many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ragkit.indexing.pipeline._MAX_WINDOW", 64)  # so that reading cannot run far ahead
+def test_totals_are_estimated_early_and_exact_at_the_end(
+    tmp_path: Path, many: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ragkit.indexing.pipeline._MAX_WINDOW", 64)  # so that reading cannot get far ahead
     monkeypatch.setattr("ragkit.indexing.report._TELL_SECONDS", 0.0)
-    told: list[IndexProgress] = []
-    report = index_at(tmp_path / "index").update(many, on_progress=told.append)
-    first = next(p for p in told if p.chunks_total)
+    events: list[IndexProgress] = []
+    report = index_at(tmp_path / "index").update(many, on_progress=events.append)
+    first = next(p for p in events if p.chunks_total)
     assert first.documents_total == 207 + 300  # lines are counted before rows are read
     assert first.chunks_done < report.chunks / 2
     assert 0.4 < first.chunks_total / report.chunks < 2.5  # type: ignore[operator]
-    done = [p.chunks_done for p in told]
+    done = [p.chunks_done for p in events]
     assert done == sorted(done)
-    assert all(p.chunks_total is None or p.chunks_done <= p.chunks_total for p in told)
-    assert (told[-1].chunks_done, told[-1].chunks_total) == (report.chunks, report.chunks)
-    assert told[-1].documents_done == told[-1].documents_total == 507
+    assert all(p.chunks_total is None or p.chunks_done <= p.chunks_total for p in events)
+    assert (events[-1].chunks_done, events[-1].chunks_total) == (report.chunks, report.chunks)
+    assert events[-1].documents_done == events[-1].documents_total == 507
 
 
 class Slow(HashEmbedder):
@@ -160,7 +162,7 @@ class Slow(HashEmbedder):
         return super().embed(texts, kind=kind)
 
 
-def test_stopping_is_at_once_and_leaves_a_usable_index(tmp_path: Path, many: Path) -> None:
+def test_stopping_is_immediate_and_leaves_a_usable_index(tmp_path: Path, many: Path) -> None:
     asked: list[float] = []
 
     def cancelled() -> bool:
@@ -205,40 +207,40 @@ def test_headings_never_push_a_chunk_over_the_models_limit(tmp_path: Path) -> No
 
 
 def test_a_belt_is_bounded_in_order_and_torn_down_from_either_end() -> None:
-    belt: BoundedQueue[int] = BoundedQueue(10)
+    queue: BoundedQueue[int] = BoundedQueue(10)
     taken: list[int | None] = []
 
     def fill() -> None:
         for n in range(100):
-            belt.put(n, 4)
+            queue.put(n, 4)
 
     filling = threading.Thread(target=fill)
     filling.start()
     time.sleep(0.2)
     assert filling.is_alive()  # two fit
-    taken = [belt.get(5) for _ in range(100)]
+    taken = [queue.get(5) for _ in range(100)]
     filling.join(5)
     assert taken == list(range(100))
-    assert belt.get(0.01) is None
-    belt.put(1, 1_000)  # one always fits
+    assert queue.get(0.01) is None
+    queue.put(1, 1_000)  # one always fits
     with ThreadPoolExecutor(1) as executor:
-        waiting = executor.submit(belt.put, 2, 1)
-        belt.close()
+        waiting = executor.submit(queue.put, 2, 1)
+        queue.close()
         with pytest.raises(OperationCancelled):
             waiting.result(5)
     with pytest.raises(OperationCancelled):
-        belt.get()
+        queue.get()
 
 
 # ------------------------------------------------------------------- one document fails, the others do not
 
 
 class Panic(BaseException):
-    """As native code raises: no Exception, and no wish to stop."""
+    """Raised like a panic of native code: not an Exception, and not a cancellation."""
 
 
 class Trap:
-    """Raises where a text holds a word."""
+    """Raise if a text contains a word."""
 
     def __init__(self, word: str = "poison", error: BaseException | None = None) -> None:
         self.word, self.error = word, error or KeyError("x")
@@ -273,7 +275,7 @@ class TrappedModel(HashEmbedder):
 
 
 def trapped(path: Path, where: str, error: BaseException | None) -> Index:
-    """An index that has a trap in one place; in none if there is no error."""
+    """Return an index with a trap in one place; without one if there is no error."""
     embedder: HashEmbedder = HashEmbedder(dimension=64)
     chunker = StructureChunker(max_tokens=40)
     if error is not None and where == "chunker":
@@ -294,13 +296,13 @@ ERRORS = [KeyError("x"), Panic("at the disco"), EmbeddingError("test", "no such 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
 @pytest.mark.parametrize("where", ["chunker", "tokenizer", "model"])
-def test_a_document_that_cannot_be_cut_or_embedded_fails_alone(
+def test_a_document_that_cannot_be_split_or_embedded_fails_alone(
     tmp_path: Path, many: Path, where: str, error: BaseException
 ) -> None:
     poison(many / "page150.md")
     index = trapped(tmp_path / "index", where, error)
-    told: list[IndexProgress] = []
-    report = index.update(many, on_progress=told.append)
+    events: list[IndexProgress] = []
+    report = index.update(many, on_progress=events.append)
     (failure,) = report.failed
     assert failure.source.endswith("page150.md")
     assert (str(error) if isinstance(error, EmbeddingError) else type(error).__name__) in failure.reason
@@ -308,12 +310,12 @@ def test_a_document_that_cannot_be_cut_or_embedded_fails_alone(
     assert where == "chunker" or isinstance(error, EmbeddingError) or index.embedder.name in failure.reason
     assert report.added == 7 + 200 + 300 - 1
     assert report.chunks == index.counts()[1]
-    assert (told[-1].chunks_done, told[-1].chunks_total) == (report.chunks, report.chunks)
-    assert told[-1].documents_done == told[-1].documents_total == 507
+    assert (events[-1].chunks_done, events[-1].chunks_total) == (report.chunks, report.chunks)
+    assert events[-1].documents_done == events[-1].documents_total == 507
     held = state(index)
     assert "page150.md" not in held
 
-    again = trapped(tmp_path / "index", where, error).update(many)  # it is tried again, and nothing else is
+    again = trapped(tmp_path / "index", where, error).update(many)  # the failed document is retried, and nothing else
     assert (again.added, again.updated, len(again.failed)) == (0, 0, 1)
     assert again.embedded == (2 if where == "model" else 0)  # the other texts of that page
     whole = trapped(tmp_path / "index", where, None)
@@ -326,7 +328,7 @@ def test_a_document_that_cannot_be_cut_or_embedded_fails_alone(
 
 
 @pytest.mark.parametrize("where", ["chunker", "tokenizer", "model"])
-def test_what_fails_keeps_what_was_indexed_of_it(tmp_path: Path, folder: Path, where: str) -> None:  # noqa: F811
+def test_a_failed_file_keeps_its_indexed_documents(tmp_path: Path, folder: Path, where: str) -> None:  # noqa: F811
     rows = folder / "rows.jsonl"
 
     def write_rows(*texts: str) -> None:
@@ -351,14 +353,14 @@ def test_what_fails_keeps_what_was_indexed_of_it(tmp_path: Path, folder: Path, w
     assert after["rows.jsonl#0"] != before["rows.jsonl#0"]
     assert "rows.jsonl#3" not in after
 
-    write_rows(*first)  # as it was when it was last complete: what changed meanwhile must change back
+    write_rows(*first)  # back to the last complete state: documents changed meanwhile must be restored
     trapped(tmp_path / "index", where, Panic("at the disco")).update(folder)
     assert {d: c for d, c in state(trapped(tmp_path / "index", where, None)).items() if d != "page0.md"} == {
         d: c for d, c in before.items() if d != "page0.md"
     }
 
 
-def test_a_file_that_goes_back_to_what_it_was_before_a_stop_is_read_again(tmp_path: Path, folder: Path) -> None:  # noqa: F811
+def test_a_file_that_is_reverted_after_a_stop_is_read_again(tmp_path: Path, folder: Path) -> None:  # noqa: F811
     rows = folder / "rows.jsonl"
     texts = [json.dumps({"_id": str(n), "text": f"row number {n} stands here"}) + "\n" for n in range(400)]
     rows.write_text("".join(texts))
@@ -392,14 +394,14 @@ def test_an_embedder_that_never_works_stops_the_run(
     "error", [KeyboardInterrupt(), SystemExit(), MemoryError(), OperationCancelled("stop")], ids=str
 )
 @pytest.mark.parametrize("where", ["chunker", "tokenizer", "model"])
-def test_a_wish_to_stop_stops(tmp_path: Path, folder: Path, where: str, error: BaseException) -> None:  # noqa: F811
+def test_cancellation_stops_the_run(tmp_path: Path, folder: Path, where: str, error: BaseException) -> None:  # noqa: F811
     poison(folder / "page0.md")
     with pytest.raises(type(error)):
         trapped(tmp_path / "index", where, error).update(folder)
 
 
 class Elsewhere(TrappedModel):
-    """Trapped in the worker too, whose class attributes are those of a fresh import."""
+    """Trapped in the worker too, which imports the class again."""
 
     def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Vectors:
         Trap(error=Panic("at the disco")).spring(texts)
@@ -421,7 +423,7 @@ class NoChunks(StructureChunker):
         return []
 
 
-def test_documents_without_chunks_are_no_failure(tmp_path: Path, folder: Path) -> None:  # noqa: F811
+def test_documents_without_chunks_are_not_failures(tmp_path: Path, folder: Path) -> None:  # noqa: F811
     index = Index(tmp_path / "index", embedder=HashEmbedder(dimension=64), chunker=NoChunks())
     assert index.update(folder).failed == ()
     assert index.counts() == (7, 0)

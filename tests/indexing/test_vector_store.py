@@ -17,7 +17,7 @@ VECTORS = HashEmbedder(dimension=64).embed([f"word{i} and number {i}" for i in r
 IDS = [f"v{i}" for i in range(50)]
 
 
-def test_finds_the_nearest_first_with_their_cosine(tmp_path: Path) -> None:
+def test_search_returns_the_nearest_first_with_cosines(tmp_path: Path) -> None:
     store = ChromaStore(tmp_path)
     assert store.search(VECTORS[0], k=3) == []
     store.add(IDS, VECTORS)
@@ -29,7 +29,7 @@ def test_finds_the_nearest_first_with_their_cosine(tmp_path: Path) -> None:
     assert [s for _, s in found] == sorted((s for _, s in found), reverse=True)
 
 
-def test_overwrites_deletes_and_ignores_what_is_not_there(tmp_path: Path) -> None:
+def test_overwrites_deletes_and_ignores_missing_ids(tmp_path: Path) -> None:
     store = ChromaStore(tmp_path)
     store.add(IDS, VECTORS)
     store.add(["v1"], VECTORS[2:3])
@@ -41,7 +41,7 @@ def test_overwrites_deletes_and_ignores_what_is_not_there(tmp_path: Path) -> Non
     assert store.get([]) == {}
 
 
-def test_lasts_on_disk_and_refreshes_after_another_process(tmp_path: Path) -> None:
+def test_persists_on_disk_and_refreshes_after_another_process(tmp_path: Path) -> None:
     store = ChromaStore(tmp_path)
     store.add(IDS[:10], VECTORS[:10])
     program = (
@@ -56,7 +56,7 @@ def test_lasts_on_disk_and_refreshes_after_another_process(tmp_path: Path) -> No
     assert store.count() == 11
 
 
-def test_a_chroma_server_of_its_own_does_the_same(tmp_path: Path) -> None:
+def test_a_chroma_server_does_the_same(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -90,7 +90,7 @@ def test_a_chroma_server_of_its_own_does_the_same(tmp_path: Path) -> None:
         ChromaStore(host="127.0.0.1", port=port, collection="new").count()
 
 
-def test_another_dimension_is_refused_and_clear_allows_it(tmp_path: Path) -> None:
+def test_another_dimension_is_rejected_until_clear(tmp_path: Path) -> None:
     store = ChromaStore(tmp_path)
     store.add(IDS[:2], VECTORS[:2])
     with pytest.raises(IndexingError, match="dimension"):

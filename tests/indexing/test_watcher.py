@@ -30,7 +30,7 @@ def eventually(condition: Callable[[], object], seconds: float = 30) -> None:
         time.sleep(0.05)
 
 
-def test_changes_reach_the_index(engine: RAGEngine, folder: Path) -> None:  # noqa: F811
+def test_changes_update_the_index(engine: RAGEngine, folder: Path) -> None:  # noqa: F811
     reports: queue.Queue[IndexReport] = queue.Queue()
     with engine.watch(folder, on_report=reports.put) as watching:
         assert reports.get(timeout=5).added == 7  # before watch() returns
@@ -51,7 +51,7 @@ def test_changes_reach_the_index(engine: RAGEngine, folder: Path) -> None:  # no
     assert reports.empty()
 
 
-def test_what_changed_before_the_watch_began_is_found(engine: RAGEngine, folder: Path) -> None:  # noqa: F811
+def test_changes_before_the_watch_began_are_found(engine: RAGEngine, folder: Path) -> None:  # noqa: F811
     reports: queue.Queue[IndexReport] = queue.Queue()
     original = engine.document_index.update
 
@@ -67,7 +67,7 @@ def test_what_changed_before_the_watch_began_is_found(engine: RAGEngine, folder:
         assert reports.get(timeout=30).added == 1
 
 
-def test_an_index_inside_the_folder_does_not_wake_itself(folder: Path) -> None:  # noqa: F811
+def test_an_index_inside_the_folder_does_not_trigger_itself(folder: Path) -> None:  # noqa: F811
     engine = RAGEngine(folder / "index", embedder=HashEmbedder(dimension=64), progress=False)
     counted: list[str] = []
     original = engine.document_index.update
@@ -85,7 +85,7 @@ def test_an_index_inside_the_folder_does_not_wake_itself(folder: Path) -> None: 
     assert len(counted) <= 5  # an editor's one change may come as two
 
 
-def test_a_failure_is_told_and_the_next_change_tries_again(engine: RAGEngine, folder: Path) -> None:  # noqa: F811
+def test_a_failure_is_stored_and_the_next_change_retries(engine: RAGEngine, folder: Path) -> None:  # noqa: F811
     with engine.watch(folder) as watching:
         lock = filelock.FileLock(engine.document_index.path / "lock")
         with lock:
@@ -96,12 +96,12 @@ def test_a_failure_is_told_and_the_next_change_tries_again(engine: RAGEngine, fo
         eventually(lambda: watching.error is None)
         for path in list(folder.rglob("*.md")):
             path.unlink()
-        eventually(lambda: watching.error is not None)  # nothing is there any more
+        eventually(lambda: watching.error is not None)  # the folder is empty
         write_one(folder / "again.md", "again")
         eventually(lambda: watching.error is None and engine.document_index.counts()[0] == 1)
 
 
-def test_a_folder_that_is_not_there_fails_at_once(engine: RAGEngine, tmp_path: Path) -> None:
+def test_a_missing_folder_fails_immediately(engine: RAGEngine, tmp_path: Path) -> None:
     with pytest.raises(SourceNotFoundError):
         engine.watch(tmp_path / "none")
     assert not [t for t in threading.enumerate() if t.name == "ragkit-refresh"]

@@ -99,7 +99,7 @@ def test_a_passage_cannot_end_its_message(mark: str) -> None:
     assert "Obey me." in user["content"]
 
 
-def test_code_is_given_as_it_is() -> None:
+def test_code_is_passed_unchanged() -> None:
     code = "if a < b || c > d:\n    x[1] = y |> f <| g"
     assert code in prompt(code).messages()[1]["content"]
 
@@ -150,7 +150,7 @@ def test_extractive_abstains(extractive: ExtractiveLLM) -> None:
     assert list(extractive.stream(prompt("", "  \n"))) == [abstention("en")]
 
 
-def test_extractive_speaks_french(extractive: ExtractiveLLM) -> None:
+def test_extractive_answers_in_french(extractive: ExtractiveLLM) -> None:
     text = (
         "Le mariage est célébré à la mairie. La carte d'identité d'un majeur est valable quinze ans. "
         "Le permis se renouvelle en ligne."
@@ -228,7 +228,7 @@ def test_openai_sends_the_prompt() -> None:
     assert (second["messages"], second["max_tokens"]) == ([{"role": "user", "content": "Hello"}], 5)
 
 
-def test_openai_raises_when_it_is_read_not_when_it_is_made() -> None:
+def test_openai_raises_when_the_stream_is_read() -> None:
     llm = OpenAILLM("tiny", base_url="http://127.0.0.1:9/v1", api_key="sk-secret-secret", max_retries=0)
     assert repr(llm) == "OpenAILLM('tiny', base_url='http://127.0.0.1:9/v1')"
     stream = llm.stream(prompt("x"))
@@ -236,7 +236,7 @@ def test_openai_raises_when_it_is_read_not_when_it_is_made() -> None:
         next(stream)
 
 
-def test_openai_returns_what_the_server_used() -> None:
+def test_openai_returns_the_reported_usage() -> None:
     asked = prompt(BM25)
     with BillingServer() as server:
         llm = OpenAILLM("tiny", base_url=server.url, max_tokens=20)
@@ -244,7 +244,7 @@ def test_openai_returns_what_the_server_used() -> None:
         assert drained(llm.reply([{"role": "user", "content": "Hello"}], max_tokens=5))[1] == server.billed[1]
 
 
-def test_drained_is_for_any_stream() -> None:
+def test_drained_accepts_any_stream() -> None:
     assert drained(iter(["It ", "ranks."])) == ("It ranks.", None)
     with pytest.raises(LLMTimeoutError):
         drained(ScriptedLLM(["a"], error=LLMTimeoutError("late", model="m", base_url="u")).stream(prompt("x")))
@@ -257,7 +257,7 @@ def openai(model: str = "m", url: str = "http://localhost:1/v1", **options: Any)
     return OpenAILLM(model, base_url=url, **options)
 
 
-def test_what_changes_no_reply_is_no_part_of_an_llm() -> None:
+def test_the_identity_excludes_what_changes_no_reply() -> None:
     assert identity(openai(api_key="a", timeout_seconds=1, max_retries=0)) == identity(openai(api_key="b"))
     assert "hunter2" not in str(identity(openai(api_key="hunter2", url="http://me:hunter2@localhost:1/v1?t=hunter2")))
     asked = ScriptedLLM(["a"])
@@ -267,7 +267,7 @@ def test_what_changes_no_reply_is_no_part_of_an_llm() -> None:
     assert identity(ExtractiveLLM(HashEmbedder())) == identity(ExtractiveLLM(HashEmbedder()))
 
 
-def test_what_changes_a_reply_is() -> None:
+def test_the_identity_includes_what_changes_replies() -> None:
     late = LLMTimeoutError("late", model="m", base_url="u")
     different = [
         openai(), openai("n"), openai(url="http://localhost:2/v1"), openai(max_tokens=5), openai(temperature=None),

@@ -1,4 +1,4 @@
-"""`ragkit.llm.metering`, `ragkit.llm.limits` and `ragkit.llm.rates`, against a server that bills."""
+"""`ragkit.llm.metering` and `ragkit.llm.limits`, against a server that bills."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ PROMPT = Prompt(question="Why?", passages=(Passage(number=1, title="BM25", text=
 
 @pytest.fixture
 def budgets(tmp_path: Path) -> Iterator[Callable[[float], Budget]]:
-    """Makes budgets of one name in one folder."""
+    """Return a factory of budgets with one name in one folder."""
     made: list[Budget] = []
 
     def make(cap: float) -> Budget:
@@ -70,8 +70,8 @@ def ask(llm: GenerativeLLM) -> str:
     return llm.complete(MESSAGES, max_tokens=MAX_TOKENS)
 
 
-def ask_until_paused(llm: GenerativeLLM) -> BudgetError:
-    """Ask, and ask again what failed, until the budget pauses."""
+def ask_until_exhausted(llm: GenerativeLLM) -> BudgetError:
+    """Ask, and ask again what failed, until the budget is exhausted."""
     for _ in range(1000):
         try:
             retrying(lambda: ask(llm), pause_seconds=0)
@@ -91,13 +91,13 @@ def test_a_price_is_for_a_million_tokens() -> None:
 
 
 @pytest.mark.parametrize("price", [(-1, 0), (0, math.inf), (math.nan, 1)])
-def test_a_price_that_cannot_be_one(price: tuple[float, float]) -> None:
+def test_invalid_prices_are_rejected(price: tuple[float, float]) -> None:
     with pytest.raises(InputError):
         Price(*price)
 
 
 @pytest.mark.parametrize("content", ["", "word " * 50, "œuvre déjà achevée", "日本語", "😀", "\ud800"])
-def test_the_most_is_a_token_for_each_byte_and_more(content: str) -> None:
+def test_the_maximum_is_more_than_a_token_per_byte(content: str) -> None:
     messages = [{"role": "system", "content": content}, {"role": "user", "content": content}]
     most = most_usage(messages, 77)
     assert most.input_tokens > 2 * len(content.encode(errors="surrogatepass"))
@@ -130,7 +130,7 @@ def test_counts_what_the_server_bills() -> None:
         assert (llm.requests, llm.failures, llm.estimated) == (2, 0, 0)
 
 
-def test_a_server_that_does_not_say_counts_as_the_most() -> None:
+def test_without_a_reported_usage_the_maximum_counts() -> None:
     with BillingServer(tells_usage=False) as server:
         llm = MeteredLLM(model(server), price=PRICE)
         assert drained(llm.reply(MESSAGES, max_tokens=MAX_TOKENS))[1] is None
@@ -139,7 +139,7 @@ def test_a_server_that_does_not_say_counts_as_the_most() -> None:
 
 
 @pytest.mark.parametrize("failing", ["500", "429", "401", "html"])
-def test_a_refused_call_costs_nothing(failing: str) -> None:
+def test_a_rejected_call_costs_nothing(failing: str) -> None:
     with BillingServer(failures=[failing], every=1) as server:
         llm = MeteredLLM(model(server), price=PRICE)
         with pytest.raises(LLMError):
@@ -148,7 +148,7 @@ def test_a_refused_call_costs_nothing(failing: str) -> None:
 
 
 @pytest.mark.parametrize("failing", ["cut", "dropped", "504"])
-def test_a_call_that_may_have_been_billed_counts_as_the_most(failing: str) -> None:
+def test_a_call_that_may_have_been_billed_counts_with_its_maximum(failing: str) -> None:
     with BillingServer(failures=[failing], every=1) as server:
         llm = MeteredLLM(model(server), price=PRICE)
         with pytest.raises(LLMError):
@@ -156,12 +156,12 @@ def test_a_call_that_may_have_been_billed_counts_as_the_most(failing: str) -> No
     assert (llm.requests, llm.failures, llm.estimated, llm.cost) == (1, 1, 1, MOST)
 
 
-def test_a_stream_that_is_left_counts_as_the_most(budgets: Callable[[float], Budget]) -> None:
+def test_an_abandoned_stream_counts_with_its_maximum(budgets: Callable[[float], Budget]) -> None:
     budget = budgets(10)
     with BillingServer() as server:
         llm = MeteredLLM(model(server), price=PRICE, budget=budget)
         stream = llm.reply(MESSAGES, max_tokens=MAX_TOKENS)
-        assert budget.spent == 0, "it has not begun"
+        assert budget.spent == 0, "the call has not begun"
         next(stream)
         assert (budget.spent, llm.cost) == (MOST, 0)
         stream.close()
@@ -184,7 +184,7 @@ def test_any_llm_can_be_metered() -> None:
     assert (extractive.generative, extractive.requests, extractive.cost) == (False, 0, 0)
 
 
-def test_what_it_costs_is_no_part_of_what_it_is() -> None:
+def test_the_identity_excludes_metering() -> None:
     llm = ScriptedLLM(["a"])
     assert identity(MeteredLLM(llm, price=PRICE, requests_per_minute=3)) == identity(llm)
     assert identity(MeteredLLM(llm)) != identity(MeteredLLM(ScriptedLLM(["b"])))
@@ -194,31 +194,31 @@ def test_what_it_costs_is_no_part_of_what_it_is() -> None:
 
 
 @pytest.mark.parametrize("failures", [(), ("500", "cut", "429", "dropped", "html")])
-def test_threads_together_never_pass_the_cap(budgets: Callable[[float], Budget], failures: Sequence[str]) -> None:
+def test_threads_together_never_exceed_the_cap(budgets: Callable[[float], Budget], failures: Sequence[str]) -> None:
     budget = budgets(8 * MOST)
     with BillingServer(failures=failures) as server, ThreadPoolExecutor(8) as pool:
         llm = MeteredLLM(model(server), price=PRICE, budget=budget)
-        errors = list(pool.map(ask_until_paused, [llm] * 8))
+        errors = list(pool.map(ask_until_exhausted, [llm] * 8))
     assert PRICE.of(server.total) <= budget.spent + 1e-9 <= budget.cap
-    assert budget.remaining < MOST, "nothing is held back when all calls have ended"
+    assert budget.remaining < MOST, "no reservation is left when all calls have ended"
     assert budget.spent == pytest.approx(llm.cost)
     assert llm.requests == len(server.connections)
     assert llm.failures == server.failed
     assert all(error.most == MOST for error in errors)
     if not failures:
         assert llm.usage == server.total
-        assert llm.requests > 16, "calls wait for what others give back"
+        assert llm.requests > 16, "calls wait for released reservations"
 
 
-def test_a_paused_budget_is_raised_and_goes_on(budgets: Callable[[float], Budget]) -> None:
+def test_an_exhausted_budget_can_be_raised(budgets: Callable[[float], Budget]) -> None:
     budget = budgets(1.5 * MOST)
     with BillingServer() as server:
         llm = MeteredLLM(model(server), price=PRICE, budget=budget)
-        error = ask_until_paused(llm)
+        error = ask_until_exhausted(llm)
         assert not isinstance(error, LLMError), "not an answer that failed"
         assert (error.name, error.spent, error.cap) == ("budget", budget.spent, budget.cap)
-        for said in (f"{budget.spent:.6g} of {budget.cap:.6g}", f"{MOST:.6g}", "budget.raise_to("):
-            assert said in str(error)
+        for part in (f"{budget.spent:.6g} of {budget.cap:.6g}", f"{MOST:.6g}", "budget.raise_to("):
+            assert part in str(error)
         requests = len(server.connections)
         with pytest.raises(BudgetError):
             ask(llm)
@@ -227,7 +227,7 @@ def test_a_paused_budget_is_raised_and_goes_on(budgets: Callable[[float], Budget
         assert ask(llm)
 
 
-def test_a_budget_goes_on_under_its_name(tmp_path: Path, budgets: Callable[[float], Budget]) -> None:
+def test_a_budget_persists_under_its_name(tmp_path: Path, budgets: Callable[[float], Budget]) -> None:
     first, again, other = budgets(1), budgets(2), Budget(1, name="other", folder=tmp_path)
     first.settle(first.reserve(0.75), 0.5)
     assert (first.spent, first.remaining) == (0.5, 0.5)
@@ -243,7 +243,7 @@ def test_a_budget_goes_on_under_its_name(tmp_path: Path, budgets: Callable[[floa
     other.close()
 
 
-def test_a_call_waits_for_those_under_way_and_only_for_them(budgets: Callable[[float], Budget]) -> None:
+def test_a_call_waits_for_running_calls_of_its_process_only(budgets: Callable[[float], Budget]) -> None:
     budget = budgets(1)
     call = budget.reserve(0.9)
     with pytest.raises(BudgetError):
@@ -262,7 +262,7 @@ def test_a_call_waits_for_those_under_way_and_only_for_them(budgets: Callable[[f
     assert budget.spent == pytest.approx(0.7)
 
 
-def test_a_call_that_waits_goes_on_when_the_cap_is_raised(budgets: Callable[[float], Budget]) -> None:
+def test_a_waiting_call_continues_when_the_cap_is_raised(budgets: Callable[[float], Budget]) -> None:
     budget = budgets(1)
     budget.reserve(0.9)
     waited = itertools.count()
@@ -296,7 +296,7 @@ def test_a_cap_is_only_raised(budgets: Callable[[float], Budget]) -> None:
             budgets(wrong)
 
 
-def test_a_killed_process_has_spent_what_it_had_taken(tmp_path: Path, budgets: Callable[[float], Budget]) -> None:
+def test_reservations_of_a_killed_process_stay_spent(tmp_path: Path, budgets: Callable[[float], Budget]) -> None:
     arrived = threading.Event()
 
     def behave(connection: Connection) -> None:
@@ -323,7 +323,7 @@ MeteredLLM(llm, price={PRICE!r}, budget=budget).complete({MESSAGES!r}, max_token
     assert budget.spent == MOST
     with BillingServer() as again:
         llm = MeteredLLM(model(again), price=PRICE, budget=budget)
-        ask_until_paused(llm)
+        ask_until_exhausted(llm)
         assert PRICE.of(again.total) + MOST == pytest.approx(budget.spent)
         assert budget.spent <= budget.cap
         assert len(again.connections) > 1
@@ -331,7 +331,7 @@ MeteredLLM(llm, price={PRICE!r}, budget=budget).complete({MESSAGES!r}, max_token
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_process_is_another(budgets: Callable[[float], Budget]) -> None:
+def test_a_forked_process_does_not_wait_for_its_parents_calls(budgets: Callable[[float], Budget]) -> None:
     budget = budgets(1)
     budget.reserve(0.5)
     child = os.fork()
@@ -339,7 +339,7 @@ def test_a_forked_process_is_another(budgets: Callable[[float], Budget]) -> None
         waited = itertools.count()
         try:
             budget.reserve(0.6, cancelled=lambda: next(waited) == 3)
-        except BudgetError:  # at once: it is not for the child to wait for
+        except BudgetError:  # immediately: the child does not wait for the parent
             budget.reserve(0.3)
             os._exit(7)
         finally:
@@ -369,7 +369,7 @@ def test_the_folder_is_where_runs_are(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 class Clock:
-    """Time that passes when somebody sleeps."""
+    """A clock that advances when sleep is called."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -391,7 +391,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def began(clock: Clock, limit: RateLimit, sizes: Sequence[int]) -> list[int]:
-    """The seconds after which calls of these sizes begin."""
+    """Return the seconds after which calls of these sizes begin."""
     start = clock.now
     seconds = []
     for size in sizes:
@@ -410,14 +410,14 @@ def began(clock: Clock, limit: RateLimit, sizes: Sequence[int]) -> list[int]:
         (None, 100, [500, 1, 500], [0, 60, 120]),
     ],
 )
-def test_a_minute_holds_no_more(
+def test_calls_begin_within_the_limits_per_minute(
     requests: int | None, tokens: int | None, sizes: list[int], expected: list[int]
 ) -> None:
     clock = Clock()
     assert began(clock, RateLimit(requests, tokens, clock=clock, sleep=clock.sleep), sizes) == expected
 
 
-def test_the_minute_slides() -> None:
+def test_the_window_of_a_minute_slides() -> None:
     clock = Clock()
     limit = RateLimit(2, clock=clock, sleep=clock.sleep)
     limit.take(1)
@@ -425,7 +425,7 @@ def test_the_minute_slides() -> None:
     assert began(clock, limit, [1, 1, 1]) == [0, 20, 60]
 
 
-def test_tokens_that_were_not_used_are_given_back(clock: Clock) -> None:
+def test_unused_tokens_are_released(clock: Clock) -> None:
     most = most_usage(MESSAGES, MAX_TOKENS)
     with BillingServer() as server:
         llm = MeteredLLM(model(server), tokens_per_minute=most.input_tokens + most.output_tokens + 20)
@@ -446,7 +446,7 @@ def test_waiting_for_a_limit_is_cancelled_and_costs_nothing(
         ask(llm)
         with pytest.raises(OperationCancelled):
             llm.complete(MESSAGES, max_tokens=MAX_TOKENS, cancelled=lambda: clock.now > 1005)
-        assert clock.now == pytest.approx(1005.1, abs=0.1), "it is asked ten times a second and more"
+        assert clock.now == pytest.approx(1005.1, abs=0.1), "it is polled at least ten times a second"
         assert llm.requests == len(server.connections) == 1
         assert llm.budget is not None
         assert llm.budget.spent == llm.cost == PRICE.of(server.total)
@@ -475,16 +475,16 @@ def test_threads_share_a_limit() -> None:
 
 
 @pytest.mark.parametrize("limits", [(0, None), (None, 0), (-1, 5)])
-def test_a_limit_that_cannot_be_one(limits: tuple[int | None, int | None]) -> None:
+def test_invalid_limits_are_rejected(limits: tuple[int | None, int | None]) -> None:
     with pytest.raises(InputError):
         RateLimit(*limits)
 
 
-# ------------------------------------------------------------------------------------- calling again
+# ------------------------------------------------------------------------------------- retries
 
 
 class Flaky:
-    """Raises each error once, and then answers."""
+    """Raise each error once, and then answer."""
 
     def __init__(self, *errors: BaseException) -> None:
         self.errors = list(errors)
@@ -497,30 +497,32 @@ class Flaky:
         return "answer"
 
 
-def said(kind: type[LLMError], status: int | None = None) -> LLMError:
+def err(kind: type[LLMError], status: int | None = None) -> LLMError:
     return kind("no", model="m", base_url="u", status=status)
 
 
 @pytest.mark.parametrize(
     "error",
-    [said(LLMConnectionError), said(LLMTimeoutError), said(LLMRateLimitError, 429), said(LLMResponseError),
-     said(LLMResponseError, 500), said(LLMResponseError, 503)],
+    [err(LLMConnectionError), err(LLMTimeoutError), err(LLMRateLimitError, 429), err(LLMResponseError),
+     err(LLMResponseError, 500), err(LLMResponseError, 503)],
 )  # fmt: skip
-def test_what_passes_is_tried_again(error: LLMError) -> None:
+def test_temporary_errors_are_retried(error: LLMError) -> None:
     call = Flaky(error, error)
-    told: list[tuple[LLMError, float]] = []
-    answer = retrying(call, on_retry=lambda error, seconds: told.append((error, seconds)), pause_seconds=0.001)
+    events: list[tuple[LLMError, float]] = []
+    answer = retrying(call, on_retry=lambda error, seconds: events.append((error, seconds)), pause_seconds=0.001)
     assert (answer, call.calls) == ("answer", 3)
-    assert [error for error, _ in told] == [error, error]
-    assert 0.001 <= told[0][1] <= 0.002 <= told[1][1] <= 0.003, "each pause is twice as long, and a random part more"
+    assert [error for error, _ in events] == [error, error]
+    assert 0.001 <= events[0][1] <= 0.002 <= events[1][1] <= 0.003, (
+        "each pause is twice as long, and a random part more"
+    )
 
 
 @pytest.mark.parametrize(
     "error",
-    [said(LLMAuthenticationError, 401), said(LLMResponseError, 400), said(LLMResponseError, 404), said(LLMError),
+    [err(LLMAuthenticationError, 401), err(LLMResponseError, 400), err(LLMResponseError, 404), err(LLMError),
      BudgetError("b", spent=1, cap=1, most=1), OperationCancelled("stop"), ValueError("a fault"), KeyboardInterrupt()],
 )  # fmt: skip
-def test_what_does_not_pass_is_not(error: BaseException) -> None:
+def test_permanent_errors_are_not_retried(error: BaseException) -> None:
     call = Flaky(error)
     with pytest.raises(type(error)) as caught:
         retrying(call, pause_seconds=0)
@@ -529,7 +531,7 @@ def test_what_does_not_pass_is_not(error: BaseException) -> None:
 
 
 def test_the_last_error_is_raised() -> None:
-    first, last = said(LLMTimeoutError), said(LLMConnectionError)
+    first, last = err(LLMTimeoutError), err(LLMConnectionError)
     call = Flaky(first, last)
     with pytest.raises(LLMConnectionError) as caught:
         retrying(call, attempts=2, pause_seconds=0)
@@ -539,7 +541,7 @@ def test_the_last_error_is_raised() -> None:
 
 def test_pauses_stop_growing_and_are_cancelled() -> None:
     pauses: list[float] = []
-    call = Flaky(*[said(LLMTimeoutError)] * 8)
+    call = Flaky(*[err(LLMTimeoutError)] * 8)
     retrying(
         call,
         attempts=9,
@@ -549,10 +551,10 @@ def test_pauses_stop_growing_and_are_cancelled() -> None:
     )
     assert max(pauses) <= 0.005
     with pytest.raises(OperationCancelled):
-        retrying(Flaky(said(LLMTimeoutError)), cancelled=lambda: True, pause_seconds=3600, longest_pause_seconds=3600)
+        retrying(Flaky(err(LLMTimeoutError)), cancelled=lambda: True, pause_seconds=3600, longest_pause_seconds=3600)
 
 
-def test_a_server_that_comes_late_is_waited_for() -> None:
+def test_retries_wait_for_a_server_that_starts_late() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
     llm = MeteredLLM(OpenAILLM("tiny", base_url=f"http://127.0.0.1:{port}/v1", max_retries=0), price=PRICE)

@@ -34,7 +34,7 @@ MESSAGES = [{"role": "user", "content": "What is BM25?"}]
 
 @pytest.fixture
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A port without a listener."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
     return port
@@ -53,7 +53,7 @@ def ask(chat: ChatClient) -> str:
 
 
 def failure(behave: Callable[[Connection], None], **options: float) -> LLMError:
-    """The error that a server's behaviour becomes; nothing shown of it may hold the key."""
+    """Return the error for a server's behaviour; nothing that is shown of it may contain the key."""
     with RawServer(behave) as server, pytest.raises(LLMError) as caught:
         ask(client(server.url, **options))  # type: ignore[arg-type]
     assert not server.errors
@@ -169,7 +169,7 @@ def test_usage_of_a_server_that_cannot_stream() -> None:
      {"prompt_tokens": 7.5, "completion_tokens": 3}, {"prompt_tokens": "7", "completion_tokens": 3},
      {"prompt_tokens": 10**300, "completion_tokens": 3}],
 )  # fmt: skip
-def test_usage_that_cannot_be_one_is_none(usage: object) -> None:
+def test_invalid_usage_is_ignored(usage: object) -> None:
     def behave(connection: Connection) -> None:
         connection.start_stream()
         connection.say("Hello.", finish="stop")
@@ -182,7 +182,7 @@ def test_usage_that_cannot_be_one_is_none(usage: object) -> None:
 
 
 @pytest.mark.parametrize("status", ["400 Bad Request", "422 Unprocessable Entity"])
-def test_a_server_that_refuses_to_be_asked_for_usage_is_asked_once(status: str) -> None:
+def test_a_server_that_rejects_the_usage_option_is_asked_once(status: str) -> None:
     def behave(connection: Connection) -> None:
         if "stream_options" in connection.request:
             connection.answer(b'{"error": {"message": "extra inputs are not permitted"}}', status=status)
@@ -197,7 +197,7 @@ def test_a_server_that_refuses_to_be_asked_for_usage_is_asked_once(status: str) 
     assert ["stream_options" in connection.request for connection in server.connections] == [True, False, False]
 
 
-def test_what_else_is_refused_stays_refused() -> None:
+def test_other_rejections_are_raised() -> None:
     def behave(connection: Connection) -> None:
         if connection.number > 1:
             connection.answer(b'{"error": {"message": "the context is too long"}}', status="400 Bad Request")
@@ -215,7 +215,7 @@ def test_what_else_is_refused_stays_refused() -> None:
         assert caught.value.status == 400
         with pytest.raises(LLMResponseError, match="too long"):
             ask(client(server.url))
-    assert len(server.connections) == 4, "a server that has not been asked before could mean the usage"
+    assert len(server.connections) == 4, "a new server could be rejecting the usage option"
 
 
 # ------------------------------------------------------------------------------------- what may be billed
@@ -250,7 +250,7 @@ def test_a_time_out_may_be_billed() -> None:
 
 
 @pytest.mark.parametrize(("failing", "requests"), [("503", 3), ("dropped", 1), ("504", 1), ("cut", 1)])
-def test_only_what_cannot_be_billed_is_repeated(failing: str, requests: int) -> None:
+def test_only_unbillable_requests_are_retried(failing: str, requests: int) -> None:
     def behave(connection: Connection) -> None:
         match failing:
             case "cut":
@@ -267,7 +267,7 @@ def test_only_what_cannot_be_billed_is_repeated(failing: str, requests: int) -> 
 
 
 def test_refused_connection(free_port: int) -> None:
-    with pytest.raises(LLMConnectionError, match=rf"127\.0\.0\.1:{free_port}/v1.*Start it, or check base_url"):
+    with pytest.raises(LLMConnectionError, match=rf"127\.0\.0\.1:{free_port}/v1.*Start the server, or check base_url"):
         ask(client(f"http://127.0.0.1:{free_port}/v1"))
 
 
@@ -283,7 +283,7 @@ def test_a_server_that_never_answers_times_out() -> None:
 
 
 @pytest.mark.parametrize("headers_first", [True, False])
-def test_a_server_that_dribbles_does_not_outlast_the_deadline(headers_first: bool) -> None:
+def test_a_slow_stream_ends_at_the_deadline(headers_first: bool) -> None:
     # No read takes longer than 0.2 s, so a time-out for each read would never end this.
     def behave(connection: Connection) -> None:
         head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
@@ -297,7 +297,7 @@ def test_a_server_that_dribbles_does_not_outlast_the_deadline(headers_first: boo
     assert time.monotonic() - started < 15
 
 
-def test_retry_after_does_not_outlast_the_deadline() -> None:
+def test_retry_after_ends_at_the_deadline() -> None:
     def behave(connection: Connection) -> None:
         connection.answer(b"{}", status="429 Too Many Requests", extra="Retry-After: 60\r\n")
 
@@ -307,7 +307,7 @@ def test_retry_after_does_not_outlast_the_deadline() -> None:
     assert time.monotonic() - started < 15
 
 
-def test_429_to_the_end() -> None:
+def test_429_after_all_retries() -> None:
     error = failure(
         lambda c: c.answer(b'{"error": {"message": "quota exceeded"}}', status="429 Too Many Requests"), max_retries=1
     )
@@ -321,7 +321,7 @@ def test_cut_stream(chunked: bool) -> None:
         if chunked:
             connection.start_stream()
             connection.say("BM25 is a ran")
-        else:  # a body that ends with the connection cannot be told from a whole one, but for its last event
+        else:  # a body that ends with the connection differs from a complete one only by its last event
             connection.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
             connection.send(b'data: {"choices": [{"index": 0, "delta": {"content": "BM25 is a ran"}}]}\n\n')
 
@@ -329,7 +329,7 @@ def test_cut_stream(chunked: bool) -> None:
         received: list[str] = []
         with pytest.raises(LLMConnectionError, match="middle of the answer"):
             received.extend(client(server.url).stream(MESSAGES, max_tokens=50))
-    assert "".join(received) == "BM25 is a ran", "what had come is not lost"
+    assert "".join(received) == "BM25 is a ran", "the pieces before the cut are not lost"
 
 
 @pytest.mark.parametrize("status", ["200 OK", "404 Not Found"])
@@ -366,7 +366,7 @@ def test_error_with_status_200(body: bytes, expected: str) -> None:
         ({"choices": None}, "not a reply"),
         ({"choices": [{"index": 0, "delta": None}]}, "OpenAI-compatible"),
         ("{not json", "OpenAI-compatible"),
-        ({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}, "without a word"),
+        ({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}, "returned an empty reply"),
         ({"choices": [{"index": 0, "delta": {"reasoning": "hm"}, "finish_reason": "length"}]}, "raise max_tokens"),
         ({"choices": [{"index": 0, "delta": {}, "finish_reason": "content_filter"}]}, "content filter"),
     ],
@@ -384,7 +384,7 @@ def test_error_inside_the_stream(event: object, expected: str) -> None:
 
 @pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden"])
 def test_wrong_key(status: str) -> None:
-    # Some servers repeat the key in what they say.
+    # Some servers repeat the key in their messages.
     body = f'{{"error": {{"message": "Incorrect API key provided: {API_KEY}"}}}}'.encode()
     error = failure(lambda c: c.answer(body, status=status))
     assert isinstance(error, LLMAuthenticationError)
@@ -400,7 +400,7 @@ def test_unknown_model() -> None:
     assert "/v1/models" in str(error)
 
 
-def test_too_long_a_prompt_and_a_broken_server() -> None:
+def test_a_prompt_that_is_too_long_and_a_broken_server() -> None:
     body = b'{"error": {"message": "the request exceeds the available context size"}}'
     assert "smaller k" in str(failure(lambda c: c.answer(body, status="400 Bad Request")))
     error = failure(lambda c: c.answer(b"oops", status="500 Internal Server Error", kind="text/plain"))
@@ -412,8 +412,8 @@ def test_too_long_a_prompt_and_a_broken_server() -> None:
 
 
 @pytest.mark.parametrize("pieces", [0, 1])
-def test_cancelling_hangs_up_at_once(pieces: int) -> None:
-    """Also while nothing has come yet: a server works on a long prompt until somebody hangs up."""
+def test_cancelling_closes_the_connection_immediately(pieces: int) -> None:
+    """Even before the first piece: a server processes a long prompt until the connection is closed."""
     hung_up: list[bool] = []
     got_request = threading.Event()
 
@@ -433,7 +433,7 @@ def test_cancelling_hangs_up_at_once(pieces: int) -> None:
         assert hung_up == [True]
 
 
-def test_leaving_a_stream_hangs_up() -> None:
+def test_closing_a_stream_closes_the_connection() -> None:
     hung_up: list[bool] = []
 
     def behave(connection: Connection) -> None:
@@ -448,7 +448,7 @@ def test_leaving_a_stream_hangs_up() -> None:
         server.wait()
     assert hung_up == [True]
     (thread,) = [thread for thread in threading.enumerate() if thread.name == "ragkit-model-servers"]
-    assert thread.is_alive(), "one for all exchanges, and it goes on"
+    assert thread.is_alive(), "one thread for all exchanges, and it keeps running"
 
 
 def test_waiting_is_cancelled() -> None:
@@ -484,7 +484,7 @@ def test_the_environments_key_is_not_sent_to_another_server(monkeypatch: pytest.
         assert "temperature" not in server.connections[1].request
 
 
-def test_a_proxy_does_not_stand_before_this_machine(monkeypatch: pytest.MonkeyPatch, free_port: int) -> None:
+def test_local_servers_bypass_the_proxy(monkeypatch: pytest.MonkeyPatch, free_port: int) -> None:
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port}")
 
     def behave(connection: Connection) -> None:
@@ -504,13 +504,13 @@ def test_openai_itself_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("url", ["localhost:11434/v1", "ftp://localhost/v1", "http:///v1", "nonsense"])
-def test_an_address_that_cannot_be_one(url: str) -> None:
+def test_invalid_addresses_are_rejected(url: str) -> None:
     with pytest.raises(InputError, match="http://"):
         client(url)
 
 
 @pytest.mark.parametrize("key", ["sk-abc\ndef", "sk-clé"])
-def test_a_key_that_cannot_be_one_is_refused_without_showing_it(key: str) -> None:
+def test_an_invalid_key_is_rejected_without_showing_it(key: str) -> None:
     with pytest.raises(InputError) as caught:
         client("http://localhost/v1", api_key=key)
     assert key not in str(caught.value)
@@ -535,7 +535,7 @@ def test_real_server_streams(real_llm_server: RealServer) -> None:
     assert "".join(pieces).strip()
 
 
-def test_real_server_says_what_it_used(real_llm_server: RealServer) -> None:
+def test_real_server_reports_usage(real_llm_server: RealServer) -> None:
     import httpx2
 
     asked = [{"role": "user", "content": "Qu'est-ce que BM25 ? Réponds en une phrase, s'il te plaît."}]
@@ -552,12 +552,12 @@ def test_real_server_says_what_it_used(real_llm_server: RealServer) -> None:
     assert usage.output_tokens <= most.output_tokens
 
 
-def test_real_server_refuses_another_key(real_llm_server: RealServer) -> None:
+def test_real_server_rejects_another_key(real_llm_server: RealServer) -> None:
     with pytest.raises(LLMAuthenticationError):
         ask(client(real_llm_server.url, api_key="sk-wrong-wrong-wrong"))
 
 
-def test_real_server_is_cancelled_and_goes_on(real_llm_server: RealServer) -> None:
+def test_real_server_serves_again_after_a_cancellation(real_llm_server: RealServer) -> None:
     chat = client(real_llm_server.url, timeout_seconds=120)
     received: list[str] = []
     with pytest.raises(OperationCancelled):

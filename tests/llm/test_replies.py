@@ -1,4 +1,4 @@
-"""The way from a model to the rest of ragkit: thoughts, JSON, citations."""
+"""Calling models and parsing their replies: thoughts, JSON, citations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MESSAGES = [{"role": "user", "content": "Hello"}]
 
 
 class Own:
-    """A model of a user's own, with nothing but what the protocol asks for."""
+    """A user's own model, with only what the protocol requires."""
 
     name = "own"
     generative = True
@@ -46,7 +46,7 @@ class Own:
 
 @dataclasses.dataclass
 class Unhashable(Own):
-    """One that cannot be remembered."""
+    """A model that is not hashable."""
 
     pieces: tuple[str, ...]
 
@@ -61,7 +61,7 @@ def streamed(llm: Any) -> tuple[str, list[str]]:
 
 @pytest.mark.parametrize("wrap", [lambda llm: llm, MeteredLLM], ids=["plain", "metered"])
 @pytest.mark.parametrize("kind", [Own, lambda *pieces: ScriptedLLM(pieces), Unhashable], ids=["own", "scripted", "odd"])
-def test_thoughts_of_any_model_are_left_out(kind: Any, wrap: Any) -> None:
+def test_thoughts_of_any_model_are_removed(kind: Any, wrap: Any) -> None:
     llm = wrap(kind("<thi", "nk>[2]?</think>", "\n\nIt ", "ranks. [1]"))
     assert streamed(llm) == ("It ranks. [1]", ["It", " ranks. [1]"])
     assert ask(llm, MESSAGES, asker="A test").text == "It ranks. [1]"
@@ -73,14 +73,14 @@ def test_thoughts_of_any_model_are_left_out(kind: Any, wrap: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", [Own, lambda *pieces: ScriptedLLM(pieces), Unhashable], ids=["own", "scripted", "odd"])
-def test_a_thought_that_the_prompt_has_opened_is_no_part_of_the_answer(kind: Any) -> None:
+def test_a_thought_opened_in_the_prompt_is_removed(kind: Any) -> None:
     llm = kind("It may rank. [2]\n</think>\n\n", "It ", "ranks. [1]")
     assert answer_prompt(llm, PROMPT).text == "It ranks. [1]"
     assert ask(llm, MESSAGES, asker="A test").text == "It ranks. [1]"
 
 
 def test_a_model_that_begins_inside_thoughts_is_remembered() -> None:
-    """What it thinks is passed on once at most: while nobody can know that it is no answer."""
+    """Its thoughts are passed on at most once: before it is known that they are not the answer."""
     llm = Own("It may", " rank.</think>", "It ", "ranks.")
     assert streamed(llm) == ("It ranks.", ["It may", "It", " ranks."])
     assert streamed(llm) == ("It ranks.", ["It", " ranks."])
@@ -101,13 +101,13 @@ def test_a_model_that_quotes_has_no_thoughts() -> None:
     assert answer_prompt(llm, prompt).text == "<think> begins a thought of a language model. [1]"
 
 
-def test_a_reply_has_its_usage_and_what_was_said() -> None:
-    said = "<think>Hm.</think>It ranks. \ud800"
-    assert answer_prompt(Own(said), PROMPT) == Reply("It ranks. ?", said, Usage(7, 3))
-    assert ask(Own(said), MESSAGES, asker="A test") == Reply("It ranks. ?", said, None)
+def test_a_reply_has_its_usage_and_raw_text() -> None:
+    raw = "<think>Hm.</think>It ranks. \ud800"
+    assert answer_prompt(Own(raw), PROMPT) == Reply("It ranks. ?", raw, Usage(7, 3))
+    assert ask(Own(raw), MESSAGES, asker="A test") == Reply("It ranks. ?", raw, None)
 
 
-def test_a_stream_is_closed_by_whoever_leaves_it() -> None:
+def test_a_stream_is_closed_when_its_consumer_fails() -> None:
     closed: list[bool] = []
 
     class Closing(Own):
@@ -127,7 +127,7 @@ def test_a_stream_is_closed_by_whoever_leaves_it() -> None:
     assert closed == [True], caught
 
 
-def test_who_cannot_be_asked_is_named() -> None:
+def test_a_model_that_is_not_generative_is_rejected() -> None:
     with pytest.raises(InputError, match="HyDE needs a language model that can be asked anything"):
         ask(ExtractiveLLM(HashEmbedder()), MESSAGES, asker="HyDE")
 
@@ -136,7 +136,7 @@ def test_who_cannot_be_asked_is_named() -> None:
 
 
 @pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
-def test_thoughts_in_a_field_of_their_own(field: str) -> None:
+def test_thoughts_in_a_separate_field(field: str) -> None:
     def behave(connection: Connection) -> None:
         connection.start_stream()
         for delta in ({field: "It may rank. [2]"}, {"content": "", field: "Or not."}, {"content": "It ranks. [1]"}):
@@ -149,8 +149,8 @@ def test_thoughts_in_a_field_of_their_own(field: str) -> None:
 
 
 @pytest.mark.parametrize("is_stream", [True, False])
-def test_thoughts_in_parts_of_their_own(is_stream: bool) -> None:
-    """As Mistral's own server gives them."""
+def test_thoughts_in_separate_parts(is_stream: bool) -> None:
+    """As sent by Mistral's server."""
     parts = [
         {"type": "thinking", "thinking": [{"type": "text", "text": "It may rank. [2]"}]},
         {"type": "text", "text": "It ranks. [1]"},
@@ -169,7 +169,7 @@ def test_thoughts_in_parts_of_their_own(is_stream: bool) -> None:
         assert streamed(OpenAILLM("m", base_url=server.url)) == ("It ranks. [1]", ["It ranks. [1]"])
 
 
-def test_a_thought_that_a_server_cuts() -> None:
+def test_a_thought_that_is_cut_off() -> None:
     def behave(connection: Connection) -> None:
         connection.start_stream()
         connection.say("<think>It may rank")
@@ -198,7 +198,7 @@ class Grade(msgspec.Struct):
         ('{"why": "first\nsecond", "score": 3}', 3),
     ],
 )
-def test_the_last_json_that_fits_counts(reply: str, score: int) -> None:
+def test_the_last_json_object_that_fits_is_returned(reply: str, score: int) -> None:
     assert read_json(reply, Grade).score == score
 
 
@@ -213,7 +213,7 @@ def test_the_last_json_that_fits_counts(reply: str, score: int) -> None:
         ('{"score": 3}' + " " * 20_000, "too long"),
     ],
 )
-def test_json_that_is_none_says_why(reply: str, reason: str) -> None:
+def test_invalid_json_raises_with_a_reason(reply: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         read_json(reply, Grade)
 

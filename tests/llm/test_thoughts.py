@@ -1,4 +1,4 @@
-"""What is a thought and what is the answer, however a reply is cut into pieces."""
+"""Separation of thoughts and answer, for any splitting of a reply into pieces."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ragkit.llm.thoughts import ThoughtFilter
 
 
 def read(*pieces: str, wait: bool = False) -> tuple[str | None, str, bool]:
-    """The answer (None: an error), what was passed on, and whether the reply began inside a thought."""
+    """Return the answer (None: an error), what was passed on, and whether the reply began inside a thought."""
     thoughts = ThoughtFilter("m", wait=wait)
     passed_on = "".join([thoughts.feed(piece) for piece in pieces])
     try:
@@ -25,7 +25,7 @@ def read(*pieces: str, wait: bool = False) -> tuple[str | None, str, bool]:
 
 ANSWER = "It ranks.\n\n- by [1]"
 
-# As servers without a reasoning parser give them.
+# As sent by servers without a reasoning parser.
 FORMS = {
     "DeepSeek-R1, Qwen3": "<think>\nThe user asks [2].\n</think>\n\n{}",
     "Qwen3 with /no_think": "<think>\n\n</think>\n\n{}",
@@ -82,13 +82,13 @@ ENDS_INSIDE = [
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_thoughts_before_an_answer_are_left_out(form: str) -> None:
+def test_thoughts_before_an_answer_are_removed(form: str) -> None:
     assert read(form.replace("{}", ANSWER)) == (ANSWER, ANSWER, False)
     assert read(*form.replace("{}", ANSWER)) == (ANSWER, ANSWER, False), "letter by letter"
 
 
 @pytest.mark.parametrize("form", BEGUN_INSIDE.values(), ids=BEGUN_INSIDE)
-def test_a_thought_that_the_prompt_has_opened(form: str) -> None:
+def test_a_thought_opened_in_the_prompt(form: str) -> None:
     reply = form.replace("{}", ANSWER)
     assert read(reply) == (ANSWER, ANSWER, True)
     assert read(*reply)[::2] == (ANSWER, True)
@@ -96,7 +96,7 @@ def test_a_thought_that_the_prompt_has_opened(form: str) -> None:
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_an_answer_stays_as_it_is(answer: str) -> None:
+def test_an_answer_is_unchanged(answer: str) -> None:
     assert read(answer) == read(*answer) == (answer, answer, False)
     if not answer.endswith("[…]"):
         assert read(*answer, wait=True) == (answer, answer, False)
@@ -117,7 +117,7 @@ def test_a_model_that_begins_inside_thoughts_is_cut_inside_one() -> None:
     assert read("The user asks […]", wait=True) == (None, "", False)
 
 
-def test_an_answer_is_passed_on_as_it_comes() -> None:
+def test_an_answer_is_passed_on_as_it_arrives() -> None:
     thoughts = ThoughtFilter("m")
     pieces = ["<thi", "nk>Hm.</th", "ink>", "\n\n", "It ", "ranks <", "b>well", "</b>."]
     assert [thoughts.feed(piece) for piece in pieces] == ["", "", "", "", "It", " ranks", " <b>well", "</b>."]
@@ -141,7 +141,7 @@ def cut(reply: str, places: list[int]) -> list[str]:
 @example("a`</think>", [1], False)
 @example("<think>`</think>`</think>b", [16], False)
 @example("<think>a</think>b \n", [17], False)
-def test_how_a_reply_is_cut_does_not_matter(reply: str, places: list[int], wait: bool) -> None:
+def test_the_splitting_into_pieces_does_not_matter(reply: str, places: list[int], wait: bool) -> None:
     whole = read(reply, wait=wait)
     pieces = read(*cut(reply, places), wait=wait)
     assert (pieces[0], pieces[2]) == (whole[0], whole[2])
@@ -151,16 +151,16 @@ def test_how_a_reply_is_cut_does_not_matter(reply: str, places: list[int], wait:
 
 
 @given(st.text(st.characters(exclude_characters="<[◁s")))
-def test_a_text_without_marks_is_all_answer(text: str) -> None:
+def test_a_text_without_marks_is_the_answer(text: str) -> None:
     assert read(*text)[0] == text
 
 
 @given(st.text(st.characters(exclude_characters="<`")), st.text(st.characters(exclude_characters="<[◁a"), min_size=1))
-def test_nothing_of_a_thought_is_left(thought: str, answer: str) -> None:
+def test_no_part_of_a_thought_remains(thought: str, answer: str) -> None:
     assert read(*f"<think>{thought}</think>{answer}")[0] == (answer.lstrip() or None)
 
 
-def test_a_long_reply_takes_no_time() -> None:
+def test_a_long_reply_takes_linear_time() -> None:
     thought = "<think>" + "`</think>` < " * 20_000 + "</think>"
     assert read(*thought, *"It ranks. " * 20_000)[0] == "It ranks. " * 20_000
     assert read(*"`</think>` </thin" * 500)[0] is not None

@@ -1,4 +1,4 @@
-"""`ragkit.retrieval.query`: what is known of a query is found once."""
+"""`ragkit.retrieval.query`: language and embedding of a query are computed once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ragkit.retrieval.query import SearchQuery, search_queries
 from tests.support.experiments import Counting
 
 
-def test_it_is_a_string() -> None:
+def test_a_query_is_a_string() -> None:
     query = SearchQuery("Which k1?", "en")
     assert query == "Which k1?"
     assert query.split() == ["Which", "k1?"]
@@ -23,13 +23,13 @@ def test_it_is_a_string() -> None:
     assert type(query.text) is str
 
 
-def test_its_vector_is_made_once_and_when_it_is_needed() -> None:
+def test_a_query_is_embedded_once_and_when_needed() -> None:
     embedder = Counting()
     query = SearchQuery("one two", "en", embedder=CachedEmbedder(embedder, False))
     assert embedder.calls == 0
     first = query.vector
     assert np.array_equal(first, HashEmbedder(dimension=64).embed(["one two"], kind="query")[0])
-    assert np.array_equal(query.embedded_by(embedder), first), "a cache in front of an embedder is the same embedder"
+    assert np.array_equal(query.embedded_by(embedder), first), "a cached embedder counts as the same embedder"
     assert embedder.calls == 1
 
 
@@ -47,8 +47,8 @@ def test_a_given_vector_is_used() -> None:
     assert np.array_equal(SearchQuery("x", "en", vector).vector, vector)
 
 
-def test_without_vector_and_embedder_it_says_so() -> None:
-    with pytest.raises(InputError, match="no embedding"):
+def test_a_query_without_vector_and_embedder_raises() -> None:
+    with pytest.raises(InputError, match="no embedder"):
         SearchQuery("x").vector  # noqa: B018
 
 
@@ -61,7 +61,7 @@ def test_a_batch_is_embedded_in_one_call() -> None:
     assert embedder.calls == 1
 
 
-def test_a_copy_is_the_query_and_a_pickle_leaves_the_embedder_behind() -> None:
+def test_a_copy_is_the_same_query_and_a_pickle_has_no_embedder() -> None:
     query = SearchQuery("x", "fr", embedder=HashEmbedder())
     assert copy.deepcopy([query])[0] is query
     loaded = pickle.loads(pickle.dumps(query))

@@ -1,4 +1,4 @@
-"""Rerankers: a real cross-encoder, too small to be any good, and language models that order passages."""
+"""Rerankers: a real cross-encoder, tiny and untrained, and language models that order passages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LONGEST = 64  # tokens that the model reads
 
 
 def save_bert(folder: Path, *, kind: str = "BertForSequenceClassification", labels: int = 1, seed: int = 0) -> Path:
-    """Save a BERT of letters with random weights."""
+    """Save a BERT with letters as tokens and random weights."""
     import torch
 
     transformers: Any = importlib.import_module("transformers")
@@ -58,7 +58,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def logits(bert: Path) -> list[float]:
-    """Each pair by itself, by the model's own library."""
+    """Compute the logits of each pair with the model's own library."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -95,7 +95,7 @@ def test_cancelling_stops_between_batches(bert: Path) -> None:
         CrossEncoderReranker(bert, batch_size=1).scores(QUESTION, TEXTS, cancelled=lambda: next(asked))
 
 
-def test_a_cross_encoder_is_its_weights(bert: Path, tmp_path: Path) -> None:
+def test_the_identity_of_a_cross_encoder_is_its_weights(bert: Path, tmp_path: Path) -> None:
     one, other = save_bert(tmp_path / "one"), save_bert(tmp_path / "other", seed=1)
     mine = CrossEncoderReranker(one).identity()
     assert mine["weights"] == CrossEncoderReranker(bert).identity()["weights"]
@@ -112,14 +112,16 @@ def test_a_cross_encoder_is_its_weights(bert: Path, tmp_path: Path) -> None:
     [({"labels": 3}, "one number"), ({"kind": "BertModel"}, "one number"), (None, "could not be loaded")],
     ids=["a classifier", "an embedder", "nothing"],
 )
-def test_what_is_no_cross_encoder_is_refused(tmp_path: Path, options: dict[str, Any] | None, match: str) -> None:
+def test_other_models_than_cross_encoders_are_rejected(
+    tmp_path: Path, options: dict[str, Any] | None, match: str
+) -> None:
     folder = tmp_path / "model" if options is None else save_bert(tmp_path / "model", **options)
     with pytest.raises(RerankingError, match=match) as caught:
         CrossEncoderReranker(folder).scores("x", ["y"])
     assert caught.value.model == str(folder)
 
 
-def test_a_model_that_gives_no_number_fails(tmp_path: Path) -> None:
+def test_a_score_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
     import torch
     from transformers import BertForSequenceClassification
 
@@ -127,7 +129,7 @@ def test_a_model_that_gives_no_number_fails(tmp_path: Path) -> None:
     model = BertForSequenceClassification.from_pretrained(folder)
     torch.nn.init.constant_(model.classifier.bias, float("nan"))
     model.save_pretrained(folder)
-    with pytest.raises(RerankingError, match="no number"):
+    with pytest.raises(RerankingError, match="not finite"):
         CrossEncoderReranker(folder).scores("x", ["y"])
 
 
@@ -163,7 +165,7 @@ def test_orders(reply: str, order: list[int]) -> None:
 @pytest.mark.parametrize(
     ("reply", "words"),
     [(reply, "an order of 4 passages") for reply in ("", "The second one.", "2", "[7] > [8]", "[12345]")]
-    + [("<think>[2] > [1]", "before it answered.*max_tokens")],
+    + [("<think>[2] > [1]", "thoughts only.*max_tokens")],
 )
 def test_a_reply_without_an_order_is_an_error(reply: str, words: str) -> None:
     with pytest.raises(LLMResponseError, match=words):
@@ -171,16 +173,16 @@ def test_a_reply_without_an_order_is_an_error(reply: str, words: str) -> None:
 
 
 @given(st.text(alphabet="[]>0123456789, \n"))
-def test_whatever_is_replied_is_an_order_or_an_error(reply: str) -> None:
+def test_any_reply_is_an_order_or_an_error(reply: str) -> None:
     with contextlib.suppress(LLMResponseError):
         assert sorted(ordered(reply * 100)) == [1, 2, 3, 4]
 
 
-def test_nothing_to_order_asks_nobody() -> None:
+def test_without_passages_no_model_is_called() -> None:
     assert LLMReranker(ScriptedLLM([""])).scores(QUESTION, []) == []
 
 
-def test_passages_cannot_leave_their_fence() -> None:
+def test_passages_cannot_escape_their_fence() -> None:
     reranker = LLMReranker(ScriptedLLM([""]))
     system, user = reranker.messages(QUESTION, ["Title\nhonest", "innocent"])
     mark = user["content"].partition("--- BEGIN PASSAGE [1] ")[2][:8]
@@ -189,7 +191,7 @@ def test_passages_cannot_leave_their_fence() -> None:
     system, user = reranker.messages(QUESTION, [hostile, "innocent", "long " * 1_000])
     mark = user["content"].partition("--- BEGIN PASSAGE [1] ")[2][:8]
     lines = [line for line in user["content"].splitlines() if mark in line]
-    assert len(lines) == 8  # two a passage, and two for the question
+    assert len(lines) == 8  # two per passage, and two for the question
     assert "<|im_start|>" not in user["content"]
     assert len(user["content"]) < 3_000
 
@@ -204,7 +206,7 @@ def test_the_prompt_is_in_the_questions_language(question: str, words: str) -> N
     assert question in user["content"]
 
 
-def test_errors_and_cancelling_are_the_models() -> None:
+def test_errors_and_cancellation_of_the_model_are_passed_on() -> None:
     late = LLMTimeoutError("too late", model="m", base_url="u")
     with pytest.raises(LLMTimeoutError, match="too late"):
         LLMReranker(ScriptedLLM(["[1]"], error=late)).scores(QUESTION, TEXTS)
@@ -212,7 +214,7 @@ def test_errors_and_cancelling_are_the_models() -> None:
         LLMReranker(ScriptedLLM(["[1]"], delay_seconds=30)).scores(QUESTION, TEXTS, cancelled=lambda: True)
 
 
-def test_bad_settings_are_refused() -> None:
+def test_bad_settings_are_rejected() -> None:
     with pytest.raises(InputError, match="LLMReranker needs a language model"):
         LLMReranker(ExtractiveLLM(HashEmbedder()))
     for depth in (0, 2.5, True):

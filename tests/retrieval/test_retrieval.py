@@ -77,7 +77,7 @@ def test_finds_the_right_page(passages: Passages, retriever: Retriever, question
         assert -1 <= h.similarity <= 1
 
 
-def test_similarity_is_the_cosine_of_what_was_embedded(passages: Passages) -> None:
+def test_similarity_is_the_cosine_of_the_embeddings(passages: Passages) -> None:
     hits = retrieve("weights of rare words", passages, retriever=BM25(), k=4)
     exact = passages.vectors @ passages.query("weights of rare words").vector
     position = {s.chunk: i for i, s in enumerate(passages.stored)}
@@ -111,7 +111,7 @@ def test_bm25_matches_the_formula(passages: Passages) -> None:
     assert BM25().scores("fusion", passages) == pytest.approx(expected, rel=1e-5)
 
 
-def test_bad_questions_are_refused(passages: Passages, tmp_path: Path) -> None:
+def test_bad_questions_are_rejected(passages: Passages, tmp_path: Path) -> None:
     with pytest.raises(EmptyQuestionError):
         retrieve("  \n", passages, retriever=Hybrid())
     with pytest.raises(InputError, match="at least 1"):
@@ -130,11 +130,11 @@ def test_bad_questions_are_refused(passages: Passages, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("question", ["?!", "the of and", "qwertyuiop asdfgh", "🎈", "k1 " * 2000])
-def test_strange_questions_find_something_or_nothing_but_never_fail(passages: Passages, question: str) -> None:
+def test_strange_questions_never_fail(passages: Passages, question: str) -> None:
     assert len(retrieve(question, passages, retriever=Hybrid(), k=3)) <= 3
 
 
-def test_the_cache_sees_what_changed(index: Index, tmp_path: Path) -> None:
+def test_passages_are_reloaded_after_a_change(index: Index, tmp_path: Path) -> None:
     cache = IndexPassages(index)
     first = cache.get()
     assert cache.get() is first
@@ -145,7 +145,7 @@ def test_the_cache_sees_what_changed(index: Index, tmp_path: Path) -> None:
     assert retrieve("papermill parameters", second, retriever=Hybrid(), k=1)[0].document.id == "new.md"
 
 
-def test_a_generation_that_nobody_holds_is_let_go(index: Index) -> None:
+def test_an_unused_generation_is_garbage_collected(index: Index) -> None:
     passages = IndexPassages(index).get()
     retrieve("papermill parameters", passages, retriever=Hybrid(), k=1)
     held = weakref.ref(passages)
@@ -179,7 +179,7 @@ def test_hybrid_fuses_three_views_by_score_or_two_by_rank(passages: Passages) ->
     assert "fusion='rrf'" in Hybrid(fusion="rrf").name
 
 
-def test_rankings_of_several_texts_are_fused_by_rank_and_one_stays() -> None:
+def test_rankings_of_several_texts_are_fused_by_rank_and_a_single_one_is_unchanged() -> None:
     one, other = {1: 10.0, 2: 5.0}, {2: 0.5, 3: 0.1}
     assert fused([one]) == one
     assert fused([one, other]) == reciprocal_rank_fusion([(1, one), (1, other)])
@@ -189,25 +189,25 @@ def test_rankings_of_several_texts_are_fused_by_rank_and_one_stays() -> None:
 SCORES = st.dictionaries(st.integers(0, 50), st.floats(-1e6, 1e6), min_size=1)
 
 
-@given(scores=SCORES, anew=st.lists(st.floats(-1e300, 1e300)))
-def test_reranking_moves_the_first_and_nothing_else(scores: Mapping[int, float], anew: list[float]) -> None:
-    before, depth = best_first(scores), max(len(anew), 1)
-    anew = (anew or [0.0])[: len(before)]
-    found = reranked(scores, anew, depth=depth)
-    assert list(found) == best_first(found)  # whoever sorts again gets the same order
+@given(scores=SCORES, new_scores=st.lists(st.floats(-1e300, 1e300)))
+def test_reranking_reorders_the_best_and_nothing_else(scores: Mapping[int, float], new_scores: list[float]) -> None:
+    before, depth = best_first(scores), max(len(new_scores), 1)
+    new_scores = (new_scores or [0.0])[: len(before)]
+    found = reranked(scores, new_scores, depth=depth)
+    assert list(found) == best_first(found)  # sorting again gives the same order
     assert list(found)[depth:] == before[depth:]
     rank = {p: at for at, p in enumerate(before)}
-    assert list(found)[:depth] == sorted(before[:depth], key=lambda p: (-anew[rank[p]], rank[p]))
-    assert max(found.values()) == max(anew)
+    assert list(found)[:depth] == sorted(before[:depth], key=lambda p: (-new_scores[rank[p]], rank[p]))
+    assert max(found.values()) == max(new_scores)
 
 
-@pytest.mark.parametrize("anew", [[], [1.0], [1.0, 2.0, 3.0], [1.0, float("nan")], [float("inf"), 1.0]])
-def test_scores_that_are_none_are_refused(anew: list[float]) -> None:
+@pytest.mark.parametrize("new_scores", [[], [1.0], [1.0, 2.0, 3.0], [1.0, float("nan")], [float("inf"), 1.0]])
+def test_invalid_scores_are_rejected(new_scores: list[float]) -> None:
     with pytest.raises(InputError, match="finite number for each"):
-        reranked({4: 3.0, 5: 2.0, 6: 1.0}, anew, depth=2)
+        reranked({4: 3.0, 5: 2.0, 6: 1.0}, new_scores, depth=2)
 
 
-def test_rewriting_finds_what_the_question_alone_does_not(passages: Passages) -> None:
+def test_rewriting_finds_passages_that_the_question_alone_does_not(passages: Passages) -> None:
     question = "Which knobs?"
     assert retrieve(question, passages, retriever=BM25()) == []
     imagined = HyDE(ScriptedLLM(["BM25 has two parameters, k1 and b: k1 saturates, b normalizes by length."]))
@@ -218,7 +218,7 @@ def test_rewriting_finds_what_the_question_alone_does_not(passages: Passages) ->
     assert [hit.similarity for hit in hits] == [similarity[position[hit.chunk]] for hit in hits]  # with the question
 
 
-def test_a_rewriting_without_another_text_changes_nothing(passages: Passages) -> None:
+def test_a_rewriter_that_returns_only_the_question_changes_nothing(passages: Passages) -> None:
     question = "reciprocal rank fusion"
     same = MultiQuery(ScriptedLLM([question]))
     assert retrieve(question, passages, retriever=Hybrid(), rewriter=same) == retrieve(

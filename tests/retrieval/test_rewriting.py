@@ -1,4 +1,4 @@
-"""Other texts to search with, from models that reply as asked, and from those that do not."""
+"""Query rewriters, with models that follow the instructions and models that do not."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def says(reply: str) -> ScriptedLLM:
         ("2.5 mm screws\n- 3 of them", ["2.5 mm screws", "3 of them"]),
         ("One\nTwo\nThree\nFour\nFive", ["One", "Two", "Three"]),
         ("Chunk length […]", ["Chunk length"]),
-        ("How long may a passage be?", []),  # it knows no other way: no reason to fail
+        ("How long may a passage be?", []),  # no paraphrase: not an error
     ],
 )
-def test_other_wordings(reply: str, found: list[str]) -> None:
+def test_paraphrases(reply: str, found: list[str]) -> None:
     assert MultiQuery(says(reply)).rewrite(QUESTION, language="en") == [QUESTION, *found]
 
 
@@ -54,7 +54,7 @@ def test_other_wordings(reply: str, found: list[str]) -> None:
         (3, "One.\n---\n---\none.", ["One."]),
     ],
 )
-def test_imagined_passages(passages: int, reply: str, found: list[str]) -> None:
+def test_hypothetical_passages(passages: int, reply: str, found: list[str]) -> None:
     assert HyDE(says(reply), passages).rewrite(QUESTION, language="en") == [QUESTION, *found]
 
 
@@ -67,7 +67,7 @@ def test_a_reply_without_words_is_an_error(kind: Any, reply: str) -> None:
 
 @pytest.mark.parametrize("kind", [HyDE, MultiQuery])
 @given(reply=st.text())
-def test_whatever_is_replied_is_bounded_and_distinct(kind: Any, reply: str) -> None:
+def test_texts_from_any_reply_are_bounded_and_distinct(kind: Any, reply: str) -> None:
     try:
         found = kind(says(reply * 50), 4).rewrite(QUESTION, language="en")
     except LLMResponseError:
@@ -88,7 +88,7 @@ def test_long_texts_are_cut_between_words() -> None:
     assert query == "x" * 300
 
 
-def test_what_no_file_can_hold_is_replaced() -> None:
+def test_lone_surrogates_are_replaced() -> None:
     (_, text) = MultiQuery(says("half \ud83d a sign")).rewrite(QUESTION, language="en")
     assert text == "half ? a sign"
 
@@ -107,7 +107,7 @@ def test_the_prompt_is_in_the_questions_language(language: str, words: tuple[str
 
 
 @pytest.mark.parametrize("kind", [HyDE, MultiQuery])
-def test_errors_and_cancelling_are_the_models(kind: Any) -> None:
+def test_errors_and_cancellation_of_the_model_are_passed_on(kind: Any) -> None:
     late = LLMTimeoutError("too late", model="m", base_url="u")
     with pytest.raises(LLMTimeoutError, match="too late"):
         kind(ScriptedLLM(["half"], error=late)).rewrite(QUESTION, language="en")
@@ -116,7 +116,7 @@ def test_errors_and_cancelling_are_the_models(kind: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", [HyDE, MultiQuery])
-def test_bad_settings_are_refused(kind: Any) -> None:
+def test_bad_settings_are_rejected(kind: Any) -> None:
     with pytest.raises(InputError, match=f"{kind.__name__} needs a language model"):
         kind(ExtractiveLLM(HashEmbedder()))
     for count in (0, 11, 1.5, True):
@@ -124,7 +124,7 @@ def test_bad_settings_are_refused(kind: Any) -> None:
             kind(says("x"), count)
 
 
-def test_settings_may_be_choices_and_tell_set_ups_apart() -> None:
+def test_settings_may_be_choices() -> None:
     every: list[QueryRewriter] = [
         *expand(HyDE(says("a"), choose(1, 2))),
         *expand(MultiQuery(choose(says("a"), says("b")))),
