@@ -34,10 +34,11 @@ demo: $(VENV)/.lab  ## The same unattended: run the quickstart, watch the socket
 test: $(VENV)/.test  ## Install the test dependencies and run all tests, JOBS=2 at a time; ARGS="tests/llm -k real" selects
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
-check: $(VENV)/.dev  ## ruff and mypy
+check: $(VENV)/.dev  ## ruff, mypy, and which package may import which
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: $(VENV)/.dev  ## Format the code, and fix what ruff can fix
 	$(BIN)/ruff format .

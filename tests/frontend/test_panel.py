@@ -464,7 +464,7 @@ def test_every_text_is_in_french() -> None:
     assert json.loads(shipped.read_text(encoding="utf-8")) == catalogue
     string = r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
     texts: set[str] = set()
-    for path in (ROOT / "frontend" / "src").glob("*.ts"):
+    for path in (ROOT / "frontend" / "src").rglob("*.ts"):
         source = path.read_text(encoding="utf-8")
         texts |= {found[1:-1] for found in re.findall(rf"\b(?:__|_n)\(\s*{string}", source)}
         # Texts that are passed as variables and translated later.

@@ -468,7 +468,7 @@ async def test_the_tasks_of_a_process_that_died_are_failed(server: Server) -> No
     async with server.open() as listener:
         async with server.publisher() as publisher:
             await publish(publisher, 1, type="indexing_progress", task_id="t", index="i", state="running")
-            assert (await receive(listener))["state"] == "running"
+            assert (await receive_type(listener, "indexing_progress"))["state"] == "running"
             publisher.transport.abort()
         end = await receive_type(listener, "indexing_progress")
         assert (end["task_id"], end["state"]) == ("t", "failed")

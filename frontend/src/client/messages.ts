@@ -44,7 +44,7 @@ export type ErrorCode =
   | 'DUPLICATE_ID'
   | 'UNKNOWN_REQUEST';
 
-/** Stop the query with this `id`; its asker gets the error CANCELLED. */
+/** Cancel the query with this `id`; the asking listener receives the error CANCELLED. */
 export interface Cancel {
   type: 'cancel';
   id: string;
@@ -64,21 +64,21 @@ export interface Engine {
   origin?: Origin;
 }
 
-/** The engines that answer queries now, newest first. */
+/** The engines that are on offer now, newest first. */
 export interface EnginesChanged {
   type: 'engines';
-  /** Names the hub's history; another one means that counting began anew. */
+  /** Id of the hub's history, set by the hub. With a new epoch, `seq` starts again at 1. */
   epoch: string;
-  /** 1, 2, 3, ... within an epoch; both are the hub's to give. */
+  /** Sequence number 1, 2, 3, ... within an epoch, set by the hub. */
   seq: number;
-  /** RFC 3339: when it was published; a batch run's journal may arrive days later. */
+  /** Time of publication, RFC 3339. The journal of a batch run may arrive days later. */
   time: string;
-  /** Who published; the hub's own `engines` has none. */
+  /** The publisher; absent in `engines`, which the hub itself broadcasts. */
   origin?: Origin;
   engines: Engine[];
 }
 
-/** What went wrong and what to do next, to the asker alone. */
+/** An error and what to do next, sent to one listener or publisher only. */
 export interface Error {
   type: 'error';
   content: ErrorContent;
@@ -90,37 +90,37 @@ export interface ErrorContent {
   code: ErrorCode;
 }
 
-/** One experiment's state; only the newest per `task_id` matters. */
+/** The state of an experiment; the newest message of a `task_id` replaces the earlier ones. */
 export interface ExperimentProgress {
   type: 'experiment_progress';
-  /** Names the hub's history; another one means that counting began anew. */
+  /** Id of the hub's history, set by the hub. With a new epoch, `seq` starts again at 1. */
   epoch: string;
-  /** 1, 2, 3, ... within an epoch; both are the hub's to give. */
+  /** Sequence number 1, 2, 3, ... within an epoch, set by the hub. */
   seq: number;
-  /** RFC 3339: when it was published; a batch run's journal may arrive days later. */
+  /** Time of publication, RFC 3339. The journal of a batch run may arrive days later. */
   time: string;
-  /** Who published; the hub's own `engines` has none. */
+  /** The publisher; absent in `engines`, which the hub itself broadcasts. */
   origin?: Origin;
   task_id: string;
   experiment: string;
   state: 'cancelled' | 'done' | 'failed' | 'queued' | 'running';
-  /** A cell is what is computed once, such as the ranking of one question by one system. */
+  /** Number of results so far, such as the rankings of one question by one system, or runs of a sweep. */
   cells_done: number;
   cells_total: number | null;
   eta_seconds: number | null;
   message: string | null;
 }
 
-/** The row just measured, and the leaderboard so far. */
+/** A new row of an experiment's results, and the leaderboard so far. */
 export interface ExperimentResult {
   type: 'experiment_result';
-  /** Names the hub's history; another one means that counting began anew. */
+  /** Id of the hub's history, set by the hub. With a new epoch, `seq` starts again at 1. */
   epoch: string;
-  /** 1, 2, 3, ... within an epoch; both are the hub's to give. */
+  /** Sequence number 1, 2, 3, ... within an epoch, set by the hub. */
   seq: number;
-  /** RFC 3339: when it was published; a batch run's journal may arrive days later. */
+  /** Time of publication, RFC 3339. The journal of a batch run may arrive days later. */
   time: string;
-  /** Who published; the hub's own `engines` has none. */
+  /** The publisher; absent in `engines`, which the hub itself broadcasts. */
   origin?: Origin;
   task_id: string;
   experiment: string;
@@ -128,48 +128,48 @@ export interface ExperimentResult {
   leaderboard: Record<string, unknown>[];
 }
 
-/** One document that could not be read, and why. */
+/** A document that could not be read, and the reason. */
 export interface Failure {
   source: string;
   reason: string;
 }
 
-/** Questions that a reader of the last answer might ask next; each has an answer in the corpus. */
+/** Suggested follow-up questions to the last answer; each has an answer in the corpus. */
 export interface FollowUpQuestions {
   type: 'follow_up_questions';
-  /** Names the hub's history; another one means that counting began anew. */
+  /** Id of the hub's history, set by the hub. With a new epoch, `seq` starts again at 1. */
   epoch: string;
-  /** 1, 2, 3, ... within an epoch; both are the hub's to give. */
+  /** Sequence number 1, 2, 3, ... within an epoch, set by the hub. */
   seq: number;
-  /** RFC 3339: when it was published; a batch run's journal may arrive days later. */
+  /** Time of publication, RFC 3339. The journal of a batch run may arrive days later. */
   time: string;
-  /** Who published; the hub's own `engines` has none. */
+  /** The publisher; absent in `engines`, which the hub itself broadcasts. */
   origin?: Origin;
   questions: string[];
   index?: string;
-  /** The question whose answer these follow. */
+  /** The question that was answered. */
   question?: string;
-  /** The `id` of that answer's query; for an `engine.ask()` in a notebook `answer.id`. */
+  /** The `id` of the answered query; for an `engine.ask()` in a notebook, `answer.id`. */
   request_id?: string;
 }
 
-/** Events up to `snapshot.seq` were dropped for this listener; the snapshot replaces them. */
+/** Events up to `snapshot.seq` were not sent to this listener; the snapshot replaces them. */
 export interface Gap {
   type: 'gap';
   snapshot: Snapshot;
   id?: string;
 }
 
-/** One indexing task's state; only the newest per `task_id` matters. */
+/** The state of an indexing task; the newest message of a `task_id` replaces the earlier ones. */
 export interface IndexingProgress {
   type: 'indexing_progress';
-  /** Names the hub's history; another one means that counting began anew. */
+  /** Id of the hub's history, set by the hub. With a new epoch, `seq` starts again at 1. */
   epoch: string;
-  /** 1, 2, 3, ... within an epoch; both are the hub's to give. */
+  /** Sequence number 1, 2, 3, ... within an epoch, set by the hub. */
   seq: number;
-  /** RFC 3339: when it was published; a batch run's journal may arrive days later. */
+  /** Time of publication, RFC 3339. The journal of a batch run may arrive days later. */
   time: string;
-  /** Who published; the hub's own `engines` has none. */
+  /** The publisher; absent in `engines`, which the hub itself broadcasts. */
   origin?: Origin;
   task_id: string;
   index: string;
@@ -179,84 +179,84 @@ export interface IndexingProgress {
   chunks_done: number;
   chunks_total: number | null;
   current_document: string | null;
-  /** Chunks a second, over the last few seconds. */
+  /** Chunks per second, over the last few seconds. */
   rate: number | null;
   eta_seconds: number | null;
-  /** The documents that failed so far; the first 100 of them. */
+  /** The first 100 documents that failed. */
   failures: Failure[];
   failures_total: number;
   /** Why the task ended, when it failed or was cancelled. */
   message: string | null;
 }
 
-/** Who published: what kind of program, its name, and this run of it. */
+/** The publishing program: its kind, its name, and the id of this run of it. */
 export interface Origin {
   kind: 'cli' | 'notebook' | 'papermill' | 'script';
   name: string;
   run_id: string;
-  /** The notebook's or script's file, absolute, as its own machine names it; absent where that is not known. */
+  /** Absolute path of the notebook or script on the publisher's machine; absent if unknown. */
   path?: string;
 }
 
-/** An application heartbeat: browsers expose no protocol ping. */
+/** A heartbeat of the application; browsers do not expose the WebSocket ping. */
 export interface Ping {
   type: 'ping';
   id?: string;
 }
 
-/** The answer to `Ping`, with its `id`. */
+/** The reply to a `Ping`, with the same `id`. */
 export interface Pong {
   type: 'pong';
   id?: string;
 }
 
-/** Ask the engine. */
+/** Ask an engine. */
 export interface Query {
   type: 'query';
   content: QueryContent;
-  /** Every reply carries it; without one the hub makes one. */
+  /** Every reply has this id; if absent, the hub assigns one. */
   id?: string;
 }
 
-/** A question, and what goes with it. */
+/** A question and its context. */
 export interface QueryContent {
   question: string;
-  /** Free for the client; ragkit reads `engine` (its id) or else `index`, and `k` (how many passages). */
+  /** Free for the client. ragkit reads `engine` (an id), else `index`; and `k` (the number of passages). */
   context?: Record<string, unknown>;
 }
 
-/** The whole answer, to the asker alone. */
+/** The complete answer, sent to the asking listener only. */
 export interface Response {
   type: 'response';
   content: ResponseContent;
   id?: string;
 }
 
-/** An answer with `[n]` markers, and the sources that the markers name. */
+/** An answer with `[n]` markers, and the sources that the markers refer to. */
 export interface ResponseContent {
   answer: string;
   sources: Source[];
-  /** The documents hold no answer; there are no sources. */
+  /** True if the documents contain no answer; there are no sources then. */
   abstained: boolean;
   index?: string;
   model?: string;
   seconds?: number;
 }
 
-/** A piece of an answer while it is made. The pieces together are a preview; `Response` is the answer. */
+/** A piece of an answer while it is generated. The pieces are a preview; `Response` is the answer. */
 export interface ResponseDelta {
   type: 'response_delta';
   content: DeltaContent;
   id?: string;
 }
 
-/** A place in the hub's history. */
+/** A position in the hub's history. */
 export interface Since {
   epoch: string;
   seq: number;
 }
 
-/** Everything that a late joiner needs, as of `seq`: live tasks, engines, recent follow-ups and results. */
+/** The state as of `seq` for a new listener: tasks, engines, recent follow-up questions and results. */
 export interface Snapshot {
   type: 'snapshot';
   epoch: string;
@@ -264,35 +264,35 @@ export interface Snapshot {
   tasks: (IndexingProgress | ExperimentProgress)[];
   engines: Engine[];
   follow_ups: FollowUpQuestions[];
-  /** The newest of each experiment, oldest first; of large ones without the leaderboard. */
+  /** The newest result of each experiment, oldest first; large results have no leaderboard. */
   results: ExperimentResult[];
   id?: string;
 }
 
-/** A passage that an answer cites: `document.text[start:end] == text`. */
+/** A passage cited by an answer: `document.text[start:end] == text`. */
 export interface Source {
-  /** The `n` of its `[n]`. */
+  /** The `n` of its marker `[n]`. */
   number: number;
   document_id: string;
   title: string;
   source: string;
   text: string;
-  /** Offsets count characters (Unicode code points: Python's, not JavaScript's UTF-16 units). */
+  /** Offset in Unicode code points, as in Python; not in UTF-16 units, as in JavaScript. */
   start: number;
   end: number;
-  /** Parts of the passage that the answer repeats word for word, as offsets into the document. */
+  /** Spans that the answer quotes verbatim, as `[start, end]` offsets into the document. */
   quotes: [number, number][];
   heading: string | null;
   page: number | null;
   score: number | null;
 }
 
-/** Choose topics, and ask for what was missed. */
+/** Choose topics and request missed events. */
 export interface Subscribe {
   type: 'subscribe';
-  /** Types of broadcasts; all without it. */
+  /** Types of broadcasts; all types if absent. */
   topics?: string[] | null;
-  /** The last event that was seen. */
+  /** The last event that the listener received. */
   since?: Since | null;
   id?: string;
 }
