@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator
@@ -250,7 +251,9 @@ def test_the_source_of_ragkit(tree: Tree, tmp_path: Path) -> None:
     bm25, dense = (dependencies(*place) for place in places)
     lexical = tmp_path / "ragkit" / "retrieval" / "lexical.py"
     text = lexical.read_text(encoding="utf-8")
-    lexical.write_text(text.replace('"""bm25s over token lists', '"""Another docstring') + "# a comment\n")
+    documented = re.sub(r'"""(?=\w)', '"""Another docstring. ', text)
+    assert documented != text
+    lexical.write_text(documented + "# a comment\n")
     tree()
     assert [dependencies(*place) for place in places] == [bm25, dense]
     lexical.write_text(text.replace("k1: float = 1.2", "k1: float = 1.3"))
