@@ -46,7 +46,7 @@ from ragkit.evaluation.loading import load_dataset
 from ragkit.evaluation.measures import Ranked, evaluate
 from ragkit.evaluation.trec import write_run
 from ragkit.experiments.experiment import Experiment
-from ragkit.experiments.stages import Ranking, windows
+from ragkit.experiments.stages import Ranking, query_batches
 from ragkit.experiments.system import System
 from ragkit.indexing.stored import DocumentRecord, StoredChunk
 from ragkit.retrieval.base import Retriever
@@ -245,7 +245,7 @@ def search(folder: Path) -> Iterator[Line]:
     asked = dict(zip(questions, unit(QUESTIONS), strict=True))
     rankings = {}
     began = time.perf_counter()
-    for window in windows([SearchQuery(question, "en") for question in questions]):
+    for window in query_batches([SearchQuery(question, "en") for question in questions]):
         vectors = np.stack([asked[question] for question in window])
         for query in search_queries(window, ["en"] * len(window), embedder=passages.embedder, vectors=vectors):
             rankings[query.text] = Ranking.of(Dense().scores(query, passages))

@@ -34,7 +34,7 @@ from ragkit.experiments.fingerprint import code_version, identity, is_own
 from ragkit.experiments.progress import ProgressReporter
 from ragkit.experiments.replies import RecordedLLM, Replies, Reply, encodable, holds_model
 from ragkit.experiments.result_cache import ResultCache
-from ragkit.experiments.stages import ChunkedCorpus, Ranking, Retrieval, windows
+from ragkit.experiments.stages import ChunkedCorpus, Ranking, Retrieval, query_batches
 from ragkit.experiments.system import System, described
 from ragkit.hashing import hash_values
 from ragkit.indexing.stored import DocumentRecord
@@ -210,7 +210,7 @@ class Evaluation:
         rewritten = sorted(query for text, query in search_queries.items() if text not in originals)
         known = self._retrieval.known([*plain, *rewritten])
         self._reporter.ranked(sum(all(text in known for text in of_one) for of_one in texts.values()))
-        for batch in [*windows(plain), *windows(rewritten)]:
+        for batch in [*query_batches(plain), *query_batches(rewritten)]:
             if all(query in known for query in batch):
                 continue
             if self._cancelled():

@@ -299,7 +299,7 @@ class Retrieval:
         return self._results.get([key]).get(key)
 
 
-def windows(queries: Sequence[SearchQuery]) -> Iterator[Sequence[SearchQuery]]:
+def query_batches(queries: Sequence[SearchQuery]) -> Iterator[Sequence[SearchQuery]]:
     """Split the distinct queries into batches."""
     distinct = list(dict.fromkeys(queries))
     for start in range(0, len(distinct), BATCH_QUERIES):
