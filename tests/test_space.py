@@ -50,7 +50,7 @@ def test_a_range_is_drawn_from_and_not_expanded() -> None:
     system = System(retriever=Hybrid(dense_weight=between(0, 1)))
     assert has_choices(system)
     for of_many in (expand, expand_systems):
-        with pytest.raises(InputError, match=r"between\(0\.0, 1\.0\) stands for more numbers.*ragkit\.tune\(\)"):
+        with pytest.raises(InputError, match=r"between\(0\.0, 1\.0\) has too many numbers.*ragkit\.tune\(\)"):
             of_many(system)
     assert System(chunker=TokenChunker(max_tokens=between(64, 128, step=32))).name == (
         "Hybrid(), TokenChunker(max_tokens=between(64, 128, step=32))"

@@ -484,7 +484,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, folder: Path) -> None:
         try:
             index.update({str(folder)!r})
         except IndexWriteError as error:
-            assert "Free some space" in str(error), error
+            assert "Free some disk space" in str(error), error
             sys.exit(7)
         """
     )

@@ -142,7 +142,7 @@ def test_totals_are_estimated_early_and_exact_at_the_end(
     tmp_path: Path, many: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ragkit.indexing.pipeline._MAX_WINDOW", 64)  # so that reading cannot get far ahead
-    monkeypatch.setattr("ragkit.indexing.report._TELL_SECONDS", 0.0)
+    monkeypatch.setattr("ragkit.indexing.report._REPORT_SECONDS", 0.0)
     events: list[IndexProgress] = []
     report = index_at(tmp_path / "index").update(many, on_progress=events.append)
     first = next(p for p in events if p.chunks_total)
