@@ -242,7 +242,7 @@ class Retrieval:
         self._results = results
         # A user-defined retriever may use anything of Passages; for ragkit's own, the source shows what they use.
         given = None if is_own(retriever) else code_version(Passages)
-        code = [code_version(each) for each in (Ranking, windows)]
+        code = [code_version(each) for each in (Ranking, query_batches)]
         self.key = hash_values("retrieve", identity(retriever), given, code, chunked.key)
 
     def known(self, queries: Sequence[SearchQuery]) -> dict[str, Ranking]:
