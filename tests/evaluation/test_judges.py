@@ -90,7 +90,7 @@ HOSTILE = [
 @pytest.mark.parametrize("judge", [Faithfulness, Relevance])
 @pytest.mark.parametrize("reply", HOSTILE, ids=range(len(HOSTILE)))
 def test_invalid_replies(judge: type[Faithfulness | Relevance], reply: str) -> None:
-    with pytest.raises(LLMResponseError, match="'scripted' replied is not a judgement") as caught:
+    with pytest.raises(LLMResponseError, match="The reply of 'scripted' is not a judgement") as caught:
         judged(judge, reply)
     assert len(str(caught.value)) < 2_000
     assert str(caught.value).isprintable()

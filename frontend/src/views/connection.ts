@@ -77,10 +77,10 @@ export function adviceText(problem: Problem, words: Words): string {
         'The server answers, but its WebSocket does not: a proxy in between, or a page whose origin is not allowed (ServerApp.allow_origin).',
       );
     case 'silent':
-      return words.__('The connection went silent, as after a sleep. It is made anew; nothing is lost.');
+      return words.__('The connection went silent, as after a sleep. Reconnecting; nothing is lost.');
     case 'stopping':
       return words.__('The server has stopped. It goes on by itself when the server is back; nothing is lost.');
     case 'lost':
-      return words.__('The connection was lost. It is made anew; nothing is lost.');
+      return words.__('The connection was lost. Reconnecting; nothing is lost.');
   }
 }
