@@ -48,7 +48,7 @@ from ragkit.evaluation.trec import write_run
 from ragkit.experiments.experiment import Experiment
 from ragkit.experiments.stages import Ranking, query_batches
 from ragkit.experiments.system import System
-from ragkit.indexing.stored import DocumentRecord, StoredChunk
+from ragkit.indexing.record_types import DocumentRecord, StoredChunk
 from ragkit.retrieval.base import Retriever
 from ragkit.retrieval.corpus import Documents, Passages
 from ragkit.retrieval.query import SearchQuery, guess_language, search_queries

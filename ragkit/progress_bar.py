@@ -8,7 +8,7 @@ from collections import deque
 from typing import Any
 
 
-class CellsBar:
+class StageProgressBar:
     """A tqdm bar over the results of an experiment."""
 
     def __init__(self, wanted: bool, label: str) -> None:
@@ -18,7 +18,7 @@ class CellsBar:
             desc=label, unit=" results", disable=(False if in_notebook() else None) if wanted else True
         )
 
-    def __enter__(self) -> CellsBar:
+    def __enter__(self) -> StageProgressBar:
         return self
 
     def __exit__(self, *exc: object) -> None:

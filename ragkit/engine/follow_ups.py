@@ -23,7 +23,7 @@ from typing import Any
 
 from ragkit.cancellation import never
 from ragkit.engine.answer import Answer
-from ragkit.indexing.stored import DocumentRecord
+from ragkit.indexing.record_types import DocumentRecord
 from ragkit.live import messages
 from ragkit.live.publisher import Publisher
 from ragkit.llm.base import LLM, GenerativeLLM

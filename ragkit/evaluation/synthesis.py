@@ -32,7 +32,7 @@ from ragkit.evaluation.dataset import Dataset, GoldSpan, Query
 from ragkit.llm.base import LLM
 from ragkit.llm.prompt import Passage, fenced
 from ragkit.llm.replies import ask, generative, read_json
-from ragkit.progress_bar import CellsBar
+from ragkit.progress_bar import StageProgressBar
 from ragkit.retrieval.lexical import tokenize
 from ragkit.terminal import one_line
 
@@ -152,7 +152,7 @@ def generate_questions(
     reasons: Counter[str] = Counter()
     failures: list[LLMError] = []  # since the last reply
     tries = 0
-    with CellsBar(progress, name) as bar:
+    with StageProgressBar(progress, name) as bar:
         for document, chunk in itertools.islice(_sampled(documents, seed), TRIES * n):
             if cancelled():
                 raise OperationCancelled("The generation of questions was stopped.")

@@ -38,7 +38,7 @@ from ragkit.experiments.stages import ChunkedCorpus, chunk_documents, records
 from ragkit.experiments.system import System, described, expand_systems
 from ragkit.hashing import hash_values
 from ragkit.live.publisher import Publisher, default_publisher
-from ragkit.progress_bar import CellsBar
+from ragkit.progress_bar import StageProgressBar
 from ragkit.retrieval.corpus import Documents
 from ragkit.runs.run import Run
 from ragkit.runs.store import RunStore
@@ -151,7 +151,7 @@ class Experiment:
         result = Result(self.dataset, self.measures, self.baseline)
         on_system(result)
         questions = len({query.text for query in self.dataset.queries})
-        with CellsBar(self._progress, self.name) as bar:
+        with StageProgressBar(self._progress, self.name) as bar:
             reporter = ProgressReporter(self.name, self.publisher, bar, questions=questions)
             run: Run | None = None
             try:
@@ -209,7 +209,7 @@ class Experiment:
         corpus = records(self.dataset.documents)
         done: list[str] = []
         held: dict[str, ChunkedCorpus] = {}
-        with CellsBar(self._progress, f"{self.name}, dry run") as bar, contextlib.closing(results):
+        with StageProgressBar(self._progress, f"{self.name}, dry run") as bar, contextlib.closing(results):
             reporter = ProgressReporter(self.name, None, bar, questions=len(self.dataset.queries))
             reporter.report("running", systems=len(self.systems))
             while (system := self._next(done, held)) is not None:

@@ -8,7 +8,7 @@ from typing import Any
 from ragkit.live.experiment_events import ExperimentEvents
 from ragkit.live.messages import TaskState
 from ragkit.live.publisher import Publisher
-from ragkit.progress_bar import CellsBar, Pace
+from ragkit.progress_bar import Pace, StageProgressBar
 
 _REPORT_SECONDS = 0.25
 
@@ -26,7 +26,7 @@ class ProgressReporter:
         questions: The number of questions, which is the number of units of one system.
     """
 
-    def __init__(self, name: str, publisher: Publisher | None, bar: CellsBar, *, questions: int) -> None:
+    def __init__(self, name: str, publisher: Publisher | None, bar: StageProgressBar, *, questions: int) -> None:
         self._events = ExperimentEvents(name, publisher)
         self._bar = bar
         self._questions = questions

@@ -37,7 +37,7 @@ from ragkit.experiments.result_cache import ResultCache
 from ragkit.experiments.stages import ChunkedCorpus, Ranking, Retrieval, query_batches
 from ragkit.experiments.system import System, described
 from ragkit.hashing import hash_values
-from ragkit.indexing.stored import DocumentRecord
+from ragkit.indexing.record_types import DocumentRecord
 from ragkit.llm.base import LLM
 from ragkit.llm.metering import MeteredLLM
 from ragkit.llm.prompt import Prompt

@@ -33,7 +33,7 @@ from ragkit.errors import OperationCancelled
 from ragkit.experiments.fingerprint import code_version, identity, is_own
 from ragkit.experiments.result_cache import ResultCache
 from ragkit.hashing import hash_values
-from ragkit.indexing.stored import DocumentRecord, StoredChunk
+from ragkit.indexing.record_types import DocumentRecord, StoredChunk
 from ragkit.retrieval.base import Retriever
 from ragkit.retrieval.corpus import Documents, Passages
 from ragkit.retrieval.query import SearchQuery, search_queries

@@ -24,9 +24,9 @@ from ragkit.embedding.base import Embedder
 from ragkit.embedding.cache import CachedEmbedder, EmbeddingCache
 from ragkit.errors import EmptyIndexError, IndexLockedError, IndexMismatchError, IndexWriteError, InputError
 from ragkit.indexing.integrity import IndexCheck, check, repair
+from ragkit.indexing.record_types import DocumentRecord
 from ragkit.indexing.records import FORMAT, Records
 from ragkit.indexing.report import IndexProgress, IndexReport
-from ragkit.indexing.stored import DocumentRecord
 from ragkit.indexing.update import Update
 from ragkit.indexing.vector_store import ChromaStore, VectorStore
 

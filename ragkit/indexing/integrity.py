@@ -19,8 +19,8 @@ from ragkit.chunking.context import embedded_texts
 from ragkit.embedding.base import Embedder
 from ragkit.errors import IndexCorruptError
 from ragkit.hashing import hash_file
+from ragkit.indexing.record_types import StoredChunk
 from ragkit.indexing.records import Records
-from ragkit.indexing.stored import StoredChunk
 from ragkit.indexing.vector_store import VectorStore
 
 _BATCH_SIZE = 2_000

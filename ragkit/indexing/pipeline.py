@@ -38,9 +38,9 @@ from ragkit.documents.sandbox import Reader
 from ragkit.embedding.base import Embedder, Vectors, embedding_errors
 from ragkit.embedding.cache import CachedEmbedder
 from ragkit.errors import DocumentError, EmbeddingError, InputError, OperationCancelled
+from ragkit.indexing.record_types import DocumentRecord, StoredChunk
 from ragkit.indexing.records import Records, Replacement, SourceRecord
 from ragkit.indexing.report import Meter
-from ragkit.indexing.stored import DocumentRecord, StoredChunk
 from ragkit.indexing.vector_store import VectorStore
 
 _FIRST_WINDOW = 64  # chunks: small, so embedding starts when the first few files are read

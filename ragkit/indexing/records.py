@@ -33,7 +33,7 @@ from typing import Any
 from ragkit.chunking.base import Chunk
 from ragkit.documents.document import printable_path
 from ragkit.errors import IndexCorruptError, IndexingError, IndexWriteError
-from ragkit.indexing.stored import DocumentRecord, StoredChunk
+from ragkit.indexing.record_types import DocumentRecord, StoredChunk
 from ragkit.indexing.vector_store import VectorStore
 from ragkit.sqlite import connect, create, transaction
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ragkit.chunking.base import Chunk
 from ragkit.errors import needs
-from ragkit.indexing.stored import DocumentRecord
+from ragkit.indexing.record_types import DocumentRecord
 from ragkit.retrieval.corpus import Passages
 from ragkit.retrieval.query import SearchQuery
 from ragkit.terminal import one_line, printable

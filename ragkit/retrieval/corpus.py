@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ragkit.chunking.context import passage_text
 from ragkit.embedding.base import Embedder, Vectors
-from ragkit.indexing.stored import DocumentRecord, StoredChunk
+from ragkit.indexing.record_types import DocumentRecord, StoredChunk
 from ragkit.retrieval.lexical import BM25Scores, best_of, tokenize
 from ragkit.retrieval.query import QueryBatch, SearchQuery, guess_language
 

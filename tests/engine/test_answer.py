@@ -7,7 +7,7 @@ import pytest
 
 from ragkit.chunking.base import Chunk
 from ragkit.engine.answer import Answer, cite, passages_of
-from ragkit.indexing.stored import DocumentRecord
+from ragkit.indexing.record_types import DocumentRecord
 from ragkit.llm.prompt import abstention
 from ragkit.retrieval.base import Hit
 

@@ -30,7 +30,7 @@ from ragkit.evaluation.answer_measures import (
 from ragkit.evaluation.dataset import Dataset, GoldSpan, Query
 from ragkit.evaluation.loading import load_dataset
 from ragkit.evaluation.measures import check_gold, evaluate, parse_measure
-from ragkit.indexing.stored import DocumentRecord
+from ragkit.indexing.record_types import DocumentRecord
 from ragkit.llm.prompt import abstention
 from ragkit.llm.replies import without_citations
 from ragkit.retrieval.base import Hit

@@ -19,7 +19,7 @@ from ragkit.evaluation.dataset import Query
 from ragkit.evaluation.judges import Faithfulness, Judgement, Relevance, summary
 from ragkit.evaluation.measures import parse_measure
 from ragkit.experiments.fingerprint import identity
-from ragkit.indexing.stored import DocumentRecord
+from ragkit.indexing.record_types import DocumentRecord
 from ragkit.llm.base import ScriptedLLM
 from ragkit.llm.openai import OpenAILLM
 from ragkit.llm.prompt import abstention

@@ -297,7 +297,7 @@ print(*sys.modules)
         [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True, timeout=120
     )
     loaded = done.stdout.split()
-    assert "ragkit.indexing.stored" in loaded
+    assert "ragkit.indexing.record_types" in loaded
     assert not {"chromadb", "ragkit.indexing.vector_store", "ragkit.indexing.records", "bs4"} & set(loaded)
 
 
@@ -306,7 +306,7 @@ def test_exact_search_is_one_matrix_product() -> None:
     random = np.random.default_rng(0)
     vectors = random.standard_normal((50, 64)).astype(np.float32)
     from ragkit.chunking.base import Chunk
-    from ragkit.indexing.stored import DocumentRecord, StoredChunk
+    from ragkit.indexing.record_types import DocumentRecord, StoredChunk
     from ragkit.retrieval.corpus import Documents
 
     documents = Documents([DocumentRecord("d", "d", "d", "en", "x" * 50)])
