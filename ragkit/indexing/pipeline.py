@@ -177,6 +177,11 @@ class Pipeline:
                 writer.join(_POLL_SECONDS)
                 self._poll()
             self._poll()
+        except OperationCancelled:
+            # The writer closes its queue when it fails, which is seen here as a cancellation.
+            if self._writer_error is not None:
+                raise self._writer_error from None
+            raise
         finally:
             self._items.close()
             for reader in self._readers:
