@@ -108,7 +108,7 @@ def test_invalid_commands(tmp_path: Path, arguments: tuple[str, ...]) -> None:
         (("index", "nope"), "There is no file or folder at 'nope'"),
         (("index", "."), "holds no document that ragkit reads"),
         (("ask", "   "), "The question is empty"),
-        (("ask", "What?"), "Make one with 'ragkit index FOLDER'"),
+        (("ask", "What?"), "Create one with 'ragkit index FOLDER'"),
         (("ask", "What?", "--index", "nope"), "There is no index at 'nope'. Make it: ragkit index FOLDER --index nope"),
         (("serve", "nope"), "There is no index at 'nope'"),
     ],
