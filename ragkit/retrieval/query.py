@@ -16,13 +16,8 @@ class SearchQuery(str):
 
     It is a string, so code that needs only the text (a notebook's own retriever, a model) can use it as one.
 
-    Args:
-        text: The query text.
-        language: ISO 639-1 code of the text; "und" if unknown.
-        vector: The text's embedding, shape (dimension,), if already computed.
-        embedder: The embedder of ``vector``; embeds the text when its vector is first needed.
-
     Attributes:
+        language: ISO 639-1 code of the text; "und" if unknown.
         batch: The queries that are embedded and compared together with this one.
     """
 
@@ -33,6 +28,14 @@ class SearchQuery(str):
     def __new__(
         cls, text: str, language: str = "und", vector: Vectors | None = None, *, embedder: Embedder | None = None
     ) -> SearchQuery:
+        """Make a query.
+
+        Args:
+            text: The query text.
+            language: ISO 639-1 code of the text; "und" if unknown.
+            vector: The text's embedding, shape (dimension,), if already computed.
+            embedder: The embedder of ``vector``; embeds the text when its vector is first needed.
+        """
         query = super().__new__(cls, text)
         query.language = language
         query.batch, query._row = QueryBatch([query.text], embedder), 0
