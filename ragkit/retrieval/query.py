@@ -15,8 +15,8 @@ class SearchQuery(str):
     """A query text with its language and its embedding.
 
     It is a string, so code that needs only the text (a notebook's own retriever, a model) can use it as one.
-    ``SearchQuery(text, language="und", vector=None, embedder=None)``: without a vector, the embedder makes one when it is
-    first needed.
+    ``SearchQuery(text, language="und", vector=None, embedder=None)``: without a vector, the embedder makes one when one
+    is first needed.
 
     Attributes:
         language: ISO 639-1 code of the text; "und" if unknown.
