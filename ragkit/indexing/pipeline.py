@@ -443,11 +443,11 @@ class Pipeline:
         try:
             while (window := self._embedded_windows.get()) is not None:
                 self._write(*window)
-        except OperationCancelled:
-            pass  # the queue is closed: the run has ended
         except BaseException as error:
-            self._writer_error = error
-            self._embedded_windows.close()
+            # A closed queue means that the run has ended. An `OperationCancelled` of the store itself is an error of the run.
+            if not (isinstance(error, OperationCancelled) and self._embedded_windows.is_closed):
+                self._writer_error = error
+                self._embedded_windows.close()
 
     def _write(self, window: list[_Item], vectors: Vectors) -> None:
         """Write a window: the four steps of `ragkit.indexing.records`."""
@@ -489,14 +489,14 @@ class BoundedQueue(Generic[T]):
         self._weight = 0
         self._things: deque[tuple[T, int]] = deque()
         self._changed = threading.Condition()
-        self._is_closed = False
+        self.is_closed = False
 
     def put(self, thing: T, weight: int = 0) -> None:
         """Add an item, waiting for room. An empty queue accepts an item of any weight."""
         with self._changed:
-            while self._weight and self._weight + weight > self._max_weight and not self._is_closed:
+            while self._weight and self._weight + weight > self._max_weight and not self.is_closed:
                 self._changed.wait()
-            if self._is_closed:
+            if self.is_closed:
                 raise OperationCancelled("Indexing was stopped.")
             self._things.append((thing, weight))
             self._weight += weight
@@ -505,9 +505,9 @@ class BoundedQueue(Generic[T]):
     def get(self, timeout_seconds: float | None = None) -> T | None:
         """Return the next item, or None after the time-out."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._things or self._is_closed, timeout_seconds):
+            if not self._changed.wait_for(lambda: self._things or self.is_closed, timeout_seconds):
                 return None
-            if self._is_closed:
+            if self.is_closed:
                 raise OperationCancelled("Indexing was stopped.")
             thing, weight = self._things.popleft()
             self._weight -= weight
@@ -516,13 +516,13 @@ class BoundedQueue(Generic[T]):
 
     def check(self) -> None:
         """Raise `OperationCancelled` if the queue is closed."""
-        if self._is_closed:
+        if self.is_closed:
             raise OperationCancelled("Indexing was stopped.")
 
     def close(self) -> None:
         """Close the queue: all waiting and later calls raise `OperationCancelled`."""
         with self._changed:
-            self._is_closed = True
+            self.is_closed = True
             self._changed.notify_all()
 
 

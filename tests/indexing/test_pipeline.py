@@ -437,3 +437,19 @@ def test_settings_that_fit_no_document_stop_the_run(tmp_path: Path, folder: Path
     chunker = StructureChunker(max_tokens=25 if where == "chunker" else 20)
     with pytest.raises(InputError if where == "chunker" else EmbeddingError):
         Index(tmp_path / "index", embedder=embedder, chunker=chunker).update(folder)
+
+
+@pytest.mark.timeout(60)
+def test_a_store_that_cancels_is_no_success(tmp_path: Path, many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer takes a cancellation for the end of the run only if its queue was closed."""
+
+    def cancelled(*_: object) -> None:
+        raise OperationCancelled("The store was stopped.")
+
+    index = index_at(tmp_path / "index")
+    monkeypatch.setattr(index.vector_store, "add", cancelled)
+    with pytest.raises(OperationCancelled, match="The store was stopped"):
+        index.update(many)
+    monkeypatch.undo()
+    index.update(many)
+    assert index.verify().is_current
