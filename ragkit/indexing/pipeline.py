@@ -444,7 +444,7 @@ class Pipeline:
             while (window := self._embedded_windows.get()) is not None:
                 self._write(*window)
         except BaseException as error:
-            # A closed queue means that the run has ended. An `OperationCancelled` of the store itself is an error of the run.
+            # A closed queue means that the run has ended. An `OperationCancelled` of the store itself is an error.
             if not (isinstance(error, OperationCancelled) and self._embedded_windows.is_closed):
                 self._writer_error = error
                 self._embedded_windows.close()
